@@ -1,0 +1,120 @@
+/* What a shard counts. One list; the struct, the names that `ixnet stat` shows and
+ * their descriptions come from it. A drop is never silent: it has a line here.
+ */
+#ifndef IX_BASE_COUNTERS_H
+#define IX_BASE_COUNTERS_H
+
+#include "base/types.h"
+
+/* X(name, meaning) */
+#define IX_COUNTERS(X)                                                                        \
+    /* cycle */                                                                               \
+    X(cycles, "cycles run")                                                                   \
+    X(cycles_idle, "cycles that found nothing to do")                                         \
+    X(syscalls, "wakeups of the kernel (system calls or exits)")                              \
+    X(wakeup_errors, "wakeups that the link refused")                                         \
+    /* link */                                                                                \
+    X(rx_frames, "frames received")                                                           \
+    X(rx_bytes, "bytes received, Ethernet header included")                                   \
+    X(tx_frames, "frames sent")                                                               \
+    X(tx_bytes, "bytes sent, Ethernet header included")                                       \
+    X(tx_full, "cycles that stopped building frames because TX was full")                     \
+    X(tx_no_frame, "frames not built for want of a free frame")                               \
+    X(tx_inplace, "segments sent from where their payload lies (zero copy)")                  \
+    X(tx_copied, "segments whose payload was copied into a frame")                            \
+    X(fill_starved, "cycles in which FILL could not be refilled: the pool is empty")          \
+    /* ethernet, arp */                                                                       \
+    X(drop_eth_short, "frames shorter than an Ethernet header")                               \
+    X(drop_eth_type, "frames of an EtherType that the core does not speak")                   \
+    X(drop_eth_dst, "frames to another MAC address")                                          \
+    X(drop_arp_bad, "malformed ARP packets")                                                  \
+    X(arp_requests_in, "ARP requests for an own address")                                     \
+    X(arp_replies_out, "ARP replies sent")                                                    \
+    X(arp_learned, "neighbours learned from ARP")                                             \
+    X(neigh_misses, "packets whose next hop had no known MAC address")                        \
+    X(drop_no_route, "packets without a route")                                               \
+    X(drop_neigh, "packets not sent because the next hop is unresolved")                      \
+    /* ipv4 */                                                                                \
+    X(drop_ip_short, "truncated IPv4 headers or packets")                                     \
+    X(drop_ip_version, "IP version field not 4")                                              \
+    X(drop_ip_header, "bad IPv4 header length")                                               \
+    X(drop_ip_csum, "bad IPv4 header checksums")                                              \
+    X(drop_ip_frag, "IPv4 fragments (not reassembled yet)")                                   \
+    X(drop_ip_src, "impossible IPv4 source addresses (broadcast, multicast, own: land)")      \
+    X(drop_ip_dst, "IPv4 packets to an address that is not this shard's")                     \
+    X(drop_ip_proto, "IPv4 protocols that the core does not speak")                           \
+    /* icmp */                                                                                \
+    X(icmp_in, "ICMP messages received")                                                      \
+    X(icmp_echo_replies, "ICMP echo replies sent")                                            \
+    X(icmp_errors_in, "ICMP errors that named a flow of this shard")                          \
+    X(icmp_errors_out, "ICMP errors sent")                                                    \
+    X(drop_icmp_bad, "malformed ICMP messages or bad checksums")                              \
+    X(drop_icmp_unknown, "ICMP messages of no use here")                                      \
+    X(drop_icmp_stale, "ICMP errors that match no flow or no outstanding data (RFC 5927)")    \
+    X(icmp_rate_limited, "ICMP errors not sent because of the rate limit")                    \
+    /* udp */                                                                                 \
+    X(udp_in, "datagrams delivered")                                                          \
+    X(udp_out, "datagrams sent")                                                              \
+    X(drop_udp_short, "truncated UDP headers or bad lengths")                                 \
+    X(drop_udp_csum, "bad UDP checksums")                                                     \
+    X(drop_udp_port, "datagrams to a port without endpoint")                                  \
+    X(drop_udp_full, "datagrams dropped because the application is behind")                   \
+    /* tcp */                                                                                 \
+    X(tcp_in, "TCP segments received with a good checksum")                                   \
+    X(tcp_out, "TCP segments sent")                                                           \
+    X(tcp_rexmit, "TCP segments retransmitted")                                               \
+    X(tcp_rto, "retransmission timeouts")                                                     \
+    X(tcp_fast_rexmit, "fast recoveries entered")                                             \
+    X(tcp_sack_rexmit, "segments retransmitted on SACK information")                          \
+    X(tcp_dupacks, "duplicate ACKs received")                                                 \
+    X(tcp_ooo, "segments that arrived out of order and were kept")                            \
+    X(tcp_dup_data, "segments that held nothing new")                                         \
+    X(tcp_delayed_acks, "ACKs that the delayed-ACK timer sent")                               \
+    X(tcp_pure_acks, "ACKs sent without data")                                                \
+    X(tcp_probes, "zero-window probes sent")                                                  \
+    X(tcp_keepalives, "keepalive probes sent")                                                \
+    X(tcp_challenge_acks, "challenge ACKs sent (RFC 5961)")                                   \
+    X(tcp_rst_in, "acceptable RSTs received")                                                 \
+    X(tcp_rst_out, "RSTs sent")                                                               \
+    X(tcp_active_opens, "connections opened by CONNECT")                                      \
+    X(tcp_passive_opens, "connections accepted by a listener")                                \
+    X(tcp_established, "handshakes completed")                                                \
+    X(tcp_closed, "connections ended in order")                                               \
+    X(tcp_aborted, "connections ended by RST, timeout or ABORT")                              \
+    X(tcp_timeouts, "connections given up after unanswered retransmissions or probes")        \
+    X(tcp_time_wait, "connections that entered TIME_WAIT")                                    \
+    X(tcp_time_wait_reused, "TIME_WAIT connections reused by a new SYN")                      \
+    X(drop_tcp_short, "truncated TCP headers")                                                \
+    X(drop_tcp_header, "bad TCP data offsets or malformed options")                           \
+    X(drop_tcp_csum, "bad TCP checksums")                                                     \
+    X(drop_partial_csum, "bad checksums that look like partial ones: turn tx off at the peer")  \
+    X(drop_tcp_flags, "impossible TCP flag combinations")                                     \
+    X(drop_tcp_no_listener, "segments to a port that nobody listens on")                      \
+    X(drop_tcp_foreign, "segments for an outgoing port of another shard")                     \
+    X(drop_tcp_backlog, "SYNs dropped because the listener's backlog is full")                \
+    X(drop_tcp_flows, "SYNs dropped because the flow table is full")                          \
+    X(drop_tcp_seq, "segments outside the receive window")                                    \
+    X(drop_tcp_ack, "segments with an unacceptable ACK")                                      \
+    X(drop_tcp_paws, "segments with an old timestamp (PAWS, RFC 7323)")                       \
+    X(drop_tcp_ooo_limit, "out-of-order segments beyond the limit")                           \
+    X(drop_tcp_lend_limit, "segments dropped because the application holds too many frames")  \
+    X(drop_tcp_wnd, "payload bytes beyond the receive window, cut off")                       \
+    X(drop_tcp_closed, "segments to a connection that takes no more data")                    \
+    /* application */                                                                         \
+    X(calls, "calls run")                                                                     \
+    X(call_errors, "calls refused with an error")                                             \
+    X(calls_stale, "calls that named a void handle")                                          \
+    X(events, "events delivered")                                                             \
+    X(events_full, "cycles whose event array filled up; the rest waited for the next")        \
+    X(ctl_messages, "control messages applied")                                               \
+    X(ctl_full, "requests to the control plane dropped because its ring was full")
+
+struct ix_counters {
+#define X(name, meaning) uint64_t name;
+    IX_COUNTERS(X)
+#undef X
+};
+
+enum { IX_COUNTER_COUNT = sizeof(struct ix_counters) / sizeof(uint64_t) };
+
+#endif

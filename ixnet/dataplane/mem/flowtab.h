@@ -1,0 +1,84 @@
+/* The flow table: from a connection's addresses to its index.
+ *
+ * Buckets of one cache line hold eight (tag, index) pairs; a bucket that is full chains to spare buckets. A tag is 16 bits of the
+ * keyed hash, so a lookup reads one bucket line and, nearly always, just the flow it is looking for. Sized at creation for a load of at most half, so
+ * cost does not grow with the number of flows.
+ *
+ * The table does not see flows: the caller compares. Lookup iterates over candidates.
+ */
+#ifndef IX_MEM_FLOWTAB_H
+#define IX_MEM_FLOWTAB_H
+
+#include "base/limits.h"
+#include "base/types.h"
+
+enum { IX_FLOWTAB_WAYS = 8 };
+
+struct ix_flow_bucket {
+    uint16_t tag[IX_FLOWTAB_WAYS]; /* 0: empty */
+    uint32_t flow[IX_FLOWTAB_WAYS];
+    uint32_t next; /* spare bucket that goes on, or IX_NONE */
+    uint32_t pad[3];
+} IX_ALIGNED(IX_CACHE_LINE);
+IX_STATIC_ASSERT(sizeof(struct ix_flow_bucket) == 64, "one line a bucket");
+
+struct ix_flowtab {
+    struct ix_flow_bucket *buckets; /* [bucket_count + spare_count] */
+    uint32_t bucket_mask;           /* bucket_count - 1, a power of two */
+    uint32_t spare_free;            /* free list of spare buckets */
+    uint32_t spare_count;
+    uint32_t flows; /* entries now */
+};
+
+/* Buckets and spares for `max_flows` flows, and their number of bytes. */
+size_t ix_flowtab_bytes(uint32_t max_flows);
+/* memory: ix_flowtab_bytes(max_flows) bytes, cache-line aligned. */
+void ix_flowtab_init(struct ix_flowtab *t, void *memory, uint32_t max_flows);
+/* Adds a flow that is not in the table. -IX_ENOSPC: no spare bucket is left (cannot happen below max_flows). */
+IX_MUST_CHECK int ix_flowtab_add(struct ix_flowtab *t, uint64_t hash, uint32_t flow);
+/* Removes it; asserts that it is there. */
+void ix_flowtab_del(struct ix_flowtab *t, uint64_t hash, uint32_t flow);
+
+/* Iterator over the candidates for `hash`:
+ *     struct ix_flow_iter it = ix_flowtab_iter(t, hash);
+ *     while ((flow = ix_flowtab_next(t, &it)) != IX_NONE) if (equal(flow)) ...
+ */
+struct ix_flow_iter {
+    uint32_t bucket;
+    uint32_t way;
+    uint16_t tag;
+};
+
+static inline uint16_t ix_flowtab_tag(uint64_t hash)
+{
+    uint16_t tag = (uint16_t)(hash >> 48);
+    return tag ? tag : 1;
+}
+static inline struct ix_flow_iter ix_flowtab_iter(const struct ix_flowtab *t, uint64_t hash)
+{
+    return (struct ix_flow_iter){.bucket = (uint32_t)hash & t->bucket_mask,
+                                 .way = 0,
+                                 .tag = ix_flowtab_tag(hash)};
+}
+static inline uint32_t ix_flowtab_next(const struct ix_flowtab *t, struct ix_flow_iter *it)
+{
+    while (it->bucket != IX_NONE) {
+        const struct ix_flow_bucket *b = &t->buckets[it->bucket];
+        while (it->way < IX_FLOWTAB_WAYS) {
+            uint32_t way = it->way++;
+            if (b->tag[way] == it->tag)
+                return b->flow[way];
+        }
+        it->bucket = b->next;
+        it->way = 0;
+    }
+    return IX_NONE;
+}
+static inline void ix_flowtab_prefetch(const struct ix_flowtab *t, uint64_t hash)
+{
+    __builtin_prefetch(&t->buckets[(uint32_t)hash & t->bucket_mask]);
+}
+
+const char *ix_flowtab_check(const struct ix_flowtab *t);
+
+#endif

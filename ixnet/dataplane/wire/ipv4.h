@@ -1,0 +1,25 @@
+/* IPv4 headers (RFC 791; validation as RFC 1122 3.2.1). */
+#ifndef IX_WIRE_IPV4_H
+#define IX_WIRE_IPV4_H
+
+#include "base/types.h"
+#include "wire/parse.h"
+
+enum { IX_IPV4_BYTES = 20, IX_PROTO_ICMP = 1, IX_PROTO_TCP = 6, IX_PROTO_UDP = 17 };
+
+struct ix_ipv4 {
+    uint32_t src, dst;     /* as they lie in memory (network order) */
+    uint16_t total_bytes;  /* header and payload; never more than was received */
+    uint16_t id;
+    uint16_t frag_bytes;   /* fragment offset in bytes */
+    uint8_t header_bytes;  /* 20..60; options are skipped */
+    uint8_t proto, ttl, tos;
+    bool dont_fragment, more_fragments;
+};
+
+/* Checks version, header length, total length against `bytes`, and the header checksum. */
+enum ix_parse ix_ipv4_parse(const uint8_t *packet, size_t bytes, struct ix_ipv4 *out);
+/* Writes a header of IX_IPV4_BYTES bytes, checksum included; header_bytes is ignored. */
+void ix_ipv4_emit(uint8_t *packet, const struct ix_ipv4 *ip);
+
+#endif

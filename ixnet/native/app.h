@@ -1,0 +1,64 @@
+/* What a worker gives an application: its shard, and the loop's turn of the crank.
+ *
+ * A native application is a shared object with
+ *     int ix_app_main(struct ix_app *app, int argc, char **argv);
+ * which `ixnet run` calls in each worker; it loops on ix_app_poll() until that returns
+ * negative, and returns its exit status. The Python layers (ixnet.shard, ixnet.event) stand on the same functions.
+ * Nothing here runs in ring 0: it is the application's side.
+ */
+#ifndef IX_NATIVE_APP_H
+#define IX_NATIVE_APP_H
+
+#ifndef IX_CDEF
+#include "api/api.h"
+#include "api/config.h"
+#endif
+
+struct ix_app {
+    struct ix_shard *shard;
+    struct ix_io *io;
+    /* Runs one cycle; ix_shard_poll() in the inline placement, a call gate in the dune one. */
+    int (*poll)(struct ix_shard *shard, uint64_t now_ns);
+    int request_fd;         /* SOCK_SEQPACKET to the control plane for claims; -1: none (tests): claims succeed at once */
+    int link_fd;            /* becomes readable when frames arrive; -1: never block */
+    int64_t spin_ns;        /* idle time before blocking in poll(2) on link_fd; -1: spin for ever (busy polling) */
+    const volatile uint32_t *stop; /* set to 1 by the control plane or a signal handler */
+    uint32_t shard_id, shard_count;
+    uint64_t now_ns;        /* CLOCK_MONOTONIC at the last poll */
+    uint64_t idle_since_ns; /* 0: the last poll found something to do */
+    uint64_t (*clock)(void); /* NULL: CLOCK_MONOTONIC; tests put virtual time here */
+};
+
+/* One cycle: runs io->calls[0..n_calls), and returns the number of events in io->events. Blocks only when idle for spin_ns, at most
+ * until the shard's next deadline or `max_wait_ns`, or until link_fd is readable. Returns -1 when it is time to stop. */
+int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns);
+
+/* Claims proto/ip/port with the control plane (all workers of an instance share one claim), then listens in this shard. ip: dotted, or
+ * NULL for every address. Returns 0 or -errno: -EADDRINUSE when the kernel or another dataplane has the port. `why` gets the reason as text. */
+int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
+                  uint32_t backlog, char *why, size_t why_bytes);
+int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port);
+int ix_app_udp_bind(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
+                    uint64_t *handle, char *why, size_t why_bytes);
+
+#ifndef IX_CDEF
+/* The next free call record, zeroed, or NULL when the array is full: then poll first. */
+static inline struct ix_call *ix_app_call(struct ix_app *app, uint8_t op, uint64_t handle)
+{
+    struct ix_io *io = app->io;
+    if (io->n_calls == io->max_calls)
+        return NULL;
+    struct ix_call *call = &io->calls[io->n_calls++];
+    __builtin_memset(call, 0, sizeof *call);
+    call->op = op;
+    call->handle = handle;
+    return call;
+}
+
+static inline const uint8_t *ix_app_payload(const struct ix_app *app, const struct ix_event *ev)
+{
+    return app->io->umem + (((uint64_t)ev->frame << app->io->frame_shift) + ev->offset);
+}
+#endif
+
+#endif
