@@ -1,0 +1,244 @@
+# ixnet. `make help` lists what there is to make. Every public target sets up what it
+# needs first (.ci/setup.sh) and takes a lock, so that two of them may run at once.
+MAKEFLAGS += --no-builtin-rules
+SHELL := /bin/bash
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+CC := gcc
+CLANG := clang
+PYTHON := .venv/bin/python
+JOBS := $(shell nproc)
+B := build
+V ?=
+Q := $(if $(V),,@)
+# IX_PARTIAL=1: a file that doesn't compile, or a declared function that nobody defines, is
+# left out with a message instead of ending the build. For work in progress only.
+IX_PARTIAL ?= 1
+IX_SIM_SEEDS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+LOCKED = mkdir -p $(B) && flock $(B)/.lock $(MAKE) --no-print-directory -j$(JOBS)
+
+# ---- what the tree holds (globs: a new file needs no edit here) ----------------------
+
+LAYERS := base wire mem link net tcp shard api
+IN_CORE := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.c))
+HOSTED_IN_CORE := $(filter %_hosted.c ixnet/dataplane/link/xsk_setup.c,$(IN_CORE))
+CORE_SRC := $(filter-out $(HOSTED_IN_CORE),$(IN_CORE))
+NATIVE_SRC := $(wildcard ixnet/native/*.c)
+XDP_SRC := $(filter-out %.bpf.c,$(wildcard xdp/*.c))
+HOSTED_SRC := $(HOSTED_IN_CORE) $(NATIVE_SRC) $(XDP_SRC)
+BPF_SRC := $(wildcard xdp/*.bpf.c)
+APP_SRC := $(wildcard apps/*.c) $(wildcard bench/app_*.c)
+BENCH_SRC := $(filter-out bench/app_%,$(wildcard bench/*.c))
+LIMIT_SRC := $(wildcard bench/limit/*.c)
+TEST_NATIVE_SRC := $(wildcard tests/native/*.c)
+
+CORE_HDR := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.h))
+NATIVE_HDR := $(wildcard ixnet/native/*.h)
+# What ixnet._core declares to Python.
+PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.h xdp/loader.h) $(NATIVE_HDR)
+# What tests/unit/_san_core declares: everything.
+SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h)
+
+comma := ,
+
+# ---- flags ---------------------------------------------------------------------------
+
+WARN := -std=gnu11 -Wall -Wextra -Werror
+DEPS = -MMD -MP
+OPT := -O2 -g -fno-omit-frame-pointer
+# Objects name the tree's files relatively, wherever it lies.
+PATHS := -ffile-prefix-map=$(CURDIR)/=
+# The core calls no libc and may run where there is none (ring 0 of a guest): no stack
+# protector (needs TLS), no red zone (an interrupt would overwrite it), no CET landing pads.
+# -fno-tree-loop-distribute-patterns: or gcc makes base/memops.c's memcpy call memcpy.
+FREESTANDING := -ffreestanding -fno-stack-protector -mno-red-zone -fcf-protection=none \
+	-fno-common -fno-tree-loop-distribute-patterns -fno-asynchronous-unwind-tables
+PIC := -fPIC -fno-semantic-interposition
+CORE_CFLAGS := $(WARN) $(OPT) $(PIC) $(FREESTANDING) $(PATHS) -Iixnet/dataplane
+HOSTED_CFLAGS := $(WARN) $(OPT) $(PIC) $(PATHS) -D_GNU_SOURCE -Iixnet/dataplane -Iixnet -Ixdp -I.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+SAN_OPT := -O1 -g -fno-omit-frame-pointer -DIX_SANITIZED=1
+MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
+BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -I/usr/include/$(MULTIARCH) -Ixdp -I. \
+	-fdebug-prefix-map=$(CURDIR)=.
+LIBS := -lxdp -lbpf -lpthread
+
+CORE_OBJ := $(CORE_SRC:%.c=$(B)/core/%.o)
+HOSTED_OBJ := $(HOSTED_SRC:%.c=$(B)/hosted/%.o)
+SAN_CORE_OBJ := $(CORE_SRC:%.c=$(B)/san/core/%.o)
+SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(TEST_NATIVE_SRC))
+BPF_OBJ := $(BPF_SRC:xdp/%.c=ixnet/xdp_objects/%.o)
+APPS := $(patsubst %.c,$(B)/%.so,$(APP_SRC))
+BENCHES := $(BENCH_SRC:%.c=$(B)/%)
+LIMITS := $(LIMIT_SRC:%.c=$(B)/%)
+MODULE := ixnet/_core.abi3.so
+LIBRARY := ixnet/libixnet.so
+SAN_MODULE := tests/unit/_san_core.abi3.so
+
+# ---- public targets ------------------------------------------------------------------
+
+.PHONY: help setup build build-san demo test tidy sim bench clean all lib programs san
+help:
+	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
+	@echo 'make test       set up, build, and run every test'
+	@echo
+	@echo 'Both need a Debian 12 machine and root, and nothing else: they install what is missing.'
+	@echo 'DEMO_ARGS=..., PYTEST_ARGS=... are passed on.'
+	@echo
+	@echo 'make setup      only the set-up: Debian packages, .venv'
+	@echo 'make build      core, BPF object, Python module, apps, bench programs'
+	@echo 'make build-san  the test-only module with address and undefined-behaviour sanitizers'
+	@echo 'make tidy       ruff, mypy, and the tests of the rules of style'
+	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
+	@echo 'make bench      the benchmark tables (BENCH_ARGS=...)'
+	@echo 'make clean      remove what build made (rm -r .venv removes what setup made)'
+
+setup:
+	@bash .ci/setup.sh
+
+build: setup
+	@$(LOCKED) all
+
+build-san: setup
+	@$(LOCKED) san
+
+demo: build
+	@$(PYTHON) bench/demo.py $(DEMO_ARGS)
+
+bench: build
+	@$(PYTHON) -m bench $(BENCH_ARGS)
+
+# One pytest for everything. The sanitizers' runtime must be loaded before Python, and
+# PYTHONMALLOC makes buffers of ffi.new() visible to it. tests/conftest.py takes these out of
+# the environment again so that child processes run plain.
+PYTEST = LD_PRELOAD=$$(realpath $$($(CC) -print-file-name=libasan.so)) PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64:log_path=$(B)/sanitizer \
+	UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$(B)/sanitizer \
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+# A sanitizer report ends pytest at once, with the report in a file: show it.
+SHOW_REPORTS = status=$$?; cat $(B)/sanitizer.* 2>/dev/null; exit $$status
+
+test: build build-san
+	@rm -f $(B)/sanitizer.*
+	@$(PYTEST) || { $(SHOW_REPORTS); }
+
+sim: build build-san
+	@rm -f $(B)/sanitizer.*
+	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 tests/sim || { $(SHOW_REPORTS); }
+
+tidy: build
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy --strict -p ixnet
+	$(PYTHON) -m pytest tests/tidy
+
+clean:
+	rm -rf $(B) ixnet/xdp_objects ixnet/*.so tests/unit/_san_core*.so
+
+# ---- building (run under the lock by the targets above) ------------------------------
+
+all: lib programs
+# What the installed package holds: setup.py makes this.
+lib: $(MODULE) $(BPF_OBJ)
+programs: $(APPS) $(BENCHES) $(LIMITS)
+san: $(SAN_MODULE)
+
+# With IX_PARTIAL a failure leaves an empty object that is older than anything, so that the next
+# build tries again.
+say = @echo "  $(1) $@"; mkdir -p $(@D)
+orskip = $(if $(IX_PARTIAL),|| { echo "  *** LEFT OUT: $@ (IX_PARTIAL)"; $(1); })
+EMPTY_OBJECT = echo | $(CC) -x c -c - -o $@ && touch -d @1 $@
+
+$(B)/core/%.o: %.c Makefile
+	$(call say,CC  )
+	$(Q)$(CC) $(CORE_CFLAGS) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
+
+$(B)/hosted/%.o: %.c Makefile
+	$(call say,CC  )
+	$(Q)$(CC) $(HOSTED_CFLAGS) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
+
+$(B)/san/core/%.o: %.c Makefile
+	$(call say,SAN )
+	$(Q)$(CC) $(CORE_CFLAGS) $(SAN_OPT) $(SANITIZE) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
+
+$(B)/san/hosted/%.o: %.c Makefile
+	$(call say,SAN )
+	$(Q)$(CC) $(HOSTED_CFLAGS) $(SAN_OPT) $(SANITIZE) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
+
+# The whole core as one object. Its own memcpy and the like are hidden, and become local here:
+# they must not take the place of libc's in the hosted code it is linked with.
+$(B)/core/ixcore.o: $(CORE_OBJ)
+	$(call say,LD  )
+	$(Q)$(if $(CORE_OBJ),ld -r -o $@ $(CORE_OBJ) && objcopy --localize-hidden $@,$(EMPTY_OBJECT))
+
+$(B)/libixnet.a: $(B)/core/ixcore.o $(HOSTED_OBJ)
+	$(call say,AR  )
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+# One shared library for the Python module and for native apps, so that an app that the
+# worker loads calls the same code. -Bsymbolic: calls inside it are direct.
+$(LIBRARY): $(B)/core/ixcore.o $(HOSTED_OBJ)
+	$(call say,LD  )
+	$(Q)echo '{ global: ix_*; local: *; };' >$(B)/libixnet.map
+	$(Q)$(CC) -shared -o $@ $^ -Wl,-soname=libixnet.so -Wl,-Bsymbolic \
+		-Wl,--version-script=$(B)/libixnet.map $(if $(IX_PARTIAL),,-Wl$(comma)--no-undefined) $(LIBS)
+
+$(BPF_OBJ): ixnet/xdp_objects/%.o: xdp/%.c Makefile
+	$(call say,BPF )
+	@mkdir -p $(B)/bpf
+	$(Q)$(CLANG) $(BPF_CFLAGS) $(DEPS) -MF $(B)/bpf/$*.d -c $< -o $@ $(call orskip,rm -f $@)
+
+# The modules' C is generated anew whenever a header or a defined symbol may have changed, but
+# keeps its date when that gave the same text.
+PYTHON_INCLUDE = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+MODULE_CFLAGS = $(filter-out -Werror -Wextra,$(HOSTED_CFLAGS)) -I$(PYTHON_INCLUDE) $(DEPS)
+BUILDER := ixnet/_build_core.py
+GENERATE = $(PYTHON) $(BUILDER) $(if $(IX_PARTIAL),--partial)
+
+$(B)/cffi/core.stamp: $(PUBLIC_HDR) $(B)/libixnet.a $(BUILDER) Makefile
+	$(call say,GEN )
+	$(Q)$(GENERATE) --module ixnet._core --out $(B)/cffi/_core.c --public \
+		--defined-in $(B)/libixnet.a -- $(PUBLIC_HDR) && touch $@
+$(B)/cffi/_core.c: $(B)/cffi/core.stamp
+	@:
+
+$(MODULE): $(B)/cffi/_core.c $(LIBRARY)
+	$(call say,LD  )
+	$(Q)$(CC) $(MODULE_CFLAGS) -MF $(B)/cffi/_core.d -shared -o $@ $< \
+		-Lixnet -lixnet -Wl,-rpath,'$$ORIGIN'
+
+$(B)/cffi/san.stamp: $(SAN_HDR) $(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ) $(BUILDER) Makefile
+	$(call say,GEN )
+	$(Q)$(GENERATE) --module tests.unit._san_core --out $(B)/cffi/_san_core.c \
+		$(addprefix --defined-in ,$(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ)) -- $(SAN_HDR) && touch $@
+$(B)/cffi/_san_core.c: $(B)/cffi/san.stamp
+	@:
+
+$(SAN_MODULE): $(B)/cffi/_san_core.c $(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ)
+	$(call say,LD  )
+	$(Q)$(CC) $(MODULE_CFLAGS) $(SAN_OPT) $(SANITIZE) -MF $(B)/cffi/_san_core.d \
+		-shared -o $@ $(filter %.c %.o,$^) -Wl,-Bsymbolic $(LIBS)
+
+# Native apps are loaded by a worker that has libixnet.so already.
+$(APPS): $(B)/%.so: %.c $(LIBRARY) Makefile
+	$(call say,APP )
+	$(Q)$(CC) $(HOSTED_CFLAGS) $(DEPS) -MF $(B)/$*.d -shared -o $@ $< -Lixnet -lixnet \
+		-Wl,-rpath,'$$ORIGIN/../../ixnet' $(call orskip,rm -f $@)
+
+# Programs carry the whole core in themselves.
+$(BENCHES): $(B)/%: %.c $(B)/libixnet.a Makefile
+	$(call say,PROG)
+	$(Q)$(CC) $(filter-out -fPIC,$(HOSTED_CFLAGS)) $(DEPS) -MF $@.d -o $@ $< $(B)/libixnet.a $(LIBS) \
+		$(call orskip,rm -f $@)
+
+$(LIMITS): $(B)/%: %.c Makefile
+	$(call say,PROG)
+	$(Q)$(CC) $(filter-out -fPIC,$(HOSTED_CFLAGS)) $(DEPS) -MF $@.d -o $@ $< $(LIBS) \
+		$(call orskip,rm -f $@)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
