@@ -27,6 +27,12 @@ struct ix_app {
     uint64_t now_ns;        /* CLOCK_MONOTONIC at the last poll */
     uint64_t idle_since_ns; /* 0: the last poll found something to do */
     uint64_t (*clock)(void); /* NULL: CLOCK_MONOTONIC; tests put virtual time here */
+    const struct ix_stats *stats; /* the shard's, to see more finely what is idle; NULL: no events is idle */
+    int kick_fd;            /* eventfd that the control plane makes readable when it has news; 0 or -1: none */
+    uint32_t serving;       /* 1 once the control plane was told that this worker runs its loop */
+    uint32_t sequence;      /* of the last request */
+    uint64_t misses_told;   /* neighbours missed when the control plane was last told so ... */
+    uint64_t misses_told_ns; /* ... and when */
 };
 
 /* One cycle: runs io->calls[0..n_calls), and returns the number of events in io->events. Blocks only when idle for spin_ns, at most
@@ -40,6 +46,16 @@ int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t co
 int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port);
 int ix_app_udp_bind(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
                     uint64_t *handle, char *why, size_t why_bytes);
+int ix_app_udp_unbind(struct ix_app *app, uint64_t handle, const char *ip, uint16_t port);
+
+/* After the application's end: asks the control plane for IX_CTL_ABORT_ALL and runs cycles until no
+ * flow is left or drain_ns have passed. */
+void ix_app_leave(struct ix_app *app, uint64_t drain_ns);
+
+/* Loads the shared object at `path` and runs its ix_app_main(). Returns what that returned, with *ran 1; or
+ * -errno with *ran 0 and the reason in `why`. */
+int ix_app_run_native(struct ix_app *app, const char *path, int argc, char **argv, int *ran,
+                      char *why, size_t why_bytes);
 
 #ifndef IX_CDEF
 /* The next free call record, zeroed, or NULL when the array is full: then poll first. */

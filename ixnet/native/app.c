@@ -1,0 +1,303 @@
+/* The loop's turn of the crank on the application's side, and its talk with the control plane. See app.h.
+ */
+#include "native/app.h"
+#include "native/process.h"
+#include "native/request.h"
+
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A sleeper looks at the stop flag this often even if nobody kicks it. */
+#define SLEEP_MAX_NS 100000000u
+/* The control plane may be resolving a neighbour or listing sockets; it answers within milliseconds. */
+#define REPLY_TIMEOUT_MS 10000
+/* Every packet to an unresolved neighbour is a miss; one nudge a millisecond is enough. */
+#define NUDGE_INTERVAL_NS 1000000u
+
+static uint64_t app_clock(const struct ix_app *app)
+{
+    return app->clock ? app->clock() : ix_process_now_ns();
+}
+
+static bool stopped(const struct ix_app *app)
+{
+    return app->stop && __atomic_load_n(app->stop, __ATOMIC_ACQUIRE);
+}
+
+/* ---- talk with the control plane ------------------------------------------------- */
+
+/* Without waiting for an answer. A full socket is no loss: the control plane looks by itself, only later. */
+static void tell(struct ix_app *app, uint8_t op)
+{
+    struct ix_request request = {.magic = IX_REQUEST_MAGIC, .op = op};
+    if (app->request_fd >= 0)
+        (void)!send(app->request_fd, &request, sizeof request, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void give_reason(char *why, size_t why_bytes, const char *text)
+{
+    if (why && why_bytes)
+        snprintf(why, why_bytes, "%s", text);
+}
+
+/* The answer to request number `sequence`; older ones, whose senders gave up, are skipped. */
+static int await_reply(int fd, uint32_t sequence, struct ix_reply *reply)
+{
+    for (;;) {
+        struct pollfd pfd = {.fd = fd, .events = POLLIN};
+        int ready = poll(&pfd, 1, REPLY_TIMEOUT_MS);
+        if (ready < 0 && errno == EINTR)
+            continue;
+        if (ready <= 0)
+            return ready ? -errno : -ETIMEDOUT;
+        ssize_t got = recv(fd, reply, sizeof *reply, 0);
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            return -EPIPE;
+        if (got == (ssize_t)sizeof *reply && reply->sequence == sequence)
+            return 0;
+    }
+}
+
+/* Sends the request and waits for its answer. Returns 0 or -errno, with the reason in `why`. */
+static int ask(struct ix_app *app, struct ix_request *request, char *why, size_t why_bytes)
+{
+    struct ix_reply reply;
+    if (app->request_fd < 0)
+        return 0;
+    request->magic = IX_REQUEST_MAGIC;
+    request->sequence = ++app->sequence;
+    if (send(app->request_fd, request, sizeof *request, MSG_NOSIGNAL) < 0) {
+        int err = -errno;
+        give_reason(why, why_bytes, "the control plane is gone: start again with `ixnet run`");
+        return err;
+    }
+    int err = await_reply(app->request_fd, request->sequence, &reply);
+    if (err) {
+        give_reason(why, why_bytes, "the control plane does not answer: start again with `ixnet run`");
+        return err;
+    }
+    reply.text[sizeof reply.text - 1] = 0;
+    give_reason(why, why_bytes, reply.text);
+    return reply.error;
+}
+
+static int parse_ip(const char *ip, struct ix_request *request, char *why, size_t why_bytes)
+{
+    char text[160];
+    request->family = 4;
+    if (!ip || !*ip || inet_pton(AF_INET, ip, request->ip) == 1)
+        return 0;
+    if (inet_pton(AF_INET6, ip, request->ip) == 1) {
+        give_reason(why, why_bytes, "this version has no IPv6 yet: use an IPv4 address");
+        return -EAFNOSUPPORT;
+    }
+    snprintf(text, sizeof text, "'%.60s' is not an address: use numbers like 192.0.2.1, or none for every address",
+             ip);
+    give_reason(why, why_bytes, text);
+    return -EINVAL;
+}
+
+static int claim(struct ix_app *app, struct ix_request *request, uint8_t proto, const char *ip,
+                 uint16_t port, char *why, size_t why_bytes)
+{
+    memset(request, 0, sizeof *request);
+    give_reason(why, why_bytes, "");
+    if (!port) {
+        give_reason(why, why_bytes, "port 0: name the port");
+        return -EINVAL;
+    }
+    int err = parse_ip(ip, request, why, why_bytes);
+    if (err)
+        return err;
+    request->op = IX_REQUEST_CLAIM;
+    request->proto = proto;
+    request->port = port;
+    return ask(app, request, why, why_bytes);
+}
+
+static int unclaim(struct ix_app *app, struct ix_request *request)
+{
+    request->op = IX_REQUEST_UNCLAIM;
+    return ask(app, request, NULL, 0);
+}
+
+static const char *shard_refusal(int err)
+{
+    switch (err) {
+    case -EADDRINUSE: return "this worker uses this address and port already: close the other user first";
+    case -ENOSPC: return "the shard's table of listeners is full: close some";
+    default: return "the shard refused";
+    }
+}
+
+/* After a claim: err is what the shard said. A refusal gives the claim back. */
+static int settle(struct ix_app *app, struct ix_request *request, int err, char *why, size_t why_bytes)
+{
+    if (err) {
+        give_reason(why, why_bytes, shard_refusal(err));
+        unclaim(app, request);
+    }
+    return err;
+}
+
+int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
+                  uint32_t backlog, char *why, size_t why_bytes)
+{
+    struct ix_request request;
+    int err = claim(app, &request, IPPROTO_TCP, ip, port, why, why_bytes);
+    if (err)
+        return err;
+    err = ix_shard_listen(app->shard, request.ip, 4, port, cookie, backlog);
+    return settle(app, &request, err, why, why_bytes);
+}
+
+int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port)
+{
+    struct ix_request request = {.proto = IPPROTO_TCP, .port = port};
+    int err = parse_ip(ip, &request, NULL, 0);
+    if (!err)
+        err = ix_shard_unlisten(app->shard, request.ip, 4, port);
+    return err ? err : unclaim(app, &request);
+}
+
+int ix_app_udp_bind(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
+                    uint64_t *handle, char *why, size_t why_bytes)
+{
+    struct ix_request request;
+    int err = claim(app, &request, IPPROTO_UDP, ip, port, why, why_bytes);
+    if (err)
+        return err;
+    err = ix_shard_udp_bind(app->shard, request.ip, 4, port, cookie, handle);
+    return settle(app, &request, err, why, why_bytes);
+}
+
+int ix_app_udp_unbind(struct ix_app *app, uint64_t handle, const char *ip, uint16_t port)
+{
+    struct ix_request request = {.proto = IPPROTO_UDP, .port = port};
+    int err = parse_ip(ip, &request, NULL, 0);
+    if (!err)
+        err = ix_shard_udp_unbind(app->shard, handle);
+    return err ? err : unclaim(app, &request);
+}
+
+/* ---- the loop -------------------------------------------------------------------- */
+
+static const struct ix_counters *counters(const struct ix_app *app)
+{
+    return (const struct ix_counters *)app->stats->counters;
+}
+
+/* Did the shard ask for a neighbour? The control plane looks at its ring only now and then by itself. */
+static void nudge_on_miss(struct ix_app *app)
+{
+    uint64_t misses = counters(app)->neigh_misses;
+    if (misses == app->misses_told || app->now_ns - app->misses_told_ns < NUDGE_INTERVAL_NS)
+        return;
+    app->misses_told = misses;
+    app->misses_told_ns = app->now_ns;
+    tell(app, IX_REQUEST_NUDGE);
+}
+
+/* One cycle; keeps idle_since_ns. Frames that only carried ACKs make no event and are not idleness. */
+static int cycle(struct ix_app *app)
+{
+    bool busy = app->io->n_calls != 0;
+    uint64_t idle_cycles = app->stats ? counters(app)->cycles_idle : 0;
+    app->now_ns = app_clock(app);
+    int n = app->poll(app->shard, app->now_ns);
+    if (app->stats) {
+        busy |= counters(app)->cycles_idle == idle_cycles;
+        nudge_on_miss(app);
+    }
+    if (n || busy)
+        app->idle_since_ns = 0;
+    else if (!app->idle_since_ns)
+        app->idle_since_ns = app->now_ns;
+    return n;
+}
+
+/* Sleeps until the shard has something to do, the link or the control plane has something for it, or max_wait_ns
+ * are over. Returns false when there was nothing to sleep for. */
+static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
+{
+    uint64_t now = app_clock(app), deadline = ix_shard_next_deadline(app->shard, now);
+    uint64_t wait = deadline > now ? deadline - now : 0;
+    if (wait > max_wait_ns)
+        wait = max_wait_ns;
+    if (wait > SLEEP_MAX_NS)
+        wait = SLEEP_MAX_NS;
+    if (!wait)
+        return false;
+    struct timespec timeout = {.tv_nsec = (long)wait};
+    struct pollfd fds[2] = {{.fd = app->link_fd, .events = POLLIN},
+                            {.fd = app->kick_fd > 0 ? app->kick_fd : -1, .events = POLLIN}};
+    int ready = ppoll(fds, 2, &timeout, NULL);
+    if (ready > 0 && fds[1].revents) {
+        uint64_t kicks;
+        (void)!read(app->kick_fd, &kicks, sizeof kicks);
+    }
+    return true;
+}
+
+int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns)
+{
+    if (stopped(app))
+        return -1;
+    if (!app->serving) {
+        app->serving = 1;
+        tell(app, IX_REQUEST_READY);
+    }
+    int n = cycle(app);
+    if (!app->idle_since_ns || !max_wait_ns || app->spin_ns < 0 || app->link_fd < 0 ||
+        app->now_ns - app->idle_since_ns < (uint64_t)app->spin_ns)
+        return n;
+    if (!sleep_for_work(app, max_wait_ns))
+        return n;
+    if (stopped(app))
+        return -1;
+    return cycle(app);
+}
+
+void ix_app_leave(struct ix_app *app, uint64_t drain_ns)
+{
+    struct ix_request request = {.op = IX_REQUEST_LEAVE};
+    uint64_t start = app_clock(app), now = start;
+    if (ask(app, &request, NULL, 0))
+        return;
+    /* What the application queued in its last turn still counts. */
+    do {
+        now = app_clock(app);
+        if (app->poll(app->shard, now) < 0)
+            return;
+    } while (now - start < drain_ns &&
+             (ix_shard_stats(app->shard)->flows || ix_shard_stats(app->shard)->frames_tx));
+}
+
+int ix_app_run_native(struct ix_app *app, const char *path, int argc, char **argv, int *ran,
+                      char *why, size_t why_bytes)
+{
+    *ran = 0;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        give_reason(why, why_bytes, dlerror());
+        return -ENOEXEC;
+    }
+    int (*app_main)(struct ix_app *, int, char **);
+    *(void **)&app_main = dlsym(library, "ix_app_main");
+    if (!app_main) {
+        give_reason(why, why_bytes, "it has no function ix_app_main: see ixnet/native/app.h");
+        dlclose(library);
+        return -ENOEXEC;
+    }
+    *ran = 1;
+    return app_main(app, argc, argv);
+}
