@@ -1,0 +1,240 @@
+/* Timing wheels.
+ *
+ * A timer's place follows from its tick and the wheel's time alone: read both as numbers in base
+ * 256, and the highest digit in which they differ names the level, the timer's digit there the
+ * slot. So every slot in use lies ahead of the wheel's time within its level, all timers of a
+ * level are due before those of the next, and timers of one tick always share a slot, in the
+ * order in which they were set. When time reaches a slot of a higher level, its timers are sorted
+ * in again (cascade) and land lower.
+ *
+ * Ticks that differ above the last level are parked. Slot 0 of the last level is free for that: no
+ * digit of a timer there can be 0, for it is greater than the wheel's own.
+ */
+#include "mem/wheel.h"
+
+enum { LAST = IX_WHEEL_LEVELS - 1, PARKED = LAST * IX_WHEEL_SLOTS };
+
+#define EPOCH_SHIFT (IX_WHEEL_BITS * IX_WHEEL_LEVELS) /* log2 of the ticks that the levels span */
+/* The last tick whose time in ns fits 64 bits. */
+#define TICK_MAX (UINT64_MAX >> IX_WHEEL_TICK_SHIFT)
+
+static uint32_t digit(uint64_t tick, uint32_t level)
+{
+    return (uint32_t)(tick >> (level * IX_WHEEL_BITS)) & (IX_WHEEL_SLOTS - 1);
+}
+
+static uint32_t place(uint64_t now, uint64_t tick)
+{
+    uint64_t differ = now ^ tick;
+    if (differ >> EPOCH_SHIFT)
+        return PARKED;
+    uint32_t level = (63 - (uint32_t)__builtin_clzll(differ | 1)) / IX_WHEEL_BITS;
+    return level * IX_WHEEL_SLOTS + digit(tick, level);
+}
+
+static uint64_t *busy_word(struct ix_wheel *w, uint32_t slot)
+{
+    return &w->busy[slot / IX_WHEEL_SLOTS][slot % IX_WHEEL_SLOTS / 64];
+}
+
+/* Appends: the head's prev is the slot's last timer. */
+static void link_timer(struct ix_wheel *w, uint32_t id)
+{
+    struct ix_timer *t = &w->timers[id];
+    uint32_t slot = place(w->now, t->tick);
+    uint32_t head = w->head[slot];
+    t->slot = slot;
+    t->next = IX_NONE;
+    if (head == IX_NONE) {
+        w->head[slot] = t->prev = id;
+        *busy_word(w, slot) |= 1ull << (slot % 64);
+        return;
+    }
+    t->prev = w->timers[head].prev;
+    w->timers[t->prev].next = id;
+    w->timers[head].prev = id;
+}
+
+static void unlink_timer(struct ix_wheel *w, uint32_t id)
+{
+    struct ix_timer *t = &w->timers[id];
+    uint32_t slot = t->slot, head = w->head[slot];
+    if (head == id) {
+        w->head[slot] = t->next;
+        if (t->next == IX_NONE)
+            *busy_word(w, slot) &= ~(1ull << (slot % 64));
+    } else {
+        w->timers[t->prev].next = t->next;
+    }
+    if (t->next != IX_NONE)
+        w->timers[t->next].prev = t->prev;
+    else if (head != id)
+        w->timers[head].prev = t->prev;
+    t->slot = IX_NONE;
+}
+
+void ix_wheel_init(struct ix_wheel *w, struct ix_timer *timers, uint32_t count, uint64_t now_ns)
+{
+    IX_ASSERT(count < IX_NONE);
+    *w = (struct ix_wheel){
+        .timers = timers,
+        .count = count,
+        .now = now_ns >> IX_WHEEL_TICK_SHIFT,
+    };
+    for (uint32_t i = 0; i < IX_ARRAY_LEN(w->head); i++)
+        w->head[i] = IX_NONE;
+    for (uint32_t i = 0; i < count; i++)
+        timers[i] = (struct ix_timer){.next = IX_NONE, .prev = IX_NONE, .slot = IX_NONE};
+}
+
+void ix_wheel_set(struct ix_wheel *w, uint32_t id, uint64_t deadline_ns)
+{
+    IX_ASSERT(id < w->count);
+    struct ix_timer *t = &w->timers[id];
+    /* Rounded up, so that it can't fire early, without the overflow of adding first. */
+    uint64_t tick = deadline_ns >> IX_WHEEL_TICK_SHIFT;
+    if (deadline_ns & ((1ull << IX_WHEEL_TICK_SHIFT) - 1) && tick < TICK_MAX)
+        tick++;
+    tick = IX_MAX(tick, w->now);
+    if (t->slot != IX_NONE)
+        unlink_timer(w, id);
+    else
+        w->armed++;
+    t->tick = tick;
+    link_timer(w, id);
+}
+
+void ix_wheel_cancel(struct ix_wheel *w, uint32_t id)
+{
+    IX_ASSERT(id < w->count);
+    if (w->timers[id].slot == IX_NONE)
+        return;
+    unlink_timer(w, id);
+    w->armed--;
+}
+
+/* The first busy slot of `level` at or after slot `from`, or IX_WHEEL_SLOTS. */
+static uint32_t first_busy(const struct ix_wheel *w, uint32_t level, uint32_t from)
+{
+    for (uint32_t word = from / 64; word < IX_WHEEL_SLOTS / 64; word++) {
+        uint64_t bits = w->busy[level][word];
+        if (word == from / 64)
+            bits &= ~0ull << (from % 64);
+        if (bits)
+            return word * 64 + (uint32_t)__builtin_ctzll(bits);
+    }
+    return IX_WHEEL_SLOTS;
+}
+
+/* The next slot that time reaches, and the tick at which it does. IX_NONE if nothing is armed. */
+static uint32_t next_slot(const struct ix_wheel *w, uint64_t *tick)
+{
+    if (w->armed == 0)
+        return IX_NONE;
+    for (uint32_t level = 0; level < IX_WHEEL_LEVELS; level++) {
+        /* On level 0 the current slot counts: it holds what was set for now or for the past. */
+        uint32_t from = digit(w->now, level) + (level > 0);
+        uint32_t slot = from < IX_WHEEL_SLOTS ? first_busy(w, level, from) : IX_WHEEL_SLOTS;
+        if (slot == IX_WHEEL_SLOTS)
+            continue;
+        uint32_t shift = level * IX_WHEEL_BITS;
+        *tick = (w->now >> shift >> IX_WHEEL_BITS << IX_WHEEL_BITS | slot) << shift;
+        return level * IX_WHEEL_SLOTS + slot;
+    }
+    *tick = ((w->now >> EPOCH_SHIFT) + 1) << EPOCH_SHIFT;
+    return PARKED;
+}
+
+/* Parked timers are sorted in when their span of 2^32 ticks begins. Spans in which none is due are
+ * stepped over, so that a jump over thousands of them costs one pass. */
+static uint64_t unpark_tick(const struct ix_wheel *w, uint64_t tick, uint64_t target)
+{
+    uint64_t first = target;
+    for (uint32_t id = w->head[PARKED]; id != IX_NONE; id = w->timers[id].next)
+        first = IX_MIN(first, w->timers[id].tick);
+    return IX_MAX(tick, first >> EPOCH_SHIFT << EPOCH_SHIFT);
+}
+
+static void cascade(struct ix_wheel *w, uint32_t slot)
+{
+    uint32_t id = w->head[slot];
+    w->head[slot] = IX_NONE;
+    *busy_word(w, slot) &= ~(1ull << (slot % 64));
+    while (id != IX_NONE) {
+        uint32_t next = w->timers[id].next;
+        link_timer(w, id);
+        id = next;
+    }
+}
+
+uint32_t ix_wheel_advance(struct ix_wheel *w, uint64_t now_ns, uint32_t *fired, uint32_t max)
+{
+    uint64_t target = IX_MAX(now_ns >> IX_WHEEL_TICK_SHIFT, w->now);
+    uint32_t n = 0;
+    while (n < max) {
+        uint64_t tick;
+        uint32_t slot = next_slot(w, &tick);
+        if (slot == IX_NONE || tick > target) {
+            w->now = target;
+            break;
+        }
+        if (slot == PARKED)
+            tick = unpark_tick(w, tick, target);
+        w->now = tick;
+        if (slot >= IX_WHEEL_SLOTS) {
+            cascade(w, slot);
+            continue;
+        }
+        while (n < max && w->head[slot] != IX_NONE) {
+            fired[n] = w->head[slot];
+            ix_wheel_cancel(w, fired[n++]);
+        }
+    }
+    return n;
+}
+
+uint64_t ix_wheel_next_ns(const struct ix_wheel *w)
+{
+    uint64_t tick;
+    if (next_slot(w, &tick) == IX_NONE)
+        return UINT64_MAX;
+    return tick << IX_WHEEL_TICK_SHIFT;
+}
+
+/* Counts the timers of one slot into *seen, and checks each one's place and links. */
+static const char *check_slot(const struct ix_wheel *w, uint32_t slot, uint32_t *seen)
+{
+    uint32_t head = w->head[slot];
+    bool busy = w->busy[slot / IX_WHEEL_SLOTS][slot % IX_WHEEL_SLOTS / 64] >> (slot % 64) & 1;
+    if (busy != (head != IX_NONE))
+        return "wheel: a busy bit does not match its slot";
+    uint32_t last = IX_NONE;
+    for (uint32_t id = head; id != IX_NONE; id = w->timers[id].next) {
+        if (id >= w->count || ++*seen > w->armed)
+            return "wheel: a slot's list leads astray";
+        const struct ix_timer *t = &w->timers[id];
+        if (t->tick < w->now || t->slot != slot || place(w->now, t->tick) != slot)
+            return "wheel: a timer is in the wrong slot";
+        if (id != head && t->prev != last)
+            return "wheel: a timer's prev is not the one before it";
+        last = id;
+    }
+    if (head != IX_NONE && w->timers[head].prev != last)
+        return "wheel: the head does not know its last timer";
+    return NULL;
+}
+
+const char *ix_wheel_check(const struct ix_wheel *w)
+{
+    uint32_t seen = 0, armed = 0;
+    for (uint32_t slot = 0; slot < IX_ARRAY_LEN(w->head); slot++) {
+        const char *wrong = check_slot(w, slot, &seen);
+        if (wrong)
+            return wrong;
+    }
+    for (uint32_t id = 0; id < w->count; id++)
+        armed += w->timers[id].slot != IX_NONE;
+    if (seen != armed || armed != w->armed)
+        return "wheel: armed timers, listed timers and their count differ";
+    return NULL;
+}
