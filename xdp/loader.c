@@ -1,0 +1,551 @@
+#include "loader.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <arpa/inet.h>
+#include <linux/bpf.h>
+#include <linux/if_link.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include "steer.h"
+
+#define PROGRAM_NAME "ix_steer"
+
+struct ix_steer {
+    struct bpf_object *object;
+    int prog_fd;
+    int link_fd; /* -1: not attached */
+    int xsks_fd, claims_fd, ranges_fd, local_addrs_fd, own_addrs_fd, verdicts_fd;
+};
+
+/* ---- error text ------------------------------------------------------------------ */
+
+struct text {
+    char *at;
+    size_t bytes, used;
+};
+
+__attribute__((format(printf, 2, 0))) static void text_vadd(struct text *t, const char *format,
+                                                            va_list args)
+{
+    int n;
+
+    if (t->used + 1 >= t->bytes)
+        return;
+    n = vsnprintf(t->at + t->used, t->bytes - t->used, format, args);
+    if (n > 0)
+        t->used = (size_t)n < t->bytes - t->used ? t->used + (size_t)n : t->bytes - 1;
+}
+
+__attribute__((format(printf, 2, 3))) static void text_add(struct text *t, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    text_vadd(t, format, args);
+    va_end(args);
+}
+
+/* libbpf's log callback takes no context, so where its words go is a matter of
+ * which thread asks: set during a call that has a text, NULL (dropped) otherwise. */
+static __thread struct text *log_to;
+
+static int log_line(enum libbpf_print_level level, const char *format, va_list args)
+{
+    if (log_to && level != LIBBPF_DEBUG)
+        text_vadd(log_to, format, args);
+    return 0;
+}
+
+static void log_begin(struct text *t, char *err, size_t err_bytes)
+{
+    *t = (struct text){.at = err, .bytes = err_bytes};
+    if (err_bytes)
+        err[0] = 0;
+    log_to = t;
+    libbpf_set_print(log_line);
+}
+
+/* On success libbpf's remarks are of no interest. */
+static int log_end(struct text *t, int result)
+{
+    log_to = NULL;
+    if (result >= 0 && t->bytes) {
+        t->at[0] = 0;
+        t->used = 0;
+    }
+    return result;
+}
+
+/* ---- loading ---------------------------------------------------------------------- */
+
+static int find_parts(struct ix_steer *s)
+{
+    const struct {
+        const char *name;
+        int *fd;
+    } maps[] = {
+        {"xsks", &s->xsks_fd},       {"claims", &s->claims_fd},
+        {"ranges", &s->ranges_fd},   {"local_addrs", &s->local_addrs_fd},
+        {"own_addrs", &s->own_addrs_fd}, {"verdicts", &s->verdicts_fd},
+    };
+    struct bpf_program *program = bpf_object__find_program_by_name(s->object, PROGRAM_NAME);
+
+    if (!program)
+        return -ENOENT;
+    s->prog_fd = bpf_program__fd(program);
+    for (size_t i = 0; i < sizeof maps / sizeof maps[0]; i++) {
+        *maps[i].fd = bpf_object__find_map_fd_by_name(s->object, maps[i].name);
+        if (*maps[i].fd < 0)
+            return -ENOENT;
+    }
+    return 0;
+}
+
+static int open_object(struct ix_steer *s, const char *path, struct text *t)
+{
+    int e;
+
+    s->object = bpf_object__open_file(path, NULL);
+    if (!s->object) {
+        e = -errno;
+        text_add(t, "open %s: %s", path, strerror(-e));
+        return e;
+    }
+    e = bpf_object__load(s->object);
+    if (e) {
+        text_add(t, "load %s: %s", path, strerror(-e));
+    } else {
+        e = find_parts(s);
+        if (e)
+            text_add(t, "%s lacks the program or a map that this build expects", path);
+    }
+    if (e)
+        bpf_object__close(s->object);
+    return e;
+}
+
+int ix_steer_open(const char *path, struct ix_steer **out, char *err, size_t err_bytes)
+{
+    struct ix_steer *s = calloc(1, sizeof *s);
+    struct text t;
+    int e;
+
+    *out = NULL;
+    if (!s)
+        return -ENOMEM;
+    s->link_fd = -1;
+    log_begin(&t, err, err_bytes);
+    e = open_object(s, path, &t);
+    if (e)
+        free(s);
+    else
+        *out = s;
+    return log_end(&t, e);
+}
+
+void ix_steer_close(struct ix_steer *steer)
+{
+    if (!steer)
+        return;
+    ix_steer_detach(steer);
+    bpf_object__close(steer->object);
+    free(steer);
+}
+
+void ix_steer_forget(struct ix_steer *steer)
+{
+    if (!steer)
+        return;
+    /* Closing a descriptor detaches only if it is the last: the parent has its own. */
+    if (steer->link_fd >= 0)
+        close(steer->link_fd);
+    bpf_object__close(steer->object);
+    free(steer);
+}
+
+/* ---- attaching --------------------------------------------------------------------- */
+
+static uint32_t mode_of_kernel(uint8_t attach_mode)
+{
+    switch (attach_mode) {
+    case XDP_ATTACHED_DRV:
+        return IX_STEER_MODE_NATIVE;
+    case XDP_ATTACHED_SKB:
+        return IX_STEER_MODE_GENERIC;
+    case XDP_ATTACHED_HW:
+        return IX_STEER_MODE_OFFLOAD;
+    default:
+        return IX_STEER_MODE_NONE;
+    }
+}
+
+static void program_name(uint32_t id, char name[16])
+{
+    struct bpf_prog_info info = {0};
+    __u32 bytes = sizeof info;
+    int fd = bpf_prog_get_fd_by_id(id);
+
+    if (fd < 0)
+        return;
+    if (!bpf_obj_get_info_by_fd(fd, &info, &bytes))
+        memcpy(name, info.name, 16);
+    name[15] = 0;
+    close(fd);
+}
+
+int ix_steer_query(uint32_t ifindex, struct ix_steer_attached *out)
+{
+    LIBBPF_OPTS(bpf_xdp_query_opts, opts);
+    int e = bpf_xdp_query((int)ifindex, 0, &opts);
+
+    memset(out, 0, sizeof *out);
+    if (e)
+        return e;
+    out->mode = mode_of_kernel(opts.attach_mode);
+    out->prog_id = opts.prog_id;
+    /* Several modes at once: the kernel names no single one; any of them is in the way. */
+    if (opts.attach_mode == XDP_ATTACHED_MULTI) {
+        out->mode = opts.drv_prog_id ? IX_STEER_MODE_NATIVE : IX_STEER_MODE_GENERIC;
+        out->prog_id = opts.drv_prog_id ? opts.drv_prog_id : opts.skb_prog_id;
+    }
+    if (out->prog_id)
+        program_name(out->prog_id, out->name);
+    return 0;
+}
+
+static const char *mode_name(uint32_t mode)
+{
+    return mode == IX_STEER_MODE_NATIVE ? "native" : "generic";
+}
+
+/* -EBUSY with the occupant's name, or 0 if the hook is free. */
+static int refuse_occupied(uint32_t ifindex, struct text *t)
+{
+    struct ix_steer_attached other;
+    int e = ix_steer_query(ifindex, &other);
+
+    if (e) {
+        text_add(t, "query interface %u: %s", ifindex, strerror(-e));
+        return e;
+    }
+    if (!other.prog_id)
+        return 0;
+    text_add(t, "interface %u has XDP program %u (%s) attached in %s mode", ifindex, other.prog_id,
+             other.name[0] ? other.name : "unnamed",
+             other.mode == IX_STEER_MODE_OFFLOAD ? "offload" : mode_name(other.mode));
+    return -EBUSY;
+}
+
+static int attach(struct ix_steer *s, uint32_t ifindex, uint32_t mode, struct text *t)
+{
+    LIBBPF_OPTS(bpf_link_create_opts, opts,
+                .flags = mode == IX_STEER_MODE_NATIVE ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE);
+    int e, fd;
+
+    if (s->link_fd >= 0)
+        return -EALREADY;
+    if (mode != IX_STEER_MODE_NATIVE && mode != IX_STEER_MODE_GENERIC)
+        return -EINVAL;
+    e = refuse_occupied(ifindex, t);
+    if (e)
+        return e;
+    /* A link never replaces what is attached, so a program that came in since the
+     * query is safe too: the kernel then says EBUSY or EEXIST. */
+    fd = bpf_link_create(s->prog_fd, (int)ifindex, BPF_XDP, &opts);
+    if (fd < 0) {
+        e = -errno;
+        text_add(t, "attach XDP program to interface %u in %s mode: %s", ifindex, mode_name(mode),
+                 strerror(-e));
+        return e == -EEXIST ? -EBUSY : e;
+    }
+    s->link_fd = fd;
+    return 0;
+}
+
+int ix_steer_attach(struct ix_steer *steer, uint32_t ifindex, uint32_t mode, char *err,
+                    size_t err_bytes)
+{
+    struct text t;
+
+    log_begin(&t, err, err_bytes);
+    return log_end(&t, attach(steer, ifindex, mode, &t));
+}
+
+int ix_steer_detach(struct ix_steer *steer)
+{
+    int e;
+
+    if (steer->link_fd < 0)
+        return -ENOENT;
+    /* Explicitly, not by closing alone: a forked child may hold the link as well. */
+    e = bpf_link_detach(steer->link_fd) ? -errno : 0;
+    close(steer->link_fd);
+    steer->link_fd = -1;
+    return e;
+}
+
+int ix_steer_prog_id(const struct ix_steer *steer, uint32_t *id)
+{
+    struct bpf_prog_info info = {0};
+    __u32 bytes = sizeof info;
+
+    if (bpf_obj_get_info_by_fd(steer->prog_fd, &info, &bytes))
+        return -errno;
+    *id = info.id;
+    return 0;
+}
+
+int ix_steer_map_fd(const struct ix_steer *steer, const char *name)
+{
+    return bpf_object__find_map_fd_by_name(steer->object, name);
+}
+
+/* ---- what is steered ----------------------------------------------------------------- */
+
+static int add_key(int map_fd, const void *key)
+{
+    const __u32 present = 1;
+
+    return bpf_map_update_elem(map_fd, key, &present, BPF_NOEXIST) ? -errno : 0;
+}
+
+static int del_key(int map_fd, const void *key)
+{
+    return bpf_map_delete_elem(map_fd, key) ? -errno : 0;
+}
+
+int ix_steer_set_socket(struct ix_steer *steer, uint32_t queue, int fd)
+{
+    const __u32 value = (__u32)fd;
+
+    if (fd < 0)
+        return bpf_map_delete_elem(steer->xsks_fd, &queue) ? -errno : 0;
+    return bpf_map_update_elem(steer->xsks_fd, &queue, &value, BPF_ANY) ? -errno : 0;
+}
+
+static bool valid_family(uint8_t family)
+{
+    return family == IX_STEER_IPV4 || family == IX_STEER_IPV6;
+}
+
+static int make_flow(struct ix_steer_flow *flow, uint8_t family, uint8_t proto,
+                     const uint8_t *addr, uint16_t port)
+{
+    if (!valid_family(family) || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !port)
+        return -EINVAL;
+    *flow = (struct ix_steer_flow){.family = family, .proto = proto, .port = htons(port)};
+    memcpy(flow->addr, addr, sizeof flow->addr);
+    return 0;
+}
+
+int ix_steer_add_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
+                       uint16_t port)
+{
+    struct ix_steer_flow flow;
+    int e = make_flow(&flow, family, proto, addr, port);
+
+    return e ? e : add_key(steer->claims_fd, &flow);
+}
+
+int ix_steer_del_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
+                       uint16_t port)
+{
+    struct ix_steer_flow flow;
+    int e = make_flow(&flow, family, proto, addr, port);
+
+    return e ? e : del_key(steer->claims_fd, &flow);
+}
+
+static int make_addr(struct ix_steer_addr *key, uint8_t family, const uint8_t *addr)
+{
+    if (!valid_family(family))
+        return -EINVAL;
+    *key = (struct ix_steer_addr){.family = family};
+    memcpy(key->addr, addr, sizeof key->addr);
+    return 0;
+}
+
+int ix_steer_add_local_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
+{
+    struct ix_steer_addr key;
+    int e = make_addr(&key, family, addr);
+
+    return e ? e : add_key(steer->local_addrs_fd, &key);
+}
+
+int ix_steer_del_local_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
+{
+    struct ix_steer_addr key;
+    int e = make_addr(&key, family, addr);
+
+    return e ? e : del_key(steer->local_addrs_fd, &key);
+}
+
+int ix_steer_add_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
+{
+    struct ix_steer_addr key;
+
+    /* An IPv6 address needs neighbour discovery steered as well, which it isn't. */
+    if (family != IX_STEER_IPV4)
+        return -EAFNOSUPPORT;
+    make_addr(&key, family, addr);
+    return add_key(steer->own_addrs_fd, &key);
+}
+
+int ix_steer_del_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
+{
+    struct ix_steer_addr key;
+
+    if (family != IX_STEER_IPV4)
+        return -EAFNOSUPPORT;
+    make_addr(&key, family, addr);
+    return del_key(steer->own_addrs_fd, &key);
+}
+
+/* ---- ranges ---------------------------------------------------------------------------- */
+
+static int read_range(const struct ix_steer *s, uint32_t i, struct ix_steer_range *out)
+{
+    return bpf_map_lookup_elem(s->ranges_fd, &i, out) ? -errno : 0;
+}
+
+static int write_range(struct ix_steer *s, uint32_t i, struct ix_steer_range *range, uint32_t state)
+{
+    range->state = state;
+    return bpf_map_update_elem(s->ranges_fd, &i, range, BPF_ANY) ? -errno : 0;
+}
+
+static bool same_range(const struct ix_steer_range *a, const struct ix_steer_range *b)
+{
+    return a->family == b->family && a->proto == b->proto && a->lo == b->lo && a->hi == b->hi &&
+           memcmp(a->addr, b->addr, sizeof a->addr) == 0;
+}
+
+static int make_range(struct ix_steer_range *range, uint8_t family, uint8_t proto,
+                      const uint8_t *addr, uint16_t lo, uint16_t hi)
+{
+    if (!valid_family(family) || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !lo || lo > hi)
+        return -EINVAL;
+    *range = (struct ix_steer_range){.family = family, .proto = proto, .lo = lo, .hi = hi};
+    memcpy(range->addr, addr, sizeof range->addr);
+    return 0;
+}
+
+/* The first entry that isn't LIVE, or the one equal to `range` (*found). -ENOSPC. */
+static int find_range(const struct ix_steer *s, const struct ix_steer_range *range, bool *found)
+{
+    int room = -ENOSPC;
+
+    *found = false;
+    for (uint32_t i = 0; i < IX_STEER_MAX_RANGES; i++) {
+        struct ix_steer_range at;
+        int e = read_range(s, i, &at);
+
+        if (e)
+            return e;
+        if (at.state == IX_STEER_RANGE_LIVE && same_range(&at, range)) {
+            *found = true;
+            return (int)i;
+        }
+        if (at.state != IX_STEER_RANGE_LIVE && room < 0)
+            room = (int)i;
+        if (at.state == IX_STEER_RANGE_END)
+            break;
+    }
+    return room;
+}
+
+int ix_steer_add_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
+                       uint16_t lo, uint16_t hi)
+{
+    struct ix_steer_range range;
+    bool found;
+    int i, e = make_range(&range, family, proto, addr, lo, hi);
+
+    if (e)
+        return e;
+    i = find_range(steer, &range, &found);
+    if (i < 0)
+        return i;
+    if (found)
+        return -EEXIST;
+    e = write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
+    return e ? e : write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_LIVE);
+}
+
+int ix_steer_del_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
+                       uint16_t lo, uint16_t hi)
+{
+    struct ix_steer_range range;
+    bool found;
+    int i, e = make_range(&range, family, proto, addr, lo, hi);
+
+    if (e)
+        return e;
+    i = find_range(steer, &range, &found);
+    if (!found)
+        return i < 0 && i != -ENOSPC ? i : -ENOENT;
+    return write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
+}
+
+/* ---- counters and tests ------------------------------------------------------------------ */
+
+int ix_steer_verdicts(const struct ix_steer *steer, uint64_t *frames, uint32_t n)
+{
+    int cpus = libbpf_num_possible_cpus();
+    __u64 *each;
+
+    if (cpus < 0)
+        return cpus;
+    each = calloc((size_t)cpus, sizeof *each);
+    if (!each)
+        return -ENOMEM;
+    for (uint32_t v = 0; v < n && v < IX_STEER_N_VERDICTS; v++) {
+        frames[v] = 0;
+        if (bpf_map_lookup_elem(steer->verdicts_fd, &v, each)) {
+            int e = -errno;
+
+            free(each);
+            return e;
+        }
+        for (int c = 0; c < cpus; c++)
+            frames[v] += each[c];
+    }
+    free(each);
+    return IX_STEER_N_VERDICTS;
+}
+
+#define VERDICT_NAME(e, name, redirected, text) name,
+#define VERDICT_TEXT(e, name, redirected, text) text,
+
+const char *ix_steer_verdict_name(uint32_t verdict)
+{
+    static const char *const names[] = {IX_STEER_VERDICTS(VERDICT_NAME)};
+
+    return verdict < IX_STEER_N_VERDICTS ? names[verdict] : NULL;
+}
+
+const char *ix_steer_verdict_text(uint32_t verdict)
+{
+    static const char *const texts[] = {IX_STEER_VERDICTS(VERDICT_TEXT)};
+
+    return verdict < IX_STEER_N_VERDICTS ? texts[verdict] : NULL;
+}
+
+int ix_steer_test_run(struct ix_steer *steer, const uint8_t *frame, uint32_t bytes)
+{
+    LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = frame, .data_size_in = bytes, .repeat = 1);
+
+    if (bpf_prog_test_run_opts(steer->prog_fd, &opts))
+        return -errno;
+    return (int)opts.retval;
+}

@@ -1,0 +1,443 @@
+/* Steering: which frames the dataplane gets.
+ *
+ * One job: look at a frame's local endpoint; if the dataplane has claimed it,
+ * hand the frame to the AF_XDP socket of the queue that it arrived on. All else,
+ * and everything that this program doesn't understand, goes on to the kernel,
+ * so ssh, DNS and every other service of the host work as before.
+ *
+ * Nothing is written to a frame. Fields are read through a cursor that checks
+ * each step against the end of the frame. Every frame leaves through settle(),
+ * which counts its verdict.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "steer.h"
+
+struct {
+    __uint(type, BPF_MAP_TYPE_XSKMAP);
+    __uint(max_entries, IX_STEER_MAX_QUEUES);
+    __type(key, __u32);
+    __type(value, __u32);
+} xsks SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, IX_STEER_MAX_CLAIMS);
+    __type(key, struct ix_steer_flow);
+    __type(value, __u32);
+} claims SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, IX_STEER_MAX_RANGES);
+    __type(key, __u32);
+    __type(value, struct ix_steer_range);
+} ranges SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, IX_STEER_MAX_ADDRS);
+    __type(key, struct ix_steer_addr);
+    __type(value, __u32);
+} local_addrs SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, IX_STEER_MAX_ADDRS);
+    __type(key, struct ix_steer_addr);
+    __type(value, __u32);
+} own_addrs SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, IX_STEER_N_VERDICTS);
+    __type(key, __u32);
+    __type(value, __u64);
+} verdicts SEC(".maps");
+
+struct cursor {
+    void *pos;
+    void *end;
+};
+
+/* Takes `bytes` bytes; NULL, and the cursor stays, when the frame is too short.
+ * `bytes` must be bounded for the verifier: a constant, or masked. */
+static __always_inline void *take(struct cursor *cur, __u32 bytes)
+{
+    void *at = cur->pos;
+
+    if (at + bytes > cur->end)
+        return NULL;
+    cur->pos = at + bytes;
+    return at;
+}
+
+/* ---- who wants this endpoint --------------------------------------------- */
+
+static __always_inline void set_ipv4(struct ix_steer_flow *flow, __be32 addr)
+{
+    flow->family = IX_STEER_IPV4;
+    __builtin_memset(flow->addr, 0, sizeof flow->addr);
+    __builtin_memcpy(flow->addr, &addr, sizeof addr);
+}
+
+static __always_inline void set_ipv6(struct ix_steer_flow *flow, const struct in6_addr *addr)
+{
+    flow->family = IX_STEER_IPV6;
+    __builtin_memcpy(flow->addr, addr, sizeof flow->addr);
+}
+
+static __always_inline int is_local(const struct ix_steer_flow *flow)
+{
+    struct ix_steer_addr key = {.family = flow->family};
+
+    __builtin_memcpy(key.addr, flow->addr, sizeof key.addr);
+    return bpf_map_lookup_elem(&local_addrs, &key) != NULL;
+}
+
+static __always_inline int is_own(__be32 addr)
+{
+    struct ix_steer_addr key = {.family = IX_STEER_IPV4};
+
+    __builtin_memcpy(key.addr, &addr, sizeof addr);
+    return bpf_map_lookup_elem(&own_addrs, &key) != NULL;
+}
+
+static __always_inline int is_any(const __u8 *addr)
+{
+    __u64 half[2];
+
+    __builtin_memcpy(half, addr, sizeof half);
+    return (half[0] | half[1]) == 0;
+}
+
+static __always_inline int same_addr(const __u8 *a, const __u8 *b)
+{
+    __u64 x[2], y[2];
+
+    __builtin_memcpy(x, a, sizeof x);
+    __builtin_memcpy(y, b, sizeof y);
+    return x[0] == y[0] && x[1] == y[1];
+}
+
+static __always_inline int in_range(const struct ix_steer_flow *flow, int local)
+{
+    __u16 port = bpf_ntohs(flow->port);
+
+    for (__u32 i = 0; i < IX_STEER_MAX_RANGES; i++) {
+        __u32 key = i;
+        const struct ix_steer_range *r = bpf_map_lookup_elem(&ranges, &key);
+
+        if (!r || r->state == IX_STEER_RANGE_END)
+            break;
+        if (r->state != IX_STEER_RANGE_LIVE || r->family != flow->family ||
+            r->proto != flow->proto || port < r->lo || port > r->hi)
+            continue;
+        if (is_any(r->addr) ? local : same_addr(r->addr, flow->addr))
+            return 1;
+    }
+    return 0;
+}
+
+/* The exact claim first, then the same port on any local address, then the
+ * ranges. A wildcard covers the host's own addresses only: frames that the host
+ * forwards carry claimed port numbers too, and are none of our business. */
+static __always_inline enum ix_steer_verdict claimed(struct ix_steer_flow *flow)
+{
+    struct ix_steer_flow any = {.family = flow->family, .proto = flow->proto, .port = flow->port};
+    int local;
+
+    if (bpf_map_lookup_elem(&claims, flow))
+        return IX_STEER_REDIRECT_CLAIM;
+    local = is_local(flow);
+    if (local && bpf_map_lookup_elem(&claims, &any))
+        return IX_STEER_REDIRECT_CLAIM;
+    if (in_range(flow, local))
+        return IX_STEER_REDIRECT_RANGE;
+    return IX_STEER_PASS_UNCLAIMED;
+}
+
+/* ---- transport ------------------------------------------------------------ */
+
+/* The first four bytes of TCP and UDP alike. */
+struct ports {
+    __be16 source;
+    __be16 dest;
+};
+
+static __always_inline enum ix_steer_verdict on_transport(struct cursor *cur,
+                                                          struct ix_steer_flow *flow)
+{
+    const struct ports *ports = take(cur, sizeof *ports);
+
+    if (!ports)
+        return IX_STEER_PASS_TRUNCATED;
+    flow->port = ports->dest;
+    return claimed(flow);
+}
+
+/* The packet that an ICMP error quotes is one that this host sent, so its
+ * *source* is our endpoint (RFC 792; RFC 1122 3.2.2: hand the error to the user
+ * of the quoted flow). */
+static __always_inline enum ix_steer_verdict on_quoted(struct cursor *cur,
+                                                       struct ix_steer_flow *flow)
+{
+    const struct ports *ports;
+
+    if (flow->proto != IPPROTO_TCP && flow->proto != IPPROTO_UDP)
+        return IX_STEER_PASS_ICMP;
+    ports = take(cur, sizeof *ports);
+    if (!ports)
+        return IX_STEER_PASS_TRUNCATED;
+    flow->port = ports->source;
+    return claimed(flow) == IX_STEER_PASS_UNCLAIMED ? IX_STEER_PASS_ICMP : IX_STEER_REDIRECT_ICMP;
+}
+
+/* Steps over an IPv4 header with its options. NULL, and *why set, if it can't. */
+static __always_inline const struct iphdr *take_ipv4(struct cursor *cur,
+                                                     enum ix_steer_verdict *why)
+{
+    const struct iphdr *ip = take(cur, sizeof *ip);
+
+    *why = IX_STEER_PASS_TRUNCATED;
+    if (!ip)
+        return NULL;
+    if (ip->version != 4 || ip->ihl < 5) {
+        *why = IX_STEER_PASS_MALFORMED;
+        return NULL;
+    }
+    /* The mask bounds the step for the verifier; ihl is 4 bits, at most 40 bytes are left. */
+    return take(cur, (ip->ihl * 4 - sizeof *ip) & 0x3f) ? ip : NULL;
+}
+
+#define IPV4_OFFSET_MASK 0x1fff
+#define IPV4_MORE        0x2000
+
+/* RFC 792 and RFC 4443 2.1 alike: 8 bytes, then the quoted packet in errors. */
+struct icmp {
+    __u8 type;
+    __u8 code;
+    __be16 check;
+    __be32 rest;
+};
+
+enum {
+    ICMP4_UNREACHABLE = 3,
+    ICMP4_TIME_EXCEEDED = 11,
+    ICMP4_PARAMETER = 12,
+    ICMP6_UNREACHABLE = 1,
+    ICMP6_PARAMETER = 4,
+};
+
+static __always_inline enum ix_steer_verdict on_icmp4(struct cursor *cur)
+{
+    const struct icmp *icmp = take(cur, sizeof *icmp);
+    struct ix_steer_flow flow = {};
+    enum ix_steer_verdict why;
+    const struct iphdr *quoted;
+
+    if (!icmp)
+        return IX_STEER_PASS_TRUNCATED;
+    /* Redirects stay with the kernel, whose routes they change. */
+    if (icmp->type != ICMP4_UNREACHABLE && icmp->type != ICMP4_TIME_EXCEEDED &&
+        icmp->type != ICMP4_PARAMETER)
+        return IX_STEER_PASS_ICMP;
+    quoted = take_ipv4(cur, &why);
+    if (!quoted)
+        return why;
+    if (quoted->frag_off & bpf_htons(IPV4_OFFSET_MASK))
+        return IX_STEER_PASS_ICMP;
+    set_ipv4(&flow, quoted->saddr);
+    flow.proto = quoted->protocol;
+    return on_quoted(cur, &flow);
+}
+
+static __always_inline enum ix_steer_verdict on_icmp6(struct cursor *cur)
+{
+    const struct icmp *icmp = take(cur, sizeof *icmp);
+    const struct ipv6hdr *quoted;
+    struct ix_steer_flow flow = {};
+
+    if (!icmp)
+        return IX_STEER_PASS_TRUNCATED;
+    if (icmp->type < ICMP6_UNREACHABLE || icmp->type > ICMP6_PARAMETER)
+        return IX_STEER_PASS_ICMP;
+    quoted = take(cur, sizeof *quoted);
+    if (!quoted)
+        return IX_STEER_PASS_TRUNCATED;
+    if (quoted->version != 6)
+        return IX_STEER_PASS_MALFORMED;
+    set_ipv6(&flow, &quoted->saddr);
+    flow.proto = quoted->nexthdr;
+    return on_quoted(cur, &flow);
+}
+
+/* ---- network -------------------------------------------------------------- */
+
+static __always_inline enum ix_steer_verdict on_ipv4(struct cursor *cur)
+{
+    struct ix_steer_flow flow = {};
+    enum ix_steer_verdict why;
+    const struct iphdr *ip = take_ipv4(cur, &why);
+
+    if (!ip)
+        return why;
+    /* Before the look at fragments: the kernel has no use for any of it. */
+    if (is_own(ip->daddr))
+        return IX_STEER_REDIRECT_OWN;
+    if (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK | IPV4_MORE))
+        return IX_STEER_PASS_FRAGMENT;
+    set_ipv4(&flow, ip->daddr);
+    flow.proto = ip->protocol;
+    switch (ip->protocol) {
+    case IPPROTO_TCP:
+    case IPPROTO_UDP:
+        return on_transport(cur, &flow);
+    case IPPROTO_ICMP:
+        return on_icmp4(cur);
+    default:
+        return IX_STEER_PASS_PROTOCOL;
+    }
+}
+
+static __always_inline enum ix_steer_verdict on_ipv6(struct cursor *cur)
+{
+    const struct ipv6hdr *ip = take(cur, sizeof *ip);
+    struct ix_steer_flow flow = {};
+
+    if (!ip)
+        return IX_STEER_PASS_TRUNCATED;
+    if (ip->version != 6)
+        return IX_STEER_PASS_MALFORMED;
+    set_ipv6(&flow, &ip->daddr);
+    flow.proto = ip->nexthdr;
+    switch (ip->nexthdr) {
+    case IPPROTO_TCP:
+    case IPPROTO_UDP:
+        return on_transport(cur, &flow);
+    case IPPROTO_ICMPV6:
+        return on_icmp6(cur);
+    case IPPROTO_FRAGMENT:
+        return IX_STEER_PASS_FRAGMENT;
+    case IPPROTO_HOPOPTS:
+    case IPPROTO_ROUTING:
+    case IPPROTO_DSTOPTS:
+    case IPPROTO_AH:
+    case IPPROTO_MH:
+        return IX_STEER_PASS_EXTENSION;
+    default:
+        return IX_STEER_PASS_PROTOCOL;
+    }
+}
+
+/* RFC 826, as it stands on Ethernet with IPv4 addresses. */
+struct arp_ipv4 {
+    __be16 hardware;
+    __be16 protocol;
+    __u8 hardware_bytes;
+    __u8 protocol_bytes;
+    __be16 op;
+    __u8 sender_mac[ETH_ALEN];
+    __u8 sender_ip[4];
+    __u8 target_mac[ETH_ALEN];
+    __u8 target_ip[4];
+};
+
+static __always_inline enum ix_steer_verdict on_arp(struct cursor *cur)
+{
+    const struct arp_ipv4 *arp = take(cur, sizeof *arp);
+    __be32 target;
+
+    if (!arp)
+        return IX_STEER_PASS_TRUNCATED;
+    if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IP) ||
+        arp->hardware_bytes != ETH_ALEN || arp->protocol_bytes != sizeof target)
+        return IX_STEER_PASS_ARP;
+    __builtin_memcpy(&target, arp->target_ip, sizeof target);
+    return is_own(target) ? IX_STEER_REDIRECT_ARP : IX_STEER_PASS_ARP;
+}
+
+/* ---- link ----------------------------------------------------------------- */
+
+struct vlan_tag {
+    __be16 tci;
+    __be16 ethertype;
+};
+
+static __always_inline int is_vlan(__be16 ethertype)
+{
+    return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
+}
+
+static __always_inline enum ix_steer_verdict classify(struct cursor *cur)
+{
+    const struct ethhdr *eth = take(cur, sizeof *eth);
+    __be16 type;
+    int tags = 0;
+
+    if (!eth)
+        return IX_STEER_PASS_TRUNCATED;
+    type = eth->h_proto;
+    for (int i = 0; i < 2 && is_vlan(type); i++) {
+        const struct vlan_tag *tag = take(cur, sizeof *tag);
+
+        if (!tag)
+            return IX_STEER_PASS_TRUNCATED;
+        type = tag->ethertype;
+        tags++;
+    }
+    /* A tagged frame belongs to a VLAN interface of the kernel; its addresses
+     * are not the ones that were claimed here. */
+    if (tags)
+        return IX_STEER_PASS_VLAN;
+    switch (type) {
+    case bpf_htons(ETH_P_IP):
+        return on_ipv4(cur);
+    case bpf_htons(ETH_P_IPV6):
+        return on_ipv6(cur);
+    case bpf_htons(ETH_P_ARP):
+        return on_arp(cur);
+    default:
+        return IX_STEER_PASS_OTHER;
+    }
+}
+
+/* The only way out: counts the verdict and acts on it. A claimed frame whose
+ * queue has no socket would be lost in a redirect, so the socket is looked up
+ * first, and the kernel gets the frame (it answers with a reset or ICMP). */
+static __always_inline int settle(struct xdp_md *ctx, enum ix_steer_verdict v)
+{
+    __u32 queue = ctx->rx_queue_index;
+    __u32 key;
+    __u64 *count;
+
+    if (v >= IX_STEER_REDIRECT_CLAIM && !bpf_map_lookup_elem(&xsks, &queue))
+        v = IX_STEER_PASS_NO_SOCKET;
+    key = v;
+    count = bpf_map_lookup_elem(&verdicts, &key);
+    if (count)
+        *count += 1;
+    if (v < IX_STEER_REDIRECT_CLAIM)
+        return XDP_PASS;
+    return bpf_redirect_map(&xsks, queue, XDP_PASS);
+}
+
+SEC("xdp")
+int ix_steer(struct xdp_md *ctx)
+{
+    struct cursor cur = {
+        .pos = (void *)(long)ctx->data,
+        .end = (void *)(long)ctx->data_end,
+    };
+
+    return settle(ctx, classify(&cur));
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,82 @@
+/* What the steering program and its loader share: map names, keys, values and
+ * the list of verdicts.
+ *
+ * Included by BPF code (clang -target bpf) and by hosted C, hence the kernel's
+ * fixed-width types, which both have. Ports are in network byte order, as the
+ * program finds them in frames; the loader converts.
+ */
+#ifndef IX_XDP_STEER_H
+#define IX_XDP_STEER_H
+
+#include <linux/types.h>
+
+#define IX_STEER_MAX_QUEUES 256
+#define IX_STEER_MAX_CLAIMS 4096
+#define IX_STEER_MAX_RANGES 16
+#define IX_STEER_MAX_ADDRS  256
+
+/* Address families as they stand in keys: the IP version. */
+#define IX_STEER_IPV4 4
+#define IX_STEER_IPV6 6
+
+/* An address; IPv4 in the first 4 bytes, the rest 0. Key of `local_addrs` and
+ * `own_addrs`. */
+struct ix_steer_addr {
+    __u32 family; /* IX_STEER_IPV4 or IX_STEER_IPV6 */
+    __u8 addr[16];
+};
+
+/* A local endpoint. Key of `claims`; an address of all zeros there means every
+ * address in `local_addrs`. No padding: the kernel hashes all bytes. */
+struct ix_steer_flow {
+    __u8 family; /* IX_STEER_IPV4 or IX_STEER_IPV6 */
+    __u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
+    __be16 port;
+    __u8 addr[16];
+};
+
+/* Entries of `ranges` are read in order up to the first END. The loader writes
+ * an entry's bounds while it is FREE and makes it LIVE by a second update, so
+ * that the program never acts on half-written bounds. */
+enum ix_steer_range_state {
+    IX_STEER_RANGE_END = 0,
+    IX_STEER_RANGE_FREE = 1,
+    IX_STEER_RANGE_LIVE = 2,
+};
+
+/* Local ports [lo, hi] of outgoing flows. */
+struct ix_steer_range {
+    __u32 state; /* enum ix_steer_range_state */
+    __u8 family;
+    __u8 proto;
+    __u16 pad;
+    __u16 lo; /* host byte order, inclusive */
+    __u16 hi; /* host byte order, inclusive */
+    __u8 addr[16];
+};
+
+/* Every frame gets exactly one of these, counted per CPU in `verdicts`.
+ * X(enumerator, name, is the frame redirected, what it says) */
+#define IX_STEER_VERDICTS(X)                                                                      \
+    X(PASS_OTHER, "pass_other", 0, "neither IP nor ARP")                                          \
+    X(PASS_VLAN, "pass_vlan", 0, "carries one or two VLAN tags")                                  \
+    X(PASS_ARP, "pass_arp", 0, "ARP, for the kernel's own addresses")                             \
+    X(PASS_TRUNCATED, "pass_truncated", 0, "ends inside a header")                                \
+    X(PASS_MALFORMED, "pass_malformed", 0, "IP version or header length is wrong")                \
+    X(PASS_FRAGMENT, "pass_fragment", 0, "fragment of an IP datagram")                            \
+    X(PASS_EXTENSION, "pass_extension", 0, "IPv6 extension header before the transport header")   \
+    X(PASS_PROTOCOL, "pass_protocol", 0, "neither TCP, UDP nor ICMP")                             \
+    X(PASS_ICMP, "pass_icmp", 0, "ICMP that concerns no claimed flow")                            \
+    X(PASS_UNCLAIMED, "pass_unclaimed", 0, "TCP or UDP that nobody claimed")                      \
+    X(PASS_NO_SOCKET, "pass_no_socket", 0, "claimed, but its queue has no AF_XDP socket")         \
+    X(REDIRECT_CLAIM, "redirect_claim", 1, "to a claimed port")                                   \
+    X(REDIRECT_RANGE, "redirect_range", 1, "to a port of a claimed range")                        \
+    X(REDIRECT_ICMP, "redirect_icmp", 1, "ICMP error about a claimed flow")                       \
+    X(REDIRECT_OWN, "redirect_own", 1, "IPv4 to an address that only the dataplane has")          \
+    X(REDIRECT_ARP, "redirect_arp", 1, "ARP for an address that only the dataplane has")
+
+#define IX_STEER_ENUMERATOR(e, name, redirected, text) IX_STEER_##e,
+enum ix_steer_verdict { IX_STEER_VERDICTS(IX_STEER_ENUMERATOR) IX_STEER_N_VERDICTS };
+#undef IX_STEER_ENUMERATOR
+
+#endif
