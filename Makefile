@@ -82,7 +82,7 @@ SAN_MODULE := tests/unit/_san_core.abi3.so
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san demo test tidy sim bench clean all lib programs san
+.PHONY: help setup build build-san demo test tidy sim bench clean lib-locked all lib programs san
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -103,6 +103,10 @@ setup:
 
 build: setup
 	@$(LOCKED) all
+
+# setup.py calls this, with the Python that it runs in.
+lib-locked:
+	@$(LOCKED) lib
 
 build-san: setup
 	@$(LOCKED) san

@@ -48,10 +48,24 @@ INTEGER = re.compile(r"(0[xX][0-9a-fA-F]+|\d+)([uUlL]*)\Z")
 DROPPED_WORDS = {"inline", "__inline", "__inline__", "__extension__", "_Noreturn", "register"}
 DROPPED_WORDS |= {"restrict", "__restrict", "__restrict__"}
 DROPPED_CALLS = {"__attribute__", "__attribute", "_Alignas", "__asm__", "asm"}
+# The functions that the compiler itself calls; the sanitizers bring their own.
+COMPILER_CALLS = {"memcpy", "memmove", "memset", "memcmp"}
 # What <stdint.h> and the compiler provide to a macro's expansion.
-KNOWN_IN_MACROS = re.compile(r"(U?INT\d*_(MAX|MIN|C)|UINT64_MAX|u?int\d+_t|size_t|sizeof|unsigned|int|long|char)\Z")
+KNOWN_IN_MACROS = re.compile(
+    r"(U?INT\d*_(MAX|MIN|C)|UINT64_MAX|u?int\d+_t|size_t|sizeof|unsigned|int|long|char)\Z"
+)
 # Kernel type names that public headers may use, as cffi knows them.
-PRELUDE = "typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32;\ntypedef uint64_t __u64; typedef int32_t __s32; typedef int64_t __s64;\n"
+PRELUDE = "".join(
+    f"typedef {standard} {kernel};\n"
+    for standard, kernel in (
+        ("uint8_t", "__u8"),
+        ("uint16_t", "__u16"),
+        ("uint32_t", "__u32"),
+        ("uint64_t", "__u64"),
+        ("int32_t", "__s32"),
+        ("int64_t", "__s64"),
+    )
+)
 
 
 class HeaderError(Exception):
@@ -243,7 +257,11 @@ def convert_bodies(tokens: list[str], known: dict[str, int], structs: set[str]) 
             continue
         end = matching(tokens, i)
         body = tokens[i + 1 : end]
-        named = len(out) >= 2 and IDENTIFIER.match(out[-1]) is not None and out[-2] in ("struct", "union")
+        named = (
+            len(out) >= 2
+            and IDENTIFIER.match(out[-1]) is not None
+            and out[-2] in ("struct", "union")
+        )
         if "enum" in out[-2:]:
             out += ["{", *convert_enum(body, known), "}"]
         else:
@@ -278,7 +296,15 @@ def function_name(item: list[str]) -> str | None:
     return None
 
 
-def is_integer_macro(name: str, macros: dict[str, list[str]], known: dict[str, int], depth: int = 0) -> bool:
+def variable_name(item: list[str]) -> str:
+    """The name that `extern type name[...]` declares."""
+    end = item.index("[") if "[" in item else len(item)
+    return item[end - 1]
+
+
+def is_integer_macro(
+    name: str, macros: dict[str, list[str]], known: dict[str, int], depth: int = 0
+) -> bool:
     """True where a macro expands to an integer constant expression."""
     if not macros[name] or depth > 16:
         return False
@@ -325,8 +351,10 @@ def make_cdef(found: Declarations, symbols: set[str]) -> Cdef:
         if "=" in item and "{" not in item[: item.index("=")]:
             item = item[: item.index("=")]
         name = function_name(item)
-        if name is None and "(" not in item and "{" not in item and item[0] == "extern":
-            name = next(t for t in reversed(item[: (item + ["["]).index("[")]) if IDENTIFIER.match(t))
+        if name in COMPILER_CALLS:
+            continue
+        if name is None and item[0] == "extern" and "(" not in item and "{" not in item:
+            name = variable_name(item)
         if name and not is_static and name not in symbols:
             result.undefined.append(name)
             continue
@@ -384,7 +412,9 @@ def main() -> int:
     parser.add_argument("headers", nargs="*", type=Path)
     args = parser.parse_args()
     try:
-        cdef = generate(args.module, args.headers, args.out, args.public, defined_symbols(args.defined_in))
+        cdef = generate(
+            args.module, args.headers, args.out, args.public, defined_symbols(args.defined_in)
+        )
     except HeaderError as error:
         print(f"{args.module}: {error}", file=sys.stderr)
         return 1

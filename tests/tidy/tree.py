@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,11 +24,20 @@ def relative(path: Path) -> str:
 @cache
 def tracked() -> tuple[Path, ...]:
     """The files that git tracks; outside of a clone, the test skips."""
-    run = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False)
+    run = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False
+    )
     if run.returncode != 0:
         pytest.skip("not a git clone: can't tell which files are the project's")
     names = [name for name in run.stdout.decode().split("\0") if name]
     return tuple(path for name in names if (path := ROOT / name).is_file())
+
+
+def expect_none(found: Iterable[str] | Mapping[str, object], why: str = "") -> None:
+    """Fails with every finding on a line of its own."""
+    lines = [f"{k}: {v}" for k, v in found.items()] if isinstance(found, Mapping) else list(found)
+    if lines:
+        pytest.fail("\n  ".join([why or f"{len(lines)} found:", *lines]), pytrace=False)
 
 
 def is_hosted(path: Path) -> bool:

@@ -23,7 +23,7 @@ if not _runtime_is_loaded():
         allow_module_level=True,
     )
 
-from tests.unit import _san_core  # type: ignore[attr-defined]
+from tests.unit import _san_core  # type: ignore[attr-defined]  # noqa: E402
 
 ffi: Any = _san_core.ffi
 lib: Any = _san_core.lib

@@ -1,0 +1,59 @@
+"""Folder rank is include permission: base < wire < mem < link < net < tcp < shard < api."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.tidy import tree
+
+RANK = {layer: rank for rank, layer in enumerate(tree.LAYERS)}
+# The records of the API are vocabulary: these headers include nothing of the core (api.h) or only
+# what ranks lowest, and every layer may use them.
+OPEN_TO_ALL = {"api/api.h"}
+
+
+def violations(layer: str, included: list[str]) -> list[str]:
+    """The includes that a file of `layer` may not have."""
+    bad = []
+    for name in included:
+        folder = name.split("/")[0]
+        if folder not in RANK or (RANK[folder] > RANK[layer] and name not in OPEN_TO_ALL):
+            bad.append(name)
+    return bad
+
+
+def own_includes(path: Path) -> list[str]:
+    """What a file includes of the tree."""
+    return [name for style, name in tree.includes(path) if style == '"']
+
+
+def test_core_files_include_only_lower_layers() -> None:
+    found = {
+        tree.relative(path): bad
+        for path in tree.core_files()
+        if (bad := violations(path.parent.name, own_includes(path)))
+    }
+    tree.expect_none(found)
+
+
+def test_api_h_includes_nothing_of_the_core() -> None:
+    assert own_includes(tree.DATAPLANE / "api/api.h") == []
+
+
+def test_violations_are_found() -> None:
+    # The rule itself can fail: upwards, sideways out of the core, and a bare name.
+    assert violations("mem", ["base/types.h", "tcp/tcp.h", "native/app.h", "frame.h"]) == [
+        "tcp/tcp.h",
+        "native/app.h",
+        "frame.h",
+    ]
+
+
+def test_application_side_sees_only_the_api_of_the_core() -> None:
+    found = {}
+    for path in sorted((tree.ROOT / "ixnet/native").glob("*.[ch]")):
+        core = [name for name in own_includes(path) if name.split("/")[0] in RANK]
+        bad = [name for name in core if not name.startswith(("api/", "base/types.h"))]
+        if bad:
+            found[tree.relative(path)] = bad
+    tree.expect_none(found)
