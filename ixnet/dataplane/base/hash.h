@@ -14,8 +14,8 @@ struct ix_key {
  * port choice (RFC 6056). */
 uint64_t ix_siphash(const struct ix_key *key, const void *data, size_t bytes);
 
-/* A fast keyed hash of three words for the flow table: two folded 64x64-bit multiplications. A peer that
- * doesn't know the key can't choose addresses that collide. */
+/* A fast keyed hash of three words for the flow table: two folded 64x64-bit multiplications. A
+ * peer that doesn't know the key can't choose addresses that collide. */
 static inline uint64_t ix_hash_fold(uint64_t a, uint64_t b)
 {
     unsigned __int128 product = (unsigned __int128)a * b;

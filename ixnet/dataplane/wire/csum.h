@@ -1,5 +1,8 @@
-/* The Internet checksum (RFC 1071). Sums are kept folded to 32 bits at most in host order of 16-bit
- * big-endian words as they lie in memory, so partial sums over even-sized parts can be added. */
+/* The Internet checksum (RFC 1071).
+ *
+ * A partial sum holds 16-bit words as they lie in memory (host order, not swapped), added modulo
+ * 65535 and folded to 32 bits at most. Sums over parts of even size can be added in any order.
+ */
 #ifndef IX_WIRE_CSUM_H
 #define IX_WIRE_CSUM_H
 
@@ -8,25 +11,34 @@
 /* Adds `bytes` bytes at `data` to `sum`. Every part but the last must have even length. */
 uint32_t ix_csum_add(const void *data, size_t bytes, uint32_t sum);
 
-/* Copies `bytes` bytes and returns `sum` with them added: one pass over the payload. */
+/* Copies `bytes` bytes and returns `sum` with them added: one pass over the payload. The regions
+ * must not overlap. */
 uint32_t ix_csum_copy(void *dst, const void *src, size_t bytes, uint32_t sum);
+
+/* Folds to 32 bits. Twice: the first addition can itself carry. */
+static inline uint32_t ix_csum_fold(uint64_t sum)
+{
+    sum = (sum & UINT32_MAX) + (sum >> 32);
+    return (uint32_t)sum + (uint32_t)(sum >> 32);
+}
 
 /* Adds two sums. */
 static inline uint32_t ix_csum_combine(uint32_t a, uint32_t b)
 {
-    uint64_t sum = (uint64_t)a + b;
-    return (uint32_t)sum + (uint32_t)(sum >> 32);
+    return ix_csum_fold((uint64_t)a + b);
 }
 
-/* Appends `part`, a sum over bytes that begin at offset `offset` of the whole: byte-swapped if odd. */
+/* Appends `part`, a sum over bytes that begin at offset `offset` of the whole: byte-swapped if
+ * odd (RFC 1071 section 2 (B), byte order independence). */
 static inline uint32_t ix_csum_append(uint32_t sum, uint32_t part, size_t offset)
 {
-    if (offset & 1) /* RFC 1071 section 2 (B): byte order independence */
+    if (offset & 1)
         part = ((part & 0x00ff00ffu) << 8) | ((part >> 8) & 0x00ff00ffu);
     return ix_csum_combine(sum, part);
 }
 
-/* Folds and complements: the value to store, as it lies in memory. 0 over data that includes a correct checksum. */
+/* Folds and complements: the value to store, as it lies in memory. 0 over data that includes a
+ * correct checksum. */
 static inline uint16_t ix_csum_finish(uint32_t sum)
 {
     sum = (sum & 0xffff) + (sum >> 16);
@@ -34,11 +46,19 @@ static inline uint16_t ix_csum_finish(uint32_t sum)
     return (uint16_t)~sum;
 }
 
-/* The IPv4 pseudo header (RFC 9293 3.1, RFC 768). Addresses as they lie in memory, length in bytes. */
+/* The IPv4 pseudo header (RFC 9293 3.1, RFC 768). Addresses as they lie in memory. */
 static inline uint32_t ix_csum_pseudo4(uint32_t src, uint32_t dst, uint8_t proto, uint32_t l4_bytes)
 {
-    uint64_t sum = (uint64_t)src + dst + ((uint32_t)proto << 8) + ix_swap16((uint16_t)l4_bytes);
-    return (uint32_t)sum + (uint32_t)(sum >> 32);
+    return ix_csum_fold((uint64_t)src + dst + ((uint32_t)proto << 8) +
+                        ix_swap16((uint16_t)l4_bytes));
+}
+
+/* Whether a checksum field, as it lies in memory, holds the bare pseudo header sum: what Linux
+ * leaves there for a NIC to complete (CHECKSUM_PARTIAL), and what a veth peer with tx offload on
+ * sends. */
+static inline bool ix_csum_is_partial(uint16_t stored, uint32_t pseudo)
+{
+    return (stored ^ ix_csum_finish(pseudo)) == 0xffff;
 }
 
 #endif

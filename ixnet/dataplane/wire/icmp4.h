@@ -22,13 +22,14 @@ enum {
 
 struct ix_icmp4 {
     uint8_t type, code;
-    uint32_t rest;      /* second header word, host order: id and sequence, or next-hop MTU (RFC 1191) */
+    uint32_t rest;       /* second word, host order: id and sequence, or next-hop MTU (RFC 1191) */
     uint16_t data_bytes; /* bytes after the 8-byte header */
 };
 
 /* Checks the checksum over all `bytes`. */
 enum ix_parse ix_icmp4_parse(const uint8_t *message, size_t bytes, struct ix_icmp4 *out);
-/* Writes the 8-byte header; the data_bytes bytes after it must be there already, the checksum covers them. */
+/* Writes the 8-byte header; the data_bytes bytes after it must be there already, since the
+ * checksum covers them. */
 void ix_icmp4_emit(uint8_t *message, const struct ix_icmp4 *icmp);
 
 #endif

@@ -8,11 +8,11 @@
 enum { IX_IPV4_BYTES = 20, IX_PROTO_ICMP = 1, IX_PROTO_TCP = 6, IX_PROTO_UDP = 17 };
 
 struct ix_ipv4 {
-    uint32_t src, dst;     /* as they lie in memory (network order) */
-    uint16_t total_bytes;  /* header and payload; never more than was received */
+    uint32_t src, dst;    /* as they lie in memory (network order) */
+    uint16_t total_bytes; /* header and payload; never more than was received */
     uint16_t id;
-    uint16_t frag_bytes;   /* fragment offset in bytes */
-    uint8_t header_bytes;  /* 20..60; options are skipped */
+    uint16_t frag_bytes;  /* fragment offset in bytes */
+    uint8_t header_bytes; /* 20..60; options are skipped */
     uint8_t proto, ttl, tos;
     bool dont_fragment, more_fragments;
 };

@@ -33,33 +33,53 @@ struct ix_tcp_hdr {
     uint8_t flags;        /* IX_TCP_* */
     uint8_t header_bytes; /* 20..60; emit computes it */
     uint16_t mss;         /* 0: no MSS option */
-    int8_t wscale;        /* -1: no window scale option; else 0..14 (larger is taken as 14, RFC 7323 2.3) */
+    int8_t wscale;        /* -1: no window scale option; else 0..14 (more: 14, RFC 7323 2.3) */
     bool sack_ok;         /* SACK-permitted */
     bool has_ts;
-    uint8_t sack_count;   /* blocks in sack[] */
+    uint8_t sack_count; /* blocks in sack[] */
     uint32_t ts_val, ts_ecr;
     struct ix_tcp_sack sack[IX_SACK_BLOCKS_RX];
 };
 
-/* Parses header and options of a segment of `bytes` bytes. Unknown options are skipped. An option that runs over the
- * end of the header makes the segment IX_PARSE_HEADER; one of a known kind with a wrong
- * length is ignored. The checksum is verified against the pseudo header. */
+/* Parses header and options of a segment of `bytes` bytes. The checksum is verified against the
+ * pseudo header before any option is looked at. Unknown options are skipped. An option that runs
+ * over the end of the header, or whose length is below 2, makes the segment IX_PARSE_HEADER; one of
+ * a known kind with a wrong length is ignored, and so is one that has no meaning in this segment:
+ * MSS, window scale and SACK-permitted without SYN, SACK with it. Of repeated options the last
+ * counts. SACK blocks are as the peer wrote them: whether they make sense is for TCP to judge. */
 enum ix_parse ix_tcp_parse(const uint8_t *segment, size_t bytes, uint32_t src, uint32_t dst,
                            struct ix_tcp_hdr *out);
 
 /* The size that ix_tcp_emit() will write for these options, a multiple of 4. */
 uint32_t ix_tcp_header_bytes(const struct ix_tcp_hdr *tcp);
 
-/* Writes the header. Option order is Linux's: SYN: mss, sackOK, timestamp, nop, wscale; else nop nop timestamp,
- * nop nop sack. payload_sum: ix_csum_add() of the payload_bytes bytes that follow. Returns header bytes. */
+/* Writes the header. Option order is Linux's: SYN: mss, sackOK, timestamp, nop, wscale; else nop
+ * nop timestamp, nop nop sack. Options without meaning in the segment are left out, as in
+ * ix_tcp_parse(); of the SACK blocks as many as fit are sent, the first ones. payload_sum:
+ * ix_csum_add() of the payload_bytes bytes that follow. Returns header bytes. */
 uint32_t ix_tcp_emit(uint8_t *segment, const struct ix_tcp_hdr *tcp, uint32_t src, uint32_t dst,
                      uint32_t payload_bytes, uint32_t payload_sum);
 
 /* Sequence number comparison modulo 2^32 (RFC 9293 3.4). */
-static inline bool ix_seq_lt(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
-static inline bool ix_seq_leq(uint32_t a, uint32_t b) { return (int32_t)(a - b) <= 0; }
-static inline bool ix_seq_gt(uint32_t a, uint32_t b) { return (int32_t)(a - b) > 0; }
-static inline bool ix_seq_geq(uint32_t a, uint32_t b) { return (int32_t)(a - b) >= 0; }
-static inline uint32_t ix_seq_max(uint32_t a, uint32_t b) { return ix_seq_gt(a, b) ? a : b; }
+static inline bool ix_seq_lt(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) < 0;
+}
+static inline bool ix_seq_leq(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) <= 0;
+}
+static inline bool ix_seq_gt(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) > 0;
+}
+static inline bool ix_seq_geq(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) >= 0;
+}
+static inline uint32_t ix_seq_max(uint32_t a, uint32_t b)
+{
+    return ix_seq_gt(a, b) ? a : b;
+}
 
 #endif

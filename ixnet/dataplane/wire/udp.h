@@ -13,12 +13,12 @@ struct ix_udp {
     bool has_csum;
 };
 
-/* pseudo: ix_csum_pseudo4() of the packet with the UDP length *as received in the IP payload*
- * (`bytes`); the UDP length field is what counts and may be smaller: then the pseudo header is adjusted.
- * A zero checksum means that there is none. */
+/* bytes: the size of the IP payload. The UDP length field is what counts, for the checksum too; it
+ * may be smaller than `bytes`, but not larger. A zero checksum means that there is none. */
 enum ix_parse ix_udp_parse(const uint8_t *datagram, size_t bytes, uint32_t src, uint32_t dst,
                            struct ix_udp *out);
-/* Writes the header. payload_sum: ix_csum_add() of the payload. A checksum of 0 is sent as 0xffff. */
+/* Writes the header. payload_sum: ix_csum_add() of the payload. A checksum of 0 is sent as 0xffff;
+ * without has_csum the field is 0 and payload_sum is not used. */
 void ix_udp_emit(uint8_t *datagram, const struct ix_udp *udp, uint32_t src, uint32_t dst,
                  uint32_t payload_sum);
 

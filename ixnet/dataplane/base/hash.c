@@ -1,0 +1,61 @@
+/* SipHash-2-4 (Aumasson, Bernstein: "SipHash: a fast short-input PRF", 2012, section 2.2). */
+#include "base/hash.h"
+
+enum { COMPRESS_ROUNDS = 2, FINAL_ROUNDS = 4 };
+
+struct sip_state {
+    uint64_t v0, v1, v2, v3;
+};
+
+static inline uint64_t rotate_left(uint64_t v, int bits)
+{
+    return v << bits | v >> (64 - bits);
+}
+
+static inline void sip_rounds(struct sip_state *s, int rounds)
+{
+    for (int i = 0; i < rounds; i++) {
+        s->v0 += s->v1;
+        s->v2 += s->v3;
+        s->v1 = rotate_left(s->v1, 13) ^ s->v0;
+        s->v3 = rotate_left(s->v3, 16) ^ s->v2;
+        s->v0 = rotate_left(s->v0, 32);
+        s->v2 += s->v1;
+        s->v0 += s->v3;
+        s->v1 = rotate_left(s->v1, 17) ^ s->v2;
+        s->v3 = rotate_left(s->v3, 21) ^ s->v0;
+        s->v2 = rotate_left(s->v2, 32);
+    }
+}
+
+static inline void sip_compress(struct sip_state *s, uint64_t word)
+{
+    s->v3 ^= word;
+    sip_rounds(s, COMPRESS_ROUNDS);
+    s->v0 ^= word;
+}
+
+uint64_t ix_siphash(const struct ix_key *key, const void *data, size_t bytes)
+{
+    /* The constants spell "somepseudorandomlygeneratedbytes". */
+    struct sip_state s = {
+        .v0 = key->k[0] ^ 0x736f6d6570736575ull,
+        .v1 = key->k[1] ^ 0x646f72616e646f6dull,
+        .v2 = key->k[0] ^ 0x6c7967656e657261ull,
+        .v3 = key->k[1] ^ 0x7465646279746573ull,
+    };
+    const uint8_t *at = data;
+    const uint8_t *tail = at + (bytes & ~(size_t)7);
+    for (; at < tail; at += 8) {
+        uint64_t word;
+        __builtin_memcpy(&word, at, 8);
+        sip_compress(&s, word);
+    }
+    uint64_t last = (uint64_t)bytes << 56;
+    for (size_t i = 0; i < (bytes & 7); i++)
+        last |= (uint64_t)tail[i] << (8 * i);
+    sip_compress(&s, last);
+    s.v2 ^= 0xff;
+    sip_rounds(&s, FINAL_ROUNDS);
+    return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
+}

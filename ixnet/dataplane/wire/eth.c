@@ -1,0 +1,20 @@
+#include "wire/eth.h"
+
+enum { SRC_AT = 6, TYPE_AT = 12 };
+
+enum ix_parse ix_eth_parse(const uint8_t *frame, size_t bytes, struct ix_eth *out)
+{
+    if (bytes < IX_ETH_BYTES)
+        return IX_PARSE_SHORT;
+    __builtin_memcpy(out->dst.b, frame, sizeof out->dst.b);
+    __builtin_memcpy(out->src.b, frame + SRC_AT, sizeof out->src.b);
+    out->type = ix_load_be16(frame + TYPE_AT);
+    return IX_PARSE_OK;
+}
+
+void ix_eth_emit(uint8_t *frame, const struct ix_eth *eth)
+{
+    __builtin_memcpy(frame, eth->dst.b, sizeof eth->dst.b);
+    __builtin_memcpy(frame + SRC_AT, eth->src.b, sizeof eth->src.b);
+    ix_store_be16(frame + TYPE_AT, eth->type);
+}

@@ -1,0 +1,64 @@
+#include "wire/ipv4.h"
+
+#include "wire/put.h"
+
+/* Field offsets (RFC 791 3.1). */
+enum {
+    TOS_AT = 1,
+    TOTAL_AT = 2,
+    ID_AT = 4,
+    FRAGMENT_AT = 6,
+    TTL_AT = 8,
+    PROTO_AT = 9,
+    CSUM_AT = 10,
+    SRC_AT = 12,
+    DST_AT = 16,
+
+    DONT_FRAGMENT = 0x4000,
+    MORE_FRAGMENTS = 0x2000,
+    OFFSET_MASK = 0x1fff, /* in units of 8 bytes */
+};
+
+enum ix_parse ix_ipv4_parse(const uint8_t *packet, size_t bytes, struct ix_ipv4 *out)
+{
+    if (bytes < IX_IPV4_BYTES)
+        return IX_PARSE_SHORT;
+    if (packet[0] >> 4 != 4)
+        return IX_PARSE_VERSION;
+    size_t header_bytes = (packet[0] & 0xf) * 4u;
+    size_t total_bytes = ix_load_be16(packet + TOTAL_AT);
+    if (header_bytes < IX_IPV4_BYTES || total_bytes < header_bytes)
+        return IX_PARSE_HEADER;
+    if (total_bytes > bytes)
+        return IX_PARSE_SHORT;
+    if (ix_csum_finish(ix_csum_add(packet, header_bytes, 0)) != 0)
+        return IX_PARSE_CSUM;
+
+    uint16_t fragment = ix_load_be16(packet + FRAGMENT_AT);
+    __builtin_memcpy(&out->src, packet + SRC_AT, 4);
+    __builtin_memcpy(&out->dst, packet + DST_AT, 4);
+    out->total_bytes = (uint16_t)total_bytes;
+    out->id = ix_load_be16(packet + ID_AT);
+    out->frag_bytes = (uint16_t)((fragment & OFFSET_MASK) * 8);
+    out->header_bytes = (uint8_t)header_bytes;
+    out->proto = packet[PROTO_AT];
+    out->ttl = packet[TTL_AT];
+    out->tos = packet[TOS_AT];
+    out->dont_fragment = fragment & DONT_FRAGMENT;
+    out->more_fragments = fragment & MORE_FRAGMENTS;
+    return IX_PARSE_OK;
+}
+
+void ix_ipv4_emit(uint8_t *packet, const struct ix_ipv4 *ip)
+{
+    uint16_t fragment = (uint16_t)(ip->frag_bytes / 8 | (ip->dont_fragment ? DONT_FRAGMENT : 0) |
+                                   (ip->more_fragments ? MORE_FRAGMENTS : 0));
+    struct ix_put put = {.at = packet};
+    ix_put_be16x2(&put, (uint16_t)(0x4500 | ip->tos), ip->total_bytes);
+    ix_put_be16x2(&put, ip->id, fragment);
+    ix_put_be16x2(&put, (uint16_t)(ip->ttl << 8 | ip->proto), 0);
+    ix_put_raw32(&put, ip->src);
+    ix_put_raw32(&put, ip->dst);
+    uint16_t csum = ix_put_finish(&put);
+    __builtin_memcpy(packet + CSUM_AT, &csum, 2);
+}
