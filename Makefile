@@ -44,8 +44,6 @@ PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.
 # What tests/unit/_san_core declares: everything.
 SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h)
 
-comma := ,
-
 # ---- flags ---------------------------------------------------------------------------
 
 WARN := -std=gnu11 -Wall -Wextra -Werror
@@ -82,7 +80,7 @@ SAN_MODULE := tests/unit/_san_core.abi3.so
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san demo test tidy sim bench clean lib-locked all lib programs san
+.PHONY: help setup build build-san demo test tidy sim bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -156,6 +154,10 @@ san: $(SAN_MODULE)
 # build tries again.
 say = @echo "  $(1) $@"; mkdir -p $(@D)
 orskip = $(if $(IX_PARTIAL),|| { echo "  *** LEFT OUT: $@ (IX_PARTIAL)"; $(1); })
+# ... and calls of what nobody defines yet lead to a trap, or the whole module would not load.
+stubs = { comm -23 <(nm -u -f posix $(1) | grep -o '^ix_\w*' | sort -u) \
+	<(nm --defined-only -f posix $(1) | grep -o '^ix_\w*' | sort -u) | \
+	sed 's/.*/void &(void) { __builtin_trap(); }/' | $(CC) -fPIC -x c -c - -o $(2); }
 EMPTY_OBJECT = echo | $(CC) -x c -c - -o $@ && touch -d @1 $@
 
 $(B)/core/%.o: %.c Makefile
@@ -174,23 +176,31 @@ $(B)/san/hosted/%.o: %.c Makefile
 	$(call say,SAN )
 	$(Q)$(CC) $(HOSTED_CFLAGS) $(SAN_OPT) $(SANITIZE) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
 
+# Changes when a source comes or goes: what is linked from all of them must then be linked anew.
+$(B)/sources.list: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CORE_SRC) $(HOSTED_SRC) $(TEST_NATIVE_SRC)' | cmp -s - $@ || \
+		echo '$(CORE_SRC) $(HOSTED_SRC) $(TEST_NATIVE_SRC)' >$@
+FORCE:
+
 # The whole core as one object. Its own memcpy and the like are hidden, and become local here:
 # they must not take the place of libc's in the hosted code it is linked with.
-$(B)/core/ixcore.o: $(CORE_OBJ)
+$(B)/core/ixcore.o: $(CORE_OBJ) $(B)/sources.list
 	$(call say,LD  )
 	$(Q)$(if $(CORE_OBJ),ld -r -o $@ $(CORE_OBJ) && objcopy --localize-hidden $@,$(EMPTY_OBJECT))
 
-$(B)/libixnet.a: $(B)/core/ixcore.o $(HOSTED_OBJ)
+$(B)/libixnet.a: $(B)/core/ixcore.o $(HOSTED_OBJ) $(B)/sources.list
 	$(call say,AR  )
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && ar rcs $@ $(filter %.o,$^)
 
 # One shared library for the Python module and for native apps, so that an app that the
 # worker loads calls the same code. -Bsymbolic: calls inside it are direct.
-$(LIBRARY): $(B)/core/ixcore.o $(HOSTED_OBJ)
+$(LIBRARY): $(B)/core/ixcore.o $(HOSTED_OBJ) $(B)/sources.list
 	$(call say,LD  )
 	$(Q)echo '{ global: ix_*; local: *; };' >$(B)/libixnet.map
-	$(Q)$(CC) -shared -o $@ $^ -Wl,-soname=libixnet.so -Wl,-Bsymbolic \
-		-Wl,--version-script=$(B)/libixnet.map $(if $(IX_PARTIAL),,-Wl$(comma)--no-undefined) $(LIBS)
+	$(Q)$(if $(IX_PARTIAL),$(call stubs,$(filter %.o,$^),$(B)/stubs.o))
+	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) $(if $(IX_PARTIAL),$(B)/stubs.o) -Wl,-soname=libixnet.so -Wl,-Bsymbolic \
+		-Wl,--version-script=$(B)/libixnet.map -Wl,--no-undefined $(LIBS)
 
 $(BPF_OBJ): ixnet/xdp_objects/%.o: xdp/%.c Makefile
 	$(call say,BPF )
@@ -216,17 +226,18 @@ $(MODULE): $(B)/cffi/_core.c $(LIBRARY)
 	$(Q)$(CC) $(MODULE_CFLAGS) -MF $(B)/cffi/_core.d -shared -o $@ $< \
 		-Lixnet -lixnet -Wl,-rpath,'$$ORIGIN'
 
-$(B)/cffi/san.stamp: $(SAN_HDR) $(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ) $(BUILDER) Makefile
+$(B)/cffi/san.stamp: $(B)/sources.list $(SAN_HDR) $(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ) $(BUILDER) Makefile
 	$(call say,GEN )
 	$(Q)$(GENERATE) --module tests.unit._san_core --out $(B)/cffi/_san_core.c \
 		$(addprefix --defined-in ,$(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ)) -- $(SAN_HDR) && touch $@
 $(B)/cffi/_san_core.c: $(B)/cffi/san.stamp
 	@:
 
-$(SAN_MODULE): $(B)/cffi/_san_core.c $(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ)
+$(SAN_MODULE): $(B)/cffi/_san_core.c $(SAN_CORE_OBJ) $(SAN_HOSTED_OBJ) $(B)/sources.list
 	$(call say,LD  )
+	$(Q)$(if $(IX_PARTIAL),$(call stubs,$(filter %.o,$^),$(B)/san/stubs.o))
 	$(Q)$(CC) $(MODULE_CFLAGS) $(SAN_OPT) $(SANITIZE) -MF $(B)/cffi/_san_core.d \
-		-shared -o $@ $(filter %.c %.o,$^) -Wl,-Bsymbolic $(LIBS)
+		-shared -o $@ $(filter %.c %.o,$^) $(if $(IX_PARTIAL),$(B)/san/stubs.o) -Wl,-Bsymbolic $(LIBS)
 
 # Native apps are loaded by a worker that has libixnet.so already.
 $(APPS): $(B)/%.so: %.c $(LIBRARY) Makefile
