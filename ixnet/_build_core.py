@@ -338,6 +338,20 @@ class Cdef:
     refused: list[str]  # declarations that cffi doesn't take
 
 
+def check_names(headers: Iterable[Path]) -> None:
+    """Raises where two headers give one struct, union or enum name to two things.
+
+    All headers are compiled as one unit here, so a name must be one thing in the whole tree.
+    """
+    owners: dict[str, Path] = {}
+    for header in headers:
+        text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
+        for tag in re.findall(r"^(?:struct|union|enum)\s+(\w+)\s*\{", text, flags=re.M):
+            if tag in owners:
+                raise HeaderError(f"{tag} is defined in {owners[tag]} and in {header}: rename one")
+            owners[tag] = header
+
+
 def make_cdef(found: Declarations, symbols: set[str]) -> Cdef:
     """Turns declarations into the text for ffi.cdef()."""
     known: dict[str, int] = {}
@@ -384,6 +398,7 @@ def is_accepted(text: str) -> bool:
 
 def generate(module: str, headers: list[Path], out: Path, public: bool, symbols: set[str]) -> Cdef:
     """Writes the module's C source to out, unless it holds the same text already."""
+    check_names(headers)
     cdef = make_cdef(read_headers(headers, public), symbols)
     ffi = cffi.FFI()
     ffi.cdef(cdef.text)
