@@ -210,7 +210,7 @@ $(BPF_OBJ): ixnet/xdp_objects/%.o: xdp/%.c Makefile
 # The modules' C is generated anew whenever a header or a defined symbol may have changed, but
 # keeps its date when that gave the same text.
 PYTHON_INCLUDE = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
-MODULE_CFLAGS = $(filter-out -W%,$(HOSTED_CFLAGS)) -I$(PYTHON_INCLUDE) $(DEPS)
+MODULE_CFLAGS = $(filter-out -W%,$(HOSTED_CFLAGS)) -Wno-address-of-packed-member -I$(PYTHON_INCLUDE) $(DEPS)
 BUILDER := ixnet/_build_core.py
 GENERATE = $(PYTHON) $(BUILDER) $(if $(IX_PARTIAL),--partial)
 
