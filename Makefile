@@ -136,10 +136,11 @@ sim: build build-san
 	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 tests/sim || { $(SHOW_REPORTS); }
 
 tidy: build
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy --strict -p ixnet
-	$(PYTHON) -m pytest tests/tidy
+	@status=0; set -x; $(PYTHON) -m ruff check . || status=1; \
+	$(PYTHON) -m ruff format --check . || status=1; \
+	$(PYTHON) -m mypy --strict -p ixnet || status=1; \
+	$(PYTHON) -m pytest tests/tidy || status=1; \
+	{ set +x; } 2>/dev/null; exit $$status
 
 clean:
 	rm -rf $(B) ixnet/xdp_objects ixnet/*.so tests/unit/_san_core*.so
