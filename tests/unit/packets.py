@@ -91,3 +91,9 @@ def unwritten(struct: Any) -> Any:
 def is_unwritten(pointer: Any) -> bool:
     """True if nothing was stored into what unwritten() gave: a failed parse must not."""
     return set(bytes(ffi.buffer(pointer))) == {0xA5}
+
+
+def ipv4_csum(header: bytes) -> bytes:
+    """`header` with the right IPv4 header checksum."""
+    blank = header[:10] + b"\0\0" + header[12:]
+    return blank[:10] + checksum(blank).to_bytes(2, "little") + blank[12:]
