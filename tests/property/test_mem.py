@@ -1,0 +1,329 @@
+"""mem/: frame pool, timing wheels and flow table against models in Python.
+
+Each rule does the same to the C code and to the model and compares what both say; after every step
+the C code's own check of its invariants runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from tests.unit.san import ffi, lib
+from tests.unit.test_flowtab import Table
+
+SETTINGS = settings(max_examples=100, stateful_step_count=60, deadline=None, database=None)
+
+# ---- frame pool -----------------------------------------------------------------------
+
+FREE, FILL, RX, APP, TX = (
+    lib.IX_FRAME_FREE,
+    lib.IX_FRAME_FILL,
+    lib.IX_FRAME_RX,
+    lib.IX_FRAME_APP,
+    lib.IX_FRAME_TX,
+)
+POOL, ARENA = 6, 2
+HANDLES = (1, 2)
+
+
+class FramesMachine(RuleBasedStateMachine):
+    """Calls of all kinds on any frame; those that would trip an assertion are left out, those that
+    the link or the application could provoke are made and must be refused."""
+
+    frames = st.integers(0, POOL + ARENA + 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta = ffi.new("struct ix_frame[]", POOL + ARENA)
+        self.f = ffi.new("struct ix_frames *")
+        lib.ix_frames_init(self.f, self.meta, POOL, ARENA, 11)
+        self.owner = [FREE] * POOL + [APP] * ARENA
+        self.refs = [0] * (POOL + ARENA)
+        self.lent: dict[int, tuple[int, int]] = {}  # frame: (handle, bytes out)
+        self.flow: dict[int, int] = {}
+
+    def _freed(self, frame: int) -> None:
+        self.owner[frame] = FREE
+        self.flow.pop(frame, None)
+
+    def _taken(self, frame: int, owner: int) -> None:
+        if FREE in self.owner[:POOL]:
+            assert self.owner[frame] == FREE
+            self.owner[frame] = owner
+        else:
+            assert frame == lib.IX_NONE
+
+    @rule()
+    def alloc(self) -> None:
+        self._taken(lib.ix_frame_alloc(self.f), TX)
+
+    @rule()
+    def take_fill(self) -> None:
+        self._taken(lib.ix_frame_take_fill(self.f), FILL)
+
+    @rule(frame=frames)
+    def untake_fill(self, frame: int) -> None:
+        if frame < POOL and self.owner[frame] == FILL:
+            lib.ix_frame_untake_fill(self.f, frame)
+            self._freed(frame)
+
+    @rule(frame=frames)
+    def from_rx(self, frame: int) -> None:
+        legal = frame < POOL and self.owner[frame] == FILL
+        assert lib.ix_frame_from_rx(self.f, frame) == legal
+        if legal:
+            self.owner[frame] = RX
+
+    @rule(frame=frames)
+    def free(self, frame: int) -> None:
+        if frame < POOL and self.owner[frame] in (RX, TX) and self.refs[frame] == 0:
+            lib.ix_frame_free(self.f, frame)
+            self._freed(frame)
+
+    @rule(frame=frames, handle=st.sampled_from(HANDLES), nbytes=st.integers(1, 5))
+    def lend(self, frame: int, handle: int, nbytes: int) -> None:
+        may = sum(o == APP for o in self.owner[:POOL]) < self.f.lend_max
+        assert lib.ix_frame_may_lend(self.f) == may
+        # The reserve is the caller's to keep; lending beyond it is a decision, not an error.
+        if frame < POOL and self.owner[frame] == RX:
+            lib.ix_frame_lend(self.f, frame, handle, 10, nbytes)
+            self.owner[frame] = APP
+            self.lent[frame] = (handle, nbytes)
+
+    @rule(frame=frames, handle=st.sampled_from((0, *HANDLES)), nbytes=st.integers(0, 6))
+    def done(self, frame: int, handle: int, nbytes: int) -> None:
+        to, out = self.lent.get(frame, (None, 0))
+        legal = to == handle and nbytes <= out
+        result = lib.ix_frame_done(self.f, frame, handle, nbytes)
+        assert result == (0 if legal else -lib.IX_EINVAL)
+        if not legal:
+            return
+        self.lent[frame] = (handle, out - nbytes)
+        if out == nbytes:
+            del self.lent[frame]
+            if self.refs[frame]:
+                self.owner[frame] = TX
+            else:
+                self._freed(frame)
+
+    @rule(frame=frames, flow=st.none() | st.integers(0, 3))
+    def tx_begin(self, frame: int, flow: int | None) -> None:
+        if frame >= POOL + ARENA or self.owner[frame] not in (APP, TX):
+            return
+        lib.ix_frame_tx_begin(self.f, frame)
+        self.refs[frame] += 1
+        if flow is not None:
+            self.meta[frame].flow = self.flow[frame] = flow
+
+    @rule(frame=frames)
+    def tx_end(self, frame: int) -> None:
+        told = lib.ix_frame_tx_end(self.f, frame)
+        if frame >= POOL + ARENA or self.refs[frame] == 0:
+            assert told == lib.IX_NONE
+            return
+        self.refs[frame] -= 1
+        if self.refs[frame]:
+            assert told == lib.IX_NONE
+            return
+        assert told == self.flow.get(frame, lib.IX_NONE)
+        if self.owner[frame] == TX:
+            self._freed(frame)
+
+    @invariant()
+    def same_as_model(self) -> None:
+        wrong = lib.ix_frames_check(self.f)
+        assert wrong == ffi.NULL, ffi.string(wrong)
+        for frame in range(POOL + ARENA):
+            m = self.meta[frame]
+            assert m.owner == self.owner[frame]
+            assert m.tx_refs == self.refs[frame]
+            if frame in self.lent:
+                assert (m.handle, m.lent_bytes) == self.lent[frame]
+        for owner in range(lib.IX_FRAME_OWNERS):
+            assert self.f.count[owner] == self.owner[:POOL].count(owner)
+
+
+# ---- timing wheels -----------------------------------------------------------------------
+
+TIMERS = 12
+TICK_SHIFT = lib.IX_WHEEL_TICK_SHIFT
+LAST_TICK = (2**64 - 1) >> TICK_SHIFT
+# Times near and across the boundaries of each level, in ns.
+spans = st.one_of(
+    st.integers(0, 3 << TICK_SHIFT),
+    st.builds(
+        lambda level, ticks, ns: max(0, (ticks << TICK_SHIFT + 8 * level) + ns),
+        st.integers(0, 4),
+        st.integers(0, 300),
+        st.integers(-(1 << TICK_SHIFT) - 1, (1 << TICK_SHIFT) + 1),
+    ),
+    st.integers(0, 2**64 - 1),
+)
+
+
+class WheelMachine(RuleBasedStateMachine):
+    """The model is a sorted list of (tick, order of being set, timer)."""
+
+    @initialize(now=spans)
+    def start(self, now: int) -> None:
+        self.now = min(now, 2**64 - 1)
+        self.tick = self.now >> TICK_SHIFT  # that the wheel has handled
+        self.timers = ffi.new("struct ix_timer[]", TIMERS)
+        self.w = ffi.new("struct ix_wheel *")
+        lib.ix_wheel_init(self.w, self.timers, TIMERS, self.now)
+        self.armed: dict[int, tuple[int, int]] = {}  # timer: (tick, order)
+        self.sets = 0
+
+    def _set(self, timer: int, deadline: int) -> None:
+        lib.ix_wheel_set(self.w, timer, deadline)
+        self.sets += 1
+        tick = max(min(-(-deadline >> TICK_SHIFT), LAST_TICK), self.tick)
+        self.armed[timer] = (tick, self.sets)
+
+    @rule(timer=st.integers(0, TIMERS - 1), delay=spans)
+    def set_later(self, timer: int, delay: int) -> None:
+        self._set(timer, min(self.now + delay, 2**64 - 1))
+
+    @rule(timer=st.integers(0, TIMERS - 1), deadline=spans)
+    def set_anywhere(self, timer: int, deadline: int) -> None:
+        self._set(timer, min(deadline, 2**64 - 1))
+
+    @rule(timer=st.integers(0, TIMERS - 1))
+    def cancel(self, timer: int) -> None:
+        lib.ix_wheel_cancel(self.w, timer)
+        self.armed.pop(timer, None)
+
+    def _advance(self, now: int, most: int) -> None:
+        target = max(now >> TICK_SHIFT, self.tick)
+        due = sorted((a, t) for t, a in self.armed.items() if a[0] <= target)
+        fired = ffi.new("uint32_t[]", most + 1)
+        n = lib.ix_wheel_advance(self.w, now, fired, most)
+        assert list(fired[0:n]) == [t for _, t in due[:most]]
+        for _, timer in due[:most]:
+            self.tick = self.armed.pop(timer)[0]
+        if n < most:
+            self.tick = target
+
+    @rule(span=spans, most=st.integers(0, TIMERS + 1))
+    def advance(self, span: int, most: int) -> None:
+        self.now = min(self.now + span, 2**64 - 1)
+        self._advance(self.now, most)
+
+    @rule(back=spans)
+    def clock_goes_backward(self, back: int) -> None:
+        self._advance(max(0, self.now - back), TIMERS)
+
+    @precondition(lambda self: self.armed)
+    @rule()
+    def sleep_until_next(self) -> None:
+        # However far away, it takes at most a wakeup per level and one per span.
+        before = len(self.armed)
+        first = min(self.armed.values())[0]
+        wakeups = 0
+        while len(self.armed) == before:
+            nxt = lib.ix_wheel_next_ns(self.w)
+            assert nxt <= first << TICK_SHIFT
+            if wakeups > 4:  # spans without a timer are jumped over, to keep this short
+                nxt = first << TICK_SHIFT
+            self.now = max(self.now, nxt)
+            self._advance(self.now, 1)
+            wakeups += 1
+
+    @invariant()
+    def same_as_model(self) -> None:
+        if not hasattr(self, "w"):
+            return
+        wrong = lib.ix_wheel_check(self.w)
+        assert wrong == ffi.NULL, ffi.string(wrong)
+        assert self.w.armed == len(self.armed)
+        for timer in range(TIMERS):
+            assert lib.ix_wheel_armed(self.w, timer) == (timer in self.armed)
+            if timer in self.armed:
+                due = self.armed[timer][0] << TICK_SHIFT
+                assert lib.ix_wheel_deadline(self.w, timer) == due
+        following = lib.ix_wheel_next_ns(self.w)
+        if self.armed:
+            assert following <= min(self.armed.values())[0] << TICK_SHIFT
+        else:
+            assert following == 2**64 - 1
+
+
+# ---- flow table ---------------------------------------------------------------------------
+
+MOST_FLOWS = 70
+# Few distinct hashes, so that equal ones, equal tags and equal buckets are the rule.
+hashes = st.one_of(
+    st.sampled_from([0, 1, 1 << 48, 0xFFFF << 48 | 1]),
+    st.builds(lambda tag, bucket: tag << 48 | bucket, st.integers(0, 2), st.integers(0, 40)),
+    st.integers(0, 2**64 - 1),
+)
+
+
+class FlowtabMachine(RuleBasedStateMachine):
+    """The model is a dict from flow to hash."""
+
+    flows = Bundle("flows")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table(MOST_FLOWS)
+        self.model: dict[int, int] = {}
+        self.next_flow = 0
+
+    @rule(target=flows, value=hashes, count=st.integers(1, 12))
+    def add(self, value: int, count: int) -> Any:
+        count = min(count, MOST_FLOWS - len(self.model))
+        added = range(self.next_flow, self.next_flow + count)
+        for flow in added:
+            assert lib.ix_flowtab_add(self.table.t, value, flow) == 0
+            self.model[flow] = value
+        self.next_flow += count
+        return multiple(*added)
+
+    @rule(flow=consumes(flows))
+    def delete(self, flow: int) -> None:
+        lib.ix_flowtab_del(self.table.t, self.model.pop(flow), flow)
+
+    @rule(value=hashes)
+    def look_up(self, value: int) -> None:
+        # Candidates: every flow of that hash, and others only of the same bucket and tag.
+        found = self.table.candidates(value)
+        assert len(set(found)) == len(found)
+        tag = lib.ix_flowtab_tag(value)
+        mask = self.table.t.bucket_mask
+        expected = {
+            flow
+            for flow, other in self.model.items()
+            if other & mask == value & mask and lib.ix_flowtab_tag(other) == tag
+        }
+        assert set(found) == expected
+
+    @invariant()
+    def same_as_model(self) -> None:
+        self.table.check()
+        assert self.table.t.flows == len(self.model)
+
+    def teardown(self) -> None:
+        for flow, value in self.model.items():
+            assert flow in self.table.candidates(value)
+
+
+FramesMachine.TestCase.settings = SETTINGS
+WheelMachine.TestCase.settings = SETTINGS
+FlowtabMachine.TestCase.settings = SETTINGS
+TestFrames = FramesMachine.TestCase
+TestWheel = WheelMachine.TestCase
+TestFlowtab = FlowtabMachine.TestCase
