@@ -13,7 +13,7 @@ _libc_ffi = FFI()
 _libc_ffi.cdef(
     "void *malloc(size_t); void free(void *);void *__asan_region_is_poisoned(void *, size_t);"
 )
-_libc = _libc_ffi.dlopen(None)
+_libc: Any = _libc_ffi.dlopen(None)
 
 SRC = "10.1.2.3"
 DST = "192.0.2.77"
@@ -26,7 +26,7 @@ OK, SHORT, VERSION, HEADER, CSUM = (
 )
 
 
-def exact(data: bytes | int, misalign: int = 0) -> Any:
+def exact(data: bytes | bytearray | int, misalign: int = 0) -> Any:
     """Returns a `uint8_t *` to a malloc'ed copy of `data` (or that many 0xee bytes).
 
     The allocation ends with the data, so that the sanitizer sees a read or write of one byte

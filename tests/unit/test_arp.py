@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from scapy.layers.l2 import ARP
 
@@ -17,7 +19,7 @@ from tests.unit.packets import (
 )
 from tests.unit.san import ffi, lib
 
-FIELDS = {"hwsrc": "02:00:00:00:00:01", "psrc": "10.0.0.1", "pdst": "10.0.0.2"}
+FIELDS: dict[str, Any] = {"hwsrc": "02:00:00:00:00:01", "psrc": "10.0.0.1", "pdst": "10.0.0.2"}
 REQUEST = bytes(ARP(op=1, hwdst="00:00:00:00:00:00", **FIELDS))
 REPLY = bytes(ARP(op=2, hwdst="02:00:00:00:00:02", **FIELDS))
 

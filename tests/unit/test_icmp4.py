@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Raw
@@ -15,7 +17,7 @@ FRAG_NEEDED = bytes(
 )
 
 
-def parse(message: bytes) -> tuple[int, object]:
+def parse(message: bytes) -> tuple[int, Any]:
     icmp = unwritten("struct ix_icmp4")
     verdict = lib.ix_icmp4_parse(exact(message), len(message), icmp)
     assert verdict == OK or is_unwritten(icmp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, IPOption
@@ -27,7 +28,7 @@ from tests.unit.san import ffi, lib
 PACKET = bytes(IP(src=SRC, dst=DST, proto=6, ttl=61, tos=0x2E, id=0xABCD) / Raw(bytes(40)))
 
 
-def parse(packet: bytes) -> tuple[int, object]:
+def parse(packet: bytes) -> tuple[int, Any]:
     ip = unwritten("struct ix_ipv4")
     verdict = lib.ix_ipv4_parse(exact(packet), len(packet), ip)
     assert verdict == OK or is_unwritten(ip)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
@@ -22,7 +24,7 @@ from tests.unit.packets import (
 from tests.unit.san import ffi, lib
 
 
-def built(payload: bytes, src: str = SRC, dst: str = DST, **fields: int) -> bytes:
+def built(payload: bytes, src: str = SRC, dst: str = DST, **fields: Any) -> bytes:
     """The UDP part of what scapy sends."""
     return bytes(IP(src=src, dst=dst) / UDP(sport=5353, dport=53, **fields) / Raw(payload))[20:]
 
@@ -30,7 +32,7 @@ def built(payload: bytes, src: str = SRC, dst: str = DST, **fields: int) -> byte
 DATAGRAM = built(b"odd payload")
 
 
-def parse(datagram: bytes, src: str = SRC, dst: str = DST) -> tuple[int, object]:
+def parse(datagram: bytes, src: str = SRC, dst: str = DST) -> tuple[int, Any]:
     udp = unwritten("struct ix_udp")
     verdict = lib.ix_udp_parse(exact(datagram), len(datagram), raw_ip(src), raw_ip(dst), udp)
     assert verdict == OK or is_unwritten(udp)
