@@ -1,6 +1,7 @@
 #include "loader.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -228,18 +229,18 @@ static const char *mode_name(uint32_t mode)
 }
 
 /* -EBUSY with the occupant's name, or 0 if the hook is free. */
-static int refuse_occupied(uint32_t ifindex, struct text *t)
+static int refuse_occupied(const char *ifname, uint32_t ifindex, struct text *t)
 {
     struct ix_steer_attached other;
     int e = ix_steer_query(ifindex, &other);
 
     if (e) {
-        text_add(t, "query interface %u: %s", ifindex, strerror(-e));
+        text_add(t, "query XDP program of %s: %s", ifname, strerror(-e));
         return e;
     }
     if (!other.prog_id)
         return 0;
-    text_add(t, "interface %u has XDP program %u (%s) attached in %s mode", ifindex, other.prog_id,
+    text_add(t, "%s has XDP program %u (%s) attached in %s mode", ifname, other.prog_id,
              other.name[0] ? other.name : "unnamed",
              other.mode == IX_STEER_MODE_OFFLOAD ? "offload" : mode_name(other.mode));
     return -EBUSY;
@@ -247,6 +248,7 @@ static int refuse_occupied(uint32_t ifindex, struct text *t)
 
 static int attach(struct ix_steer *s, uint32_t ifindex, uint32_t mode, struct text *t)
 {
+    char name[IF_NAMESIZE];
     LIBBPF_OPTS(bpf_link_create_opts, opts,
                 .flags = mode == IX_STEER_MODE_NATIVE ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE);
     int e, fd;
@@ -255,7 +257,11 @@ static int attach(struct ix_steer *s, uint32_t ifindex, uint32_t mode, struct te
         return -EALREADY;
     if (mode != IX_STEER_MODE_NATIVE && mode != IX_STEER_MODE_GENERIC)
         return -EINVAL;
-    e = refuse_occupied(ifindex, t);
+    if (!if_indextoname(ifindex, name)) {
+        text_add(t, "no interface with index %u", ifindex);
+        return -ENODEV;
+    }
+    e = refuse_occupied(name, ifindex, t);
     if (e)
         return e;
     /* A link never replaces what is attached, so a program that came in since the
@@ -263,8 +269,7 @@ static int attach(struct ix_steer *s, uint32_t ifindex, uint32_t mode, struct te
     fd = bpf_link_create(s->prog_fd, (int)ifindex, BPF_XDP, &opts);
     if (fd < 0) {
         e = -errno;
-        text_add(t, "attach XDP program to interface %u in %s mode: %s", ifindex, mode_name(mode),
-                 strerror(-e));
+        text_add(t, "attach XDP program to %s in %s mode: %s", name, mode_name(mode), strerror(-e));
         return e == -EEXIST ? -EBUSY : e;
     }
     s->link_fd = fd;

@@ -257,22 +257,25 @@ void ix_xsk_init(struct ix_xsk *x)
     x->tx_waited = 0;
     x->rx_waited = 0;
     x->stats = (struct ix_xsk_stats){0};
-    ix_xsk_check(x);
+    IX_ASSERT(!ix_xsk_check(x));
 }
 
-static void check_ring(const struct ix_xsk_ring *r)
+static bool ring_is_sound(const struct ix_xsk_ring *r)
 {
-    IX_ASSERT((r->mask & (r->mask + 1)) == 0);
-    IX_ASSERT(r->cached_prod - r->cached_cons <= r->mask + 1);
+    return (r->mask & (r->mask + 1)) == 0 && r->cached_prod - r->cached_cons <= r->mask + 1;
 }
 
-void ix_xsk_check(const struct ix_xsk *x)
+const char *ix_xsk_check(const struct ix_xsk *x)
 {
-    check_ring(&x->rx);
-    check_ring(&x->tx);
-    check_ring(&x->fill);
-    check_ring(&x->completion);
-    IX_ASSERT(x->link.ops == &xsk_ops);
+    if (!ring_is_sound(&x->rx))
+        return "RX indices";
+    if (!ring_is_sound(&x->tx))
+        return "TX indices";
+    if (!ring_is_sound(&x->fill))
+        return "FILL indices";
+    if (!ring_is_sound(&x->completion))
+        return "COMPLETION indices";
+    return x->link.ops == &xsk_ops ? NULL : "operations";
 }
 
 IX_STATIC_ASSERT(sizeof(struct ix_desc) == 16, "struct ix_desc lies on the rings as struct xdp_desc");

@@ -78,7 +78,8 @@ struct ix_xsk {
  * sets the operations and takes over the indices as the rings have them. */
 void ix_xsk_init(struct ix_xsk *x);
 
-/* Invariants: indices within a ring's size of each other. */
-void ix_xsk_check(const struct ix_xsk *x);
+/* The invariants: each ring's indices within its size of each other. Returns NULL, or
+ * what is wrong. */
+const char *ix_xsk_check(const struct ix_xsk *x);
 
 #endif
