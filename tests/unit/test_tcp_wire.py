@@ -224,6 +224,13 @@ def test_known_option_of_wrong_length_what_follows_is_read() -> None:
     assert options_of(segment(options, flags=SYN)) == said(wscale=9, **TS_SAID)
 
 
+def test_known_option_of_wrong_length_earlier_one_stays() -> None:
+    sack = b"\x05\x0a" + bytes(8)
+    for wrong in (b"\x05\x02", b"\x05\x09" + b"\xff" * 7, b"\x08\x02", b"\x03\x02"):
+        options = TS + sack + wrong
+        assert options_of(segment(padded(options))) == said(sack=[(0, 0)], **TS_SAID)
+
+
 def test_unknown_option_of_every_kind_and_length_is_skipped() -> None:
     known = {0, 1, 2, 3, 4, 5, 8}
     for kind in set(range(256)) - known:

@@ -114,6 +114,22 @@ static bool parse_options(const uint8_t *options, size_t bytes, struct ix_tcp_hd
     return true;
 }
 
+/* All but the options, which are set to absent. */
+static inline void read_fields(const uint8_t *segment, size_t header_bytes, struct ix_tcp_hdr *hdr)
+{
+    *hdr = (struct ix_tcp_hdr){
+        .src_port = ix_load_be16(segment),
+        .dst_port = ix_load_be16(segment + DST_PORT_AT),
+        .seq = ix_load_be32(segment + SEQ_AT),
+        .ack = ix_load_be32(segment + ACK_AT),
+        .window = ix_load_be16(segment + WINDOW_AT),
+        .urgent = ix_load_be16(segment + URGENT_AT),
+        .flags = segment[FLAGS_AT],
+        .header_bytes = (uint8_t)header_bytes,
+        .wscale = -1,
+    };
+}
+
 enum ix_parse ix_tcp_parse(const uint8_t *segment, size_t bytes, uint32_t src, uint32_t dst,
                            struct ix_tcp_hdr *out)
 {
@@ -128,26 +144,21 @@ enum ix_parse ix_tcp_parse(const uint8_t *segment, size_t bytes, uint32_t src, u
     if (IX_UNLIKELY(ix_csum_finish(ix_csum_add(segment, bytes, pseudo)) != 0))
         return IX_PARSE_CSUM;
 
-    struct ix_tcp_hdr hdr = {
-        .src_port = ix_load_be16(segment),
-        .dst_port = ix_load_be16(segment + DST_PORT_AT),
-        .seq = ix_load_be32(segment + SEQ_AT),
-        .ack = ix_load_be32(segment + ACK_AT),
-        .window = ix_load_be16(segment + WINDOW_AT),
-        .urgent = ix_load_be16(segment + URGENT_AT),
-        .flags = segment[FLAGS_AT],
-        .header_bytes = (uint8_t)header_bytes,
-        .wscale = -1,
-    };
     const uint8_t *options = segment + IX_TCP_BYTES;
     if (IX_LIKELY(header_bytes == IX_TCP_BYTES + TS_PADDED_BYTES &&
                   ix_load_be32(options) == WORD_NOP_NOP_TS)) {
-        hdr.has_ts = true;
-        hdr.ts_val = ix_load_be32(options + 4);
-        hdr.ts_ecr = ix_load_be32(options + 8);
-    } else if (!parse_options(options, header_bytes - IX_TCP_BYTES, &hdr)) {
-        return IX_PARSE_HEADER;
+        read_fields(segment, header_bytes, out);
+        out->has_ts = true;
+        out->ts_val = ix_load_be32(options + 4);
+        out->ts_ecr = ix_load_be32(options + 8);
+        return IX_PARSE_OK;
     }
+    /* Apart, because `out` stays as it was if the options are malformed. Not for every segment: the
+     * copy reads narrow stores in wide loads, and waits for them. */
+    struct ix_tcp_hdr hdr;
+    read_fields(segment, header_bytes, &hdr);
+    if (!parse_options(options, header_bytes - IX_TCP_BYTES, &hdr))
+        return IX_PARSE_HEADER;
     *out = hdr;
     return IX_PARSE_OK;
 }
