@@ -28,7 +28,13 @@ def core() -> Path:
 
 
 def test_core_refers_to_no_outside_symbol(core: Path) -> None:
-    assert nm("--undefined-only", core) == []
+    tree.expect_none(nm("--undefined-only", core))
+
+
+def test_build_leaves_nothing_out() -> None:
+    # IX_PARTIAL builds what it can of a tree in the making; it must not be the default.
+    setting = re.search(r"^IX_PARTIAL\s*\?=(.*)$", (tree.ROOT / "Makefile").read_text(), flags=re.M)
+    assert setting is not None and setting.group(1).strip() == ""
 
 
 def test_core_has_no_writable_data(core: Path) -> None:
