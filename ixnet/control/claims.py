@@ -22,7 +22,7 @@ from ixnet.control.xdp import IpAddress, Proto, Steering
 
 # The states that sock_diag is asked for, as bits (net/tcp_states.h). A UDP socket is CLOSE, or
 # ESTABLISHED when connected.
-_TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE, _TCP_LISTEN = 1, 6, 7, 10
+_TCP_TIME_WAIT, _TCP_LISTEN = 6, 10
 _ALL_STATES = 0xFFF
 _ANY_V4, _ANY_V6 = ipaddress.IPv4Address(0), ipaddress.IPv6Address(0)
 _FIRST_OUTGOING_PORT = 61000  # just above the kernel's default range of 32768 to 60999
@@ -187,7 +187,9 @@ class Claims:
         holders: list[socket.socket] = []
         try:
             for address in addresses:
-                holders.append(_hold_port(proto, address, port))
+                holder = _hold_port(proto, address, port)
+                if holder is not None:
+                    holders.append(holder)
         except BaseException:
             _close_all(holders)
             raise
@@ -302,41 +304,46 @@ def _process_of(inode: int) -> str:
     return ""
 
 
-def _hold_port(proto: Proto, address: IpAddress, port: int) -> socket.socket:
-    """A socket bound to the port. PortTaken if the kernel refuses."""
+def _hold_port(proto: Proto, address: IpAddress, port: int) -> socket.socket | None:
+    """A socket bound to the port; None if only TIME_WAIT keeps the kernel from binding it.
+
+    Errors: PortTaken; IxError if the address is not this host's.
+    """
     kind = socket.SOCK_STREAM if proto is Proto.TCP else socket.SOCK_DGRAM
     holder = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+    if proto is Proto.UDP:
+        # It never reads; what the program passes while a queue has no socket must not pile up.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     try:
-        if proto is Proto.UDP:
-            # It never reads; what the program passes while a queue has no socket must not pile up.
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        try:
-            holder.bind((str(address), port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or proto is Proto.UDP:
-                raise
-            # Remains of connections that a kernel service had on it; nothing listens any more.
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind((str(address), port))
+        holder.bind((str(address), port))
+        return holder
     except OSError as error:
         holder.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(
-                f"another dataplane, or a kernel socket, holds {proto.name} port {port} "
-                f"on {address}",
-                "stop it, or choose another port",
-                errno.EADDRINUSE,
-            ) from error
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise IxError(
-                f"{address} is not an address of this host",
-                "add it to the interface, or take it as an own address",
-                errno.EADDRNOTAVAIL,
-            ) from error
-        raise IxError(
-            f"bind {address} port {port}: {error.strerror}", "", error.errno or 0
-        ) from error
-    return holder
+        if error.errno == errno.EADDRINUSE and _only_time_wait(proto, address, port):
+            return None
+        raise _bind_error(error, proto, address, port) from error
+
+
+def _only_time_wait(proto: Proto, address: IpAddress, port: int) -> bool:
+    """Whether remains of closed connections, and nothing else that shows, have the port."""
+    there = [s for s in kernel_sockets(proto, port) if s.serves(address)]
+    return bool(there) and all(s.state == _TCP_TIME_WAIT for s in there)
+
+
+def _bind_error(error: OSError, proto: Proto, address: IpAddress, port: int) -> IxError:
+    if error.errno == errno.EADDRINUSE:
+        return PortTaken(
+            f"another dataplane, or a kernel socket, holds {proto.name} port {port} on {address}",
+            "stop it, or choose another port",
+            errno.EADDRINUSE,
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return IxError(
+            f"{address} is not an address of this host",
+            "add it to the interface, or take it as an own address",
+            errno.EADDRNOTAVAIL,
+        )
+    return IxError(f"bind {address} port {port}: {error.strerror}", "", error.errno or 0)
 
 
 def _close_all(holders: Iterable[socket.socket]) -> None:
