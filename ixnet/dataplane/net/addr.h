@@ -1,0 +1,56 @@
+/* Addresses and the key that names a flow, wide enough for both families. */
+#ifndef IX_NET_ADDR_H
+#define IX_NET_ADDR_H
+
+#include "base/hash.h"
+#include "base/types.h"
+
+/* An IP address as it lies in a packet. IPv4: v4, the rest 0. */
+struct ix_ip {
+    union {
+        uint8_t b[16];
+        uint32_t v4;
+        uint64_t q[2];
+    };
+};
+
+static inline struct ix_ip ix_ip_from_v4(uint32_t v4)
+{
+    return (struct ix_ip){.q = {v4, 0}};
+}
+static inline bool ix_ip_equal(const struct ix_ip *a, const struct ix_ip *b)
+{
+    return a->q[0] == b->q[0] && a->q[1] == b->q[1];
+}
+static inline bool ix_ip_is_zero(const struct ix_ip *a)
+{
+    return (a->q[0] | a->q[1]) == 0;
+}
+
+/* Both ends of a connection as this side sees it. 40 bytes, compared as five words. */
+struct ix_flow_key {
+    struct ix_ip peer, local;
+    uint16_t peer_port, local_port; /* host order */
+    uint8_t family;                 /* 4 or 6 */
+    uint8_t pad[3];                 /* 0 */
+};
+IX_STATIC_ASSERT(sizeof(struct ix_flow_key) == 40, "no holes: keys are compared as memory");
+
+static inline bool ix_flow_key_equal(const struct ix_flow_key *a, const struct ix_flow_key *b)
+{
+    uint64_t x[5], y[5];
+    __builtin_memcpy(x, a, sizeof x);
+    __builtin_memcpy(y, b, sizeof y);
+    return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4])) == 0;
+}
+
+static inline uint64_t ix_flow_hash(const struct ix_key *secret, const struct ix_flow_key *key)
+{
+    uint64_t ports = (uint64_t)key->peer_port << 16 | key->local_port;
+    if (IX_LIKELY(key->family == 4))
+        return ix_hash_words(secret, key->peer.q[0] | key->local.q[0] << 32, ports, 4);
+    uint64_t h = ix_hash_words(secret, key->peer.q[0], key->peer.q[1], ports);
+    return ix_hash_words(secret, h ^ key->local.q[0], key->local.q[1], 6);
+}
+
+#endif

@@ -1,0 +1,86 @@
+/* Ethernet and IPv4 input: validation, and whose packet it is (RFC 1122 3.2.1). */
+#include "net/net.h"
+#include "wire/icmp4.h"
+
+/* 0.0.0.0/8, 127.0.0.0/8, multicast and above are no host's source address (RFC 1122 3.2.1.3). */
+static bool source_impossible(uint32_t src)
+{
+    uint8_t first = (uint8_t)src; /* memory order: the first octet is the low byte */
+    return first == 0 || first == 127 || first >= 224;
+}
+
+static enum ix_verdict count_parse(struct ix_net *net, enum ix_parse parse)
+{
+    switch (parse) {
+    case IX_PARSE_VERSION:
+        net->counters->drop_ip_version++;
+        break;
+    case IX_PARSE_HEADER:
+        net->counters->drop_ip_header++;
+        break;
+    case IX_PARSE_CSUM:
+        net->counters->drop_ip_csum++;
+        break;
+    default:
+        net->counters->drop_ip_short++;
+    }
+    return IX_VERDICT_DROP;
+}
+
+static enum ix_verdict ip4_input(struct ix_net *net, struct ix_packet *pkt)
+{
+    struct ix_counters *n = net->counters;
+    enum ix_parse parse =
+        ix_ipv4_parse(pkt->data + IX_ETH_BYTES, pkt->bytes - IX_ETH_BYTES, &pkt->ip);
+    if (IX_UNLIKELY(parse != IX_PARSE_OK))
+        return count_parse(net, parse);
+    struct ix_ip dst = ix_ip_from_v4(pkt->ip.dst);
+    if (IX_UNLIKELY(!ix_net_is_local(net, 4, &dst))) {
+        n->drop_ip_dst++;
+        return IX_VERDICT_DROP;
+    }
+    /* A packet from our own address came from a liar (the land attack). */
+    if (IX_UNLIKELY(source_impossible(pkt->ip.src) || pkt->ip.src == pkt->ip.dst)) {
+        n->drop_ip_src++;
+        return IX_VERDICT_DROP;
+    }
+    if (IX_UNLIKELY(pkt->ip.more_fragments || pkt->ip.frag_bytes)) {
+        n->drop_ip_frag++;
+        return IX_VERDICT_DROP;
+    }
+    pkt->l4 = pkt->data + IX_ETH_BYTES + pkt->ip.header_bytes;
+    pkt->l4_bytes = (uint32_t)pkt->ip.total_bytes - pkt->ip.header_bytes;
+    switch (pkt->ip.proto) {
+    case IX_PROTO_TCP:
+        return IX_VERDICT_TCP;
+    case IX_PROTO_UDP:
+        return IX_VERDICT_UDP;
+    case IX_PROTO_ICMP:
+        return IX_VERDICT_ICMP;
+    default:
+        n->drop_ip_proto++;
+        ix_icmp4_unreachable(net, pkt, IX_ICMP4_PROTOCOL);
+        return IX_VERDICT_DROP;
+    }
+}
+
+enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt)
+{
+    struct ix_counters *n = net->counters;
+    if (IX_UNLIKELY(ix_eth_parse(pkt->data, pkt->bytes, &pkt->eth) != IX_PARSE_OK)) {
+        n->drop_eth_short++;
+        return IX_VERDICT_DROP;
+    }
+    /* A NIC in promiscuous mode, or a switch that floods, brings others' frames. */
+    if (IX_UNLIKELY(!ix_mac_equal(&pkt->eth.dst, &net->mac) && !ix_mac_is_group(&pkt->eth.dst))) {
+        n->drop_eth_dst++;
+        return IX_VERDICT_DROP;
+    }
+    if (IX_LIKELY(pkt->eth.type == IX_ETH_IPV4))
+        return ip4_input(net, pkt);
+    if (pkt->eth.type == IX_ETH_ARP)
+        ix_arp_input(net, pkt);
+    else
+        n->drop_eth_type++;
+    return IX_VERDICT_DROP;
+}

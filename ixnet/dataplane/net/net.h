@@ -1,0 +1,164 @@
+/* The network layer of a shard: addresses, routes, neighbours, and the way out.
+ *
+ * Routes and neighbours are mirrors of the kernel's, kept by the control plane through
+ * messages; the shard asks for what it lacks and never decides for itself, except in
+ * own-address mode, where it also learns from ARP.
+ */
+#ifndef IX_NET_NET_H
+#define IX_NET_NET_H
+
+#include "api/api.h"
+#include "api/config.h"
+#include "base/counters.h"
+#include "base/limits.h"
+#include "link/link.h"
+#include "mem/frame.h"
+#include "net/addr.h"
+#include "wire/arp.h"
+#include "wire/eth.h"
+#include "wire/ipv4.h"
+
+/* A received frame on its way up. The parsed parts point into the frame. */
+struct ix_packet {
+    uint8_t *data;     /* first byte of the frame */
+    uint32_t bytes;    /* of the frame */
+    uint32_t frame;    /* which UMEM frame */
+    uint32_t flags;    /* IX_DESC_* */
+    struct ix_eth eth;
+    struct ix_ipv4 ip;
+    uint8_t *l4;       /* first byte after the IP header */
+    uint32_t l4_bytes; /* to the end of the IP packet; padding is cut off */
+};
+
+/* What a layer's input function says of a packet. */
+enum ix_verdict {
+    IX_VERDICT_DROP, /* done with it; the frame can be freed. Counted where it was decided */
+    IX_VERDICT_KEPT, /* the layer keeps the frame */
+    IX_VERDICT_TCP,  /* hand it to TCP, ... */
+    IX_VERDICT_UDP,
+    IX_VERDICT_ICMP,
+};
+
+struct ix_addr {
+    struct ix_ip ip;
+    uint8_t family;
+    bool own; /* only the dataplane has it */
+};
+
+struct ix_route {
+    uint32_t dst, mask;  /* as they lie in memory; dst is masked */
+    uint32_t gateway;    /* 0: on link */
+    uint32_t source;     /* preferred source address; 0: the first local one */
+    uint8_t prefix;
+};
+
+enum ix_neigh_state { IX_NEIGH_EMPTY = 0, IX_NEIGH_WANTED, IX_NEIGH_KNOWN, IX_NEIGH_GONE };
+
+struct ix_neigh {
+    uint32_t ip;
+    struct ix_mac mac;
+    uint8_t state;     /* enum ix_neigh_state; GONE keeps the probe chain */
+    uint8_t pad;
+    uint64_t asked_ns; /* when resolution was last asked for */
+};
+
+/* Where a flow's frames go: kept by the flow, brought up to date by ix_net_resolve(). */
+struct ix_dst {
+    struct ix_mac mac;
+    bool valid;       /* mac can be used */
+    bool provisional; /* mac is where the peer's last frame came from; the neighbour is being resolved */
+    uint32_t epoch;   /* net->epoch at which mac was looked up */
+};
+
+struct ix_net {
+    struct ix_link *link;
+    struct ix_frames *frames;
+    struct ix_counters *counters;
+    struct ix_shard *shard; /* for requests to the control plane */
+    uint64_t now_ns;
+    uint64_t random;        /* state of ix_random() */
+    struct ix_mac mac;
+    bool own_address;       /* answers ARP for its own addresses */
+    bool carrier;
+    bool partial_csum_told;
+    uint32_t mtu;
+    uint32_t epoch; /* counts changes of routes and neighbours; never 0 */
+    uint16_t ip_id;
+
+    /* Frames built in this cycle, in order; [tx_head, tx_tail) wait for the link. */
+    uint32_t tx_head, tx_tail;
+    struct ix_desc tx[IX_TX_STAGE];
+
+    uint64_t icmp_tokens_ns; /* token bucket for ICMP errors: time credit, see icmp4.c */
+
+    uint32_t addr_count, route_count;
+    struct ix_addr addrs[IX_ADDRS_MAX];
+    struct ix_route routes[IX_ROUTES_MAX]; /* longest prefix first */
+    struct ix_neigh neigh[2 * IX_NEIGH_MAX]; /* open addressing */
+    uint32_t neigh_count;
+    struct ix_key neigh_key;
+};
+
+/* ---- tables (tables.c) */
+bool ix_net_is_local(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
+int ix_net_addr_add(struct ix_net *net, uint8_t family, const struct ix_ip *ip, bool own);
+void ix_net_addr_del(struct ix_net *net, uint8_t family, const struct ix_ip *ip);
+int ix_net_route_set(struct ix_net *net, uint32_t dst, uint8_t prefix, uint32_t gateway,
+                     uint32_t source);
+void ix_net_route_del(struct ix_net *net, uint32_t dst, uint8_t prefix);
+const struct ix_route *ix_net_route(const struct ix_net *net, uint32_t dst);
+void ix_net_neigh_set(struct ix_net *net, uint32_t ip, const struct ix_mac *mac);
+void ix_net_neigh_del(struct ix_net *net, uint32_t ip);
+const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip);
+/* The source address for packets to dst: the route's, else the first local one; 0 if none. */
+uint32_t ix_net_source_for(const struct ix_net *net, uint32_t dst);
+/* Makes *dst usable for packets to `ip`: route, next hop, MAC. False if the MAC isn't known; then it
+ * has been asked for (at most once a second a neighbour). A provisional MAC is used meanwhile. */
+bool ix_net_resolve(struct ix_net *net, uint32_t ip, struct ix_dst *dst);
+static inline bool ix_net_dst_ready(struct ix_net *net, uint32_t ip, struct ix_dst *dst)
+{
+    return IX_LIKELY(dst->epoch == net->epoch) || ix_net_resolve(net, ip, dst);
+}
+
+/* ---- input (ip4_input.c, arp.c, icmp4.c) */
+/* Ethernet and IPv4: validates, and says whose packet it is. */
+enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt);
+void ix_arp_input(struct ix_net *net, const struct ix_packet *pkt);
+/* Broadcasts a request for `ip`: own-address mode only. */
+void ix_arp_ask(struct ix_net *net, uint32_t ip);
+
+/* What an ICMP error says of a flow. */
+struct ix_icmp_error {
+    uint8_t type, code, proto;
+    struct ix_flow_key key;
+    uint32_t seq; /* TCP: sequence number of the segment that caused it */
+    uint32_t mtu; /* FRAG_NEEDED: next-hop MTU, 0 if not given */
+};
+/* Answers echo requests for own addresses; returns true and fills *error for an error about a TCP or UDP flow. */
+bool ix_icmp4_input(struct ix_net *net, const struct ix_packet *pkt, struct ix_icmp_error *error);
+/* Sends a destination unreachable with `code` about pkt, rate limited (RFC 1122 3.2.2, RFC 1812 4.3.2.8). */
+void ix_icmp4_unreachable(struct ix_net *net, const struct ix_packet *pkt, uint8_t code);
+
+/* ---- output (output.c) */
+static inline bool ix_net_tx_room(const struct ix_net *net)
+{
+    return net->tx_tail < IX_TX_STAGE;
+}
+/* Takes a frame of the pool for a packet, or IX_NONE (counted). Headers end and payload begins at IX_TX_HEADROOM. */
+uint32_t ix_net_alloc(struct ix_net *net);
+static inline uint8_t *ix_net_frame_ptr(const struct ix_net *net, uint32_t frame)
+{
+    return net->link->umem + ix_frame_addr(net->frames, frame);
+}
+/* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. The caller has checked ix_net_tx_room(). */
+void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                    uint8_t proto, uint32_t src, uint32_t dst, const struct ix_mac *to);
+/* Stages a frame that is complete, `data` its first byte. */
+void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint32_t bytes);
+/* Hands staged frames to the link. Returns how many went. */
+uint32_t ix_net_flush(struct ix_net *net);
+
+/* Asks the control plane for something (shard/ctl.c); dropped and counted if its ring is full. */
+void ix_ctl_request(struct ix_shard *shard, const struct ix_ctl_msg *msg);
+
+#endif

@@ -1,0 +1,59 @@
+/* The way out: headers, and the stage of frames that the cycle sends at its end. */
+#include "net/net.h"
+
+enum { IPV4_TTL = 64 }; /* RFC 1122 3.2.1.7, IANA's recommended default */
+
+uint32_t ix_net_alloc(struct ix_net *net)
+{
+    uint32_t frame = ix_frame_alloc(net->frames);
+    if (IX_UNLIKELY(frame == IX_NONE))
+        net->counters->tx_no_frame++;
+    return frame;
+}
+
+void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint32_t bytes)
+{
+    IX_ASSERT(net->tx_tail < IX_TX_STAGE);
+    ix_frame_tx_begin(net->frames, frame);
+    net->tx[net->tx_tail++] =
+        (struct ix_desc){.addr = (uint64_t)(data - net->link->umem), .len = bytes};
+    net->counters->tx_frames++;
+    net->counters->tx_bytes += bytes;
+}
+
+void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                    uint8_t proto, uint32_t src, uint32_t dst, const struct ix_mac *to)
+{
+    uint8_t *packet = l4 - IX_IPV4_BYTES;
+    uint8_t *data = packet - IX_ETH_BYTES;
+    ix_ipv4_emit(packet, &(struct ix_ipv4){.src = src,
+                                           .dst = dst,
+                                           .total_bytes = (uint16_t)(IX_IPV4_BYTES + l4_bytes),
+                                           .id = net->ip_id++,
+                                           .proto = proto,
+                                           .ttl = IPV4_TTL,
+                                           .dont_fragment = true});
+    ix_eth_emit(data, &(struct ix_eth){.dst = *to, .src = net->mac, .type = IX_ETH_IPV4});
+    ix_net_stage(net, frame, data, IX_ETH_BYTES + IX_IPV4_BYTES + l4_bytes);
+}
+
+uint32_t ix_net_flush(struct ix_net *net)
+{
+    uint32_t waiting = net->tx_tail - net->tx_head;
+    uint32_t sent = 0;
+    if (waiting)
+        sent = net->link->ops->tx_burst(net->link, &net->tx[net->tx_head], waiting);
+    net->tx_head += sent;
+    if (net->tx_head == net->tx_tail) {
+        net->tx_head = net->tx_tail = 0;
+        return sent;
+    }
+    net->counters->tx_full++;
+    /* What did not fit goes first next time; move it down so that the whole stage is usable. */
+    uint32_t rest = net->tx_tail - net->tx_head;
+    for (uint32_t i = 0; i < rest && net->tx_head; i++)
+        net->tx[i] = net->tx[net->tx_head + i];
+    net->tx_head = 0;
+    net->tx_tail = rest;
+    return sent;
+}

@@ -1,0 +1,176 @@
+/* UDP endpoints, input and output. */
+#include "net/udp.h"
+
+#include "wire/csum.h"
+#include "wire/icmp4.h"
+#include "wire/udp.h"
+
+static struct ix_udp_end *find(struct ix_udp_table *udp, const struct ix_ip *local, uint8_t family,
+                               uint16_t port)
+{
+    struct ix_udp_end *wild = NULL;
+    for (uint32_t i = 0; i < IX_UDP_MAX && udp->in_use; i++) {
+        struct ix_udp_end *end = &udp->ends[i];
+        if (end->port != port || end->family != family)
+            continue;
+        if (ix_ip_equal(&end->ip, local))
+            return end; /* the exact address before the wildcard */
+        if (ix_ip_is_zero(&end->ip))
+            wild = end;
+    }
+    return wild;
+}
+
+static struct ix_udp_end *of_handle(struct ix_udp_table *udp, uint64_t handle)
+{
+    uint32_t index = ix_handle_index(handle);
+    if (ix_handle_kind(handle) != IX_HANDLE_UDP || index >= IX_UDP_MAX)
+        return NULL;
+    struct ix_udp_end *end = &udp->ends[index];
+    return end->port && end->generation == ix_handle_generation(handle) ? end : NULL;
+}
+
+int ix_udp_bind(struct ix_udp_table *udp, const struct ix_ip *ip, uint8_t family, uint16_t port,
+                uint64_t cookie, uint64_t *handle)
+{
+    struct ix_udp_end *free_end = NULL;
+    if (port == 0 || family != 4)
+        return -IX_EINVAL;
+    for (uint32_t i = 0; i < IX_UDP_MAX; i++) {
+        struct ix_udp_end *end = &udp->ends[i];
+        if (end->port == port && end->family == family && ix_ip_equal(&end->ip, ip))
+            return -IX_EADDRINUSE;
+        if (end->port == 0 && !free_end)
+            free_end = end;
+    }
+    if (!free_end)
+        return -IX_ENOSPC;
+    uint32_t generation = free_end->generation + 1;
+    *free_end = (struct ix_udp_end){.ip = *ip,
+                                    .port = port,
+                                    .family = family,
+                                    .generation = generation ? generation : 1,
+                                    .cookie = cookie};
+    udp->in_use++;
+    *handle = ix_handle_make(IX_HANDLE_UDP, (uint32_t)(free_end - udp->ends), free_end->generation);
+    return 0;
+}
+
+int ix_udp_unbind(struct ix_udp_table *udp, uint64_t handle)
+{
+    struct ix_udp_end *end = of_handle(udp, handle);
+    if (!end)
+        return -IX_ENOENT;
+    end->port = 0;
+    udp->in_use--;
+    return 0;
+}
+
+enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
+{
+    struct ix_net *net = udp->net;
+    struct ix_counters *n = net->counters;
+    struct ix_udp hdr;
+    enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, pkt->ip.src, pkt->ip.dst, &hdr);
+    if (parse != IX_PARSE_OK) {
+        *(parse == IX_PARSE_CSUM ? &n->drop_udp_csum : &n->drop_udp_short) += 1;
+        return IX_VERDICT_DROP;
+    }
+    struct ix_ip local = ix_ip_from_v4(pkt->ip.dst);
+    struct ix_udp_end *end = find(udp, &local, 4, hdr.dst_port);
+    if (!end) {
+        n->drop_udp_port++;
+        ix_icmp4_unreachable(net, pkt, IX_ICMP4_PORT); /* RFC 1122 4.1.3.1 */
+        return IX_VERDICT_DROP;
+    }
+    uint32_t bytes = (uint32_t)hdr.total_bytes - IX_UDP_BYTES;
+    struct ix_event *event =
+        ix_frame_may_lend(net->frames) ? ix_io_event(udp->io, IX_EV_UDP_RECV) : NULL;
+    if (!event) {
+        n->drop_udp_full++;
+        return IX_VERDICT_DROP;
+    }
+    uint8_t *payload = pkt->l4 + IX_UDP_BYTES;
+    event->family = 4;
+    event->bytes = bytes;
+    event->handle = ix_handle_make(IX_HANDLE_UDP, (uint32_t)(end - udp->ends), end->generation);
+    event->cookie = end->cookie;
+    event->frame = pkt->frame;
+    event->offset = (uint16_t)(payload - ix_net_frame_ptr(net, pkt->frame));
+    event->peer_port = hdr.src_port;
+    event->local_port = hdr.dst_port;
+    __builtin_memcpy(event->peer, &pkt->ip.src, 4);
+    __builtin_memcpy(event->local, &pkt->ip.dst, 4);
+    n->udp_in++;
+    if (bytes == 0) /* nothing to lend: the event alone tells of an empty datagram */
+        return IX_VERDICT_DROP;
+    ix_frame_lend(net->frames, pkt->frame, event->handle, event->offset, (uint16_t)bytes);
+    return IX_VERDICT_KEPT;
+}
+
+bool ix_net_sendable(const struct ix_net *net, const struct ix_io *io, uint64_t addr,
+                     uint32_t bytes)
+{
+    uint64_t arena = (uint64_t)io->arena_frame << io->frame_shift;
+    if (bytes == 0 || addr >= net->link->umem_bytes || bytes > net->link->umem_bytes - addr)
+        return false;
+    if (addr >= arena)
+        return true;
+    /* A lent frame: exactly what was lent of it, nothing of its neighbours. */
+    const struct ix_frame *meta = &net->frames->meta[ix_frame_of(net->frames, addr)];
+    uint64_t offset = addr & (((uint64_t)1 << io->frame_shift) - 1);
+    return meta->owner == IX_FRAME_APP && offset >= meta->offset &&
+           offset + bytes <= (uint64_t)meta->offset + meta->bytes;
+}
+
+int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
+{
+    struct ix_net *net = udp->net;
+    struct ix_udp_end *end = of_handle(udp, call->handle);
+    if (!end)
+        return -IX_ENOENT;
+    if (call->family != 4 || call->peer_port == 0 ||
+        (call->bytes && !ix_net_sendable(net, udp->io, call->addr, call->bytes)))
+        return -IX_EINVAL;
+    if (call->bytes + IX_UDP_BYTES + IX_IPV4_BYTES > net->mtu)
+        return -IX_EMSGSIZE;
+    uint32_t dst;
+    __builtin_memcpy(&dst, call->peer, 4);
+    uint32_t src = end->ip.v4 ? end->ip.v4 : ix_net_source_for(net, dst);
+    struct ix_dst to = {.epoch = 0};
+    if (!ix_net_resolve(net, dst, &to)) {
+        net->counters->drop_neigh++;
+        return -IX_EAGAIN; /* the neighbour is being resolved */
+    }
+    if (!ix_net_tx_room(net) || udp->io->n_events == udp->io->max_events)
+        return -IX_EAGAIN;
+    uint32_t frame = ix_net_alloc(net);
+    if (frame == IX_NONE)
+        return -IX_EAGAIN;
+    uint8_t *datagram = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
+    uint32_t sum = ix_csum_copy(datagram + IX_UDP_BYTES, net->link->umem + call->addr, call->bytes, 0);
+    ix_udp_emit(datagram,
+                &(struct ix_udp){.src_port = end->port,
+                                 .dst_port = call->peer_port,
+                                 .total_bytes = (uint16_t)(IX_UDP_BYTES + call->bytes),
+                                 .has_csum = true},
+                src, dst, sum);
+    ix_net_output4(net, frame, datagram, IX_UDP_BYTES + call->bytes, IX_PROTO_UDP, src, dst,
+                   &to.mac);
+    net->counters->udp_out++;
+    struct ix_event *event = ix_io_event(udp->io, IX_EV_UDP_SENT);
+    event->handle = call->handle;
+    event->cookie = call->cookie;
+    event->bytes = call->bytes;
+    event->frame = ix_frame_of(net->frames, call->addr);
+    event->offset = (uint16_t)(call->addr & (((uint64_t)1 << udp->io->frame_shift) - 1));
+    return (int)call->bytes;
+}
+
+int ix_udp_recv_done(struct ix_udp_table *udp, const struct ix_call *call)
+{
+    uint32_t frame = ix_frame_of(udp->net->frames, call->addr);
+    if (ix_handle_kind(call->handle) != IX_HANDLE_UDP || frame >= udp->net->frames->pool_frames)
+        return -IX_EINVAL;
+    return ix_frame_done(udp->net->frames, frame, call->handle, call->bytes);
+}

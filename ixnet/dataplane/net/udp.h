@@ -1,0 +1,58 @@
+/* UDP endpoints (RFC 768). */
+#ifndef IX_NET_UDP_H
+#define IX_NET_UDP_H
+
+#include "net/net.h"
+
+struct ix_udp_end {
+    struct ix_ip ip;   /* all 0: every local address */
+    uint16_t port;     /* 0: the slot is free */
+    uint8_t family;
+    uint32_t generation;
+    uint64_t cookie;
+};
+
+struct ix_udp_table {
+    struct ix_net *net;
+    struct ix_io *io;
+    struct ix_udp_end ends[IX_UDP_MAX];
+    uint32_t in_use;
+};
+
+/* Endpoint handles carry this in bits 28..31, so that they can't be taken for connections. */
+enum { IX_HANDLE_UDP = 1, IX_HANDLE_TIMER = 2 };
+static inline uint64_t ix_handle_make(uint32_t kind, uint32_t index, uint32_t generation)
+{
+    return (uint64_t)generation << 32 | (uint64_t)kind << 28 | index;
+}
+static inline uint32_t ix_handle_kind(uint64_t handle) { return (uint32_t)handle >> 28; }
+static inline uint32_t ix_handle_index(uint64_t handle) { return (uint32_t)handle & 0xfffffff; }
+static inline uint32_t ix_handle_generation(uint64_t handle) { return (uint32_t)(handle >> 32); }
+
+int ix_udp_bind(struct ix_udp_table *udp, const struct ix_ip *ip, uint8_t family, uint16_t port,
+                uint64_t cookie, uint64_t *handle);
+int ix_udp_unbind(struct ix_udp_table *udp, uint64_t handle);
+/* Delivers a datagram as an event, or drops it (counted; port unreachable if nobody listens in own-address mode). */
+enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt);
+/* Runs UDP_SENDV. The memory is the application's again at UDP_SENT, which comes in the same poll: the
+ * datagram is copied, so that several may leave from one frame. Returns bytes or -errno. */
+int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call);
+/* Runs UDP_RECV_DONE. */
+int ix_udp_recv_done(struct ix_udp_table *udp, const struct ix_call *call);
+
+/* May the application name these bytes as something to send? They must lie in one piece in frames
+ * that are lent to it or in its arena. */
+bool ix_net_sendable(const struct ix_net *net, const struct ix_io *io, uint64_t addr,
+                     uint32_t bytes);
+
+/* The next free event record, zeroed, or NULL when the array is full. */
+static inline struct ix_event *ix_io_event(struct ix_io *io, uint8_t type)
+{
+    if (IX_UNLIKELY(io->n_events == io->max_events))
+        return NULL;
+    struct ix_event *event = &io->events[io->n_events++];
+    *event = (struct ix_event){.type = type};
+    return event;
+}
+
+#endif

@@ -1,0 +1,246 @@
+/* A shard's memory: sizes, layout, creation. Nothing is allocated afterwards. */
+#include "shard/shard.h"
+
+enum { PAGE_BYTES = 4096 };
+IX_STATIC_ASSERT(sizeof(((struct ix_stats *)0)->counters) >= sizeof(struct ix_counters),
+                 "every counter has its place in the statistics");
+
+static uint32_t or_default(uint32_t value, uint32_t fallback)
+{
+    return value ? value : fallback;
+}
+
+static void apply_defaults(struct ix_config *cfg)
+{
+    cfg->shard_count = or_default(cfg->shard_count, 1);
+    cfg->max_flows = or_default(cfg->max_flows, 65536);
+    cfg->max_events = or_default(cfg->max_events, 1024);
+    cfg->max_calls = or_default(cfg->max_calls, 1024);
+    cfg->max_timers = or_default(cfg->max_timers, 1024);
+    cfg->max_extents = or_default(cfg->max_extents, 4 * cfg->pool_frames);
+    cfg->batch = or_default(cfg->batch, IX_BATCH_DEFAULT);
+    cfg->fill_target = or_default(cfg->fill_target, IX_MIN(cfg->pool_frames / 2, 2048u));
+    cfg->rcvbuf_bytes = or_default(cfg->rcvbuf_bytes, 262144);
+    cfg->sndbuf_bytes = or_default(cfg->sndbuf_bytes, 1048576);
+    cfg->time_wait_ms = or_default(cfg->time_wait_ms, 60000);
+    cfg->mtu = or_default(cfg->mtu, 1500);
+}
+
+static bool valid(const struct ix_config *cfg)
+{
+    return cfg->shard_id < cfg->shard_count && cfg->max_flows <= IX_FLOWS_MAX &&
+           cfg->max_events >= 64 && cfg->max_calls >= 64 && cfg->max_events <= 1u << 20 &&
+           cfg->max_calls <= 1u << 20 && cfg->max_timers <= IX_APP_TIMERS_MAX &&
+           cfg->pool_frames >= 1024 && cfg->pool_frames <= IX_FRAMES_MAX &&
+           cfg->arena_frames <= IX_FRAMES_MAX && cfg->batch <= IX_BATCH_MAX &&
+           cfg->fill_target <= cfg->pool_frames - cfg->pool_frames / 16 &&
+           cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= 1u << 30 &&
+           cfg->sndbuf_bytes >= IX_MSS_DEFAULT && cfg->sndbuf_bytes <= 1u << 30 &&
+           cfg->mtu >= IX_MTU_MIN && cfg->port_hi >= cfg->port_lo &&
+           cfg->rss_key_bytes <= sizeof cfg->rss_key &&
+           cfg->rss_table_len <= IX_ARRAY_LEN(cfg->rss_table);
+}
+
+/* Parts of the memory, in order. The last, what the application may write, has pages of its own. */
+struct layout {
+    size_t frames, timers, app_timers, tcp, shared, end;
+};
+
+static size_t place(size_t *at, size_t bytes, size_t align)
+{
+    size_t start = (*at + align - 1) & ~(align - 1);
+    *at = start + bytes;
+    return start;
+}
+
+static struct layout lay_out(const struct ix_config *cfg)
+{
+    struct layout l;
+    size_t at = sizeof(struct ix_shard);
+    size_t timers = (size_t)cfg->max_flows * IX_TIMERS_PER_FLOW + cfg->max_timers;
+    size_t frames = (size_t)cfg->pool_frames + cfg->arena_frames;
+    l.frames = place(&at, frames * sizeof(struct ix_frame), IX_CACHE_LINE);
+    l.timers = place(&at, timers * sizeof(struct ix_timer), IX_CACHE_LINE);
+    l.app_timers = place(&at, cfg->max_timers * sizeof(struct ix_app_timer), IX_CACHE_LINE);
+    l.tcp = place(&at, ix_tcp_arena_bytes(cfg), IX_CACHE_LINE);
+    l.shared = place(&at,
+                     IX_CACHE_LINE + sizeof(struct ix_io) +
+                         cfg->max_events * sizeof(struct ix_event) +
+                         cfg->max_calls * sizeof(struct ix_call),
+                     PAGE_BYTES);
+    l.end = place(&at, 0, PAGE_BYTES);
+    return l;
+}
+
+size_t ix_shard_bytes(struct ix_config *cfg)
+{
+    apply_defaults(cfg);
+    return valid(cfg) ? lay_out(cfg).end : 0;
+}
+
+static void init_io(struct ix_shard *shard, uint8_t *memory)
+{
+    const struct ix_config *cfg = &shard->cfg;
+    struct ix_io *io = (struct ix_io *)(void *)memory;
+    uint8_t *arrays = memory + ((sizeof *io + IX_CACHE_LINE - 1) & ~(size_t)(IX_CACHE_LINE - 1));
+    shard->io = io;
+    *io = (struct ix_io){
+        .events = (struct ix_event *)(void *)arrays,
+        .calls = (struct ix_call *)(void *)(arrays + cfg->max_events * sizeof(struct ix_event)),
+        .max_events = cfg->max_events,
+        .max_calls = cfg->max_calls,
+        .umem = shard->link->umem,
+        .umem_bytes = shard->link->umem_bytes,
+        .frame_shift = shard->link->frame_shift,
+        .arena_frame = cfg->pool_frames,
+        .arena_frames = cfg->arena_frames,
+        .tx_headroom = IX_TX_HEADROOM,
+    };
+}
+
+static void init_net(struct ix_shard *shard)
+{
+    struct ix_net *net = &shard->net;
+    net->link = shard->link;
+    net->frames = &shard->frames;
+    net->counters = &shard->counters;
+    net->shard = shard;
+    net->now_ns = shard->now_ns;
+    net->random = shard->cfg.secret[7] ^ shard->cfg.shard_id;
+    __builtin_memcpy(net->mac.b, shard->cfg.mac, 6);
+    net->own_address = shard->cfg.own_address;
+    net->carrier = true;
+    net->mtu = shard->cfg.mtu;
+    net->epoch = 1;
+    net->ip_id = (uint16_t)ix_random(&net->random);
+    net->neigh_key = (struct ix_key){{ix_random(&net->random), ix_random(&net->random)}};
+}
+
+static void init_timers(struct ix_shard *shard, uint8_t *memory, const struct layout *l)
+{
+    const struct ix_config *cfg = &shard->cfg;
+    shard->timers = (struct ix_app_timer *)(void *)(memory + l->app_timers);
+    shard->timer_free = cfg->max_timers ? 0 : IX_NONE;
+    for (uint32_t i = 0; i < cfg->max_timers; i++) {
+        shard->timers[i].generation = 1;
+        shard->timers[i].next = i + 1 < cfg->max_timers ? i + 1 : IX_NONE;
+    }
+    ix_wheel_init(&shard->wheel, (struct ix_timer *)(void *)(memory + l->timers),
+                  cfg->max_flows * IX_TIMERS_PER_FLOW + cfg->max_timers, shard->now_ns);
+}
+
+static bool link_fits(const struct ix_config *cfg, const struct ix_link *link)
+{
+    uint64_t frames = (uint64_t)cfg->pool_frames + cfg->arena_frames;
+    return link && link->frame_shift >= IX_FRAME_SHIFT_MIN &&
+           link->frame_shift <= IX_FRAME_SHIFT_MAX &&
+           frames << link->frame_shift <= link->umem_bytes &&
+           cfg->mtu + IX_ETH_BYTES + IX_TX_HEADROOM <= 1u << link->frame_shift;
+}
+
+struct ix_shard *ix_shard_create(void *memory, size_t bytes, struct ix_config *cfg,
+                                 struct ix_link *link, uint64_t *fill)
+{
+    size_t need = ix_shard_bytes(cfg);
+    if (need == 0 || bytes < need || !link_fits(cfg, link))
+        return NULL;
+    struct layout l = lay_out(cfg);
+    uint8_t *base = memory;
+    struct ix_shard *shard = memory;
+    shard->cfg = *cfg;
+    shard->link = link;
+    shard->now_ns = cfg->now_ns;
+    shard->batch = cfg->batch;
+    init_io(shard, base + l.shared);
+    ix_frames_init(&shard->frames, (struct ix_frame *)(void *)(base + l.frames), cfg->pool_frames,
+                   cfg->arena_frames, link->frame_shift);
+    init_timers(shard, base, &l);
+    init_net(shard);
+    shard->tcp.net = shard->udp.net = &shard->net;
+    shard->tcp.wheel = &shard->wheel;
+    shard->tcp.counters = &shard->counters;
+    shard->tcp.io = shard->udp.io = shard->io;
+    shard->tcp.now_ns = shard->now_ns;
+    shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
+    ix_tcp_init(&shard->tcp, &shard->cfg, base + l.tcp);
+    for (uint32_t i = 0; fill && i < cfg->fill_target; i++)
+        fill[i] = ix_frame_addr(&shard->frames, ix_frame_take_fill(&shard->frames));
+    ix_shard_update_stats(shard);
+    return shard;
+}
+
+struct ix_io *ix_shard_io(struct ix_shard *shard)
+{
+    return shard->io;
+}
+
+int ix_shard_set_batch(struct ix_shard *shard, uint32_t batch)
+{
+    if (batch < 1 || batch > IX_BATCH_MAX)
+        return -IX_EINVAL;
+    shard->batch = batch;
+    return 0;
+}
+
+static bool take_ip(const uint8_t *ip, uint8_t family, struct ix_ip *out)
+{
+    *out = (struct ix_ip){.q = {0, 0}};
+    if (ip)
+        __builtin_memcpy(out->b, ip, family == 4 ? 4 : 16);
+    return family == 4;
+}
+
+int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
+                    uint64_t cookie, uint32_t backlog)
+{
+    struct ix_tcp *tcp = &shard->tcp;
+    struct ix_ip address;
+    uint32_t at = IX_LISTENERS_MAX;
+    if (!take_ip(ip, family, &address) || port == 0)
+        return -IX_EINVAL;
+    for (uint32_t i = 0; i < IX_LISTENERS_MAX; i++) {
+        struct ix_listener *l = &tcp->listeners[i];
+        if (l->port == port && l->family == family && ix_ip_equal(&l->ip, &address))
+            return -IX_EADDRINUSE;
+        if (l->port == 0 && l->pending == 0 && at == IX_LISTENERS_MAX)
+            at = i;
+    }
+    if (at == IX_LISTENERS_MAX)
+        return -IX_ENOSPC;
+    tcp->listeners[at] = (struct ix_listener){.ip = address,
+                                              .port = port,
+                                              .family = family,
+                                              .backlog = or_default(backlog, IX_BACKLOG_DEFAULT),
+                                              .cookie = cookie};
+    tcp->listener_count = IX_MAX(tcp->listener_count, at + 1);
+    return 0;
+}
+
+int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port)
+{
+    struct ix_ip address;
+    if (!take_ip(ip, family, &address))
+        return -IX_EINVAL;
+    for (uint32_t i = 0; i < shard->tcp.listener_count; i++) {
+        struct ix_listener *l = &shard->tcp.listeners[i];
+        if (l->port == port && l->family == family && ix_ip_equal(&l->ip, &address)) {
+            l->port = 0; /* connections that still knock keep the slot through `pending` */
+            return 0;
+        }
+    }
+    return -IX_ENOENT;
+}
+
+int ix_shard_udp_bind(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
+                      uint64_t cookie, uint64_t *handle)
+{
+    struct ix_ip address;
+    if (!take_ip(ip, family, &address))
+        return -IX_EINVAL;
+    return ix_udp_bind(&shard->udp, &address, family, port, cookie, handle);
+}
+
+int ix_shard_udp_unbind(struct ix_shard *shard, uint64_t handle)
+{
+    return ix_udp_unbind(&shard->udp, handle);
+}

@@ -1,0 +1,107 @@
+/* The control plane's ring: news in, requests out. */
+#include "shard/shard.h"
+
+static int ring_put(struct ix_ctl_ring *ring, const struct ix_ctl_msg *msg)
+{
+    uint32_t tail = ring->tail;
+    if (tail - __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE) == IX_CTL_RING)
+        return -IX_EAGAIN;
+    ring->slots[tail % IX_CTL_RING] = *msg;
+    /* Release: the reader that sees the new tail must see the message. */
+    __atomic_store_n(&ring->tail, tail + 1, __ATOMIC_RELEASE);
+    return 0;
+}
+
+static bool ring_take(struct ix_ctl_ring *ring, struct ix_ctl_msg *msg)
+{
+    uint32_t head = ring->head;
+    if (head == __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE))
+        return false;
+    *msg = ring->slots[head % IX_CTL_RING];
+    /* Release: the writer must not overwrite the slot before it has been copied. */
+    __atomic_store_n(&ring->head, head + 1, __ATOMIC_RELEASE);
+    return true;
+}
+
+int ix_ctl_send(struct ix_shard *shard, const struct ix_ctl_msg *msg)
+{
+    return ring_put(&shard->news, msg);
+}
+
+int ix_ctl_recv(struct ix_shard *shard, struct ix_ctl_msg *msg)
+{
+    return ring_take(&shard->requests, msg);
+}
+
+void ix_ctl_request(struct ix_shard *shard, const struct ix_ctl_msg *msg)
+{
+    if (ring_put(&shard->requests, msg) < 0)
+        shard->counters.ctl_full++;
+}
+
+static void abort_all(struct ix_shard *shard)
+{
+    for (uint32_t i = 0; i < shard->cfg.max_flows; i++) {
+        struct ix_tcb *tcb = &shard->tcp.flows[i];
+        if (tcb->hash == 0 || tcb->state == IX_TCP_CLOSED || tcb->state == IX_TCP_TIME_WAIT)
+            continue;
+        if (!ix_net_tx_room(&shard->net))
+            (void)ix_net_flush(&shard->net);
+        ix_tcp_send_reset(&shard->tcp, tcb);
+        ix_tcp_finish(&shard->tcp, tcb, -IX_ENETDOWN);
+    }
+}
+
+static void apply(struct ix_shard *shard, const struct ix_ctl_msg *msg)
+{
+    struct ix_net *net = &shard->net;
+    uint32_t ip4, gateway4, source4;
+    struct ix_mac mac;
+    struct ix_ip ip;
+    __builtin_memcpy(&ip4, msg->ip, 4);
+    __builtin_memcpy(&gateway4, msg->gateway, 4);
+    __builtin_memcpy(&source4, msg->source, 4);
+    __builtin_memcpy(mac.b, msg->mac, 6);
+    __builtin_memcpy(ip.b, msg->ip, 16);
+    if (msg->family == 4)
+        ip = ix_ip_from_v4(ip4);
+    else if (msg->type <= IX_CTL_ROUTE_DEL)
+        return; /* IPv6 tables come with IPv6 */
+    switch (msg->type) {
+    case IX_CTL_NEIGH_SET:
+        ix_net_neigh_set(net, ip4, &mac);
+        break;
+    case IX_CTL_NEIGH_DEL:
+        ix_net_neigh_del(net, ip4);
+        break;
+    case IX_CTL_ROUTE_SET:
+        (void)ix_net_route_set(net, ip4, msg->prefix, gateway4, source4);
+        break;
+    case IX_CTL_ROUTE_DEL:
+        ix_net_route_del(net, ip4, msg->prefix);
+        break;
+    case IX_CTL_ADDR_ADD:
+        (void)ix_net_addr_add(net, msg->family, &ip, msg->value);
+        break;
+    case IX_CTL_ADDR_DEL:
+        ix_net_addr_del(net, msg->family, &ip);
+        break;
+    case IX_CTL_LINK:
+        net->carrier = msg->value;
+        break;
+    case IX_CTL_ABORT_ALL:
+        abort_all(shard);
+        break;
+    default:
+        break;
+    }
+}
+
+void ix_shard_take_news(struct ix_shard *shard)
+{
+    struct ix_ctl_msg msg;
+    for (uint32_t i = 0; i < IX_CTL_PER_CYCLE && ring_take(&shard->news, &msg); i++) {
+        apply(shard, &msg);
+        shard->counters.ctl_messages++;
+    }
+}

@@ -1,0 +1,216 @@
+/* One cycle of a shard (IX, OSDI '14, figure 1b): run to completion, adaptive batching.
+ *
+ * The order is the design. Transmissions are reclaimed before calls need frames; calls run before
+ * input, so that what they free is there; the FILL ring is refilled before anything runs that could take
+ * long; output comes last, so that one segment carries all that the cycle has to say.
+ */
+#include "shard/shard.h"
+
+enum { STATS_EVERY = 1024 }; /* cycles between two updates of the gauges */
+
+/* 1. Frames whose sending is over. */
+static uint32_t reclaim(struct ix_shard *shard)
+{
+    uint64_t addrs[IX_BATCH_MAX];
+    uint32_t total = 0, n;
+    do {
+        n = shard->link->ops->complete(shard->link, addrs, IX_BATCH_MAX);
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t flow = ix_frame_tx_end(&shard->frames, ix_frame_of(&shard->frames, addrs[i]));
+            if (flow == IX_NONE)
+                continue;
+            struct ix_tcb *tcb = &shard->tcp.flows[flow];
+            if (--tcb->pinned == 0 && tcb->flags & IX_TF_EV_DEAD)
+                ix_tcp_want_event(&shard->tcp, tcb, 0);
+            ix_tcp_release(&shard->tcp, tcb);
+        }
+        total += n;
+    } while (n == IX_BATCH_MAX && total < IX_TX_STAGE);
+    return total;
+}
+
+/* 3. Timers due by now. */
+static uint32_t run_timers(struct ix_shard *shard)
+{
+    uint32_t fired[IX_TIMERS_PER_CYCLE];
+    uint32_t n = ix_wheel_advance(&shard->wheel, shard->now_ns, fired, IX_TIMERS_PER_CYCLE);
+    uint32_t flow_timers = shard->cfg.max_flows * IX_TIMERS_PER_FLOW;
+    for (uint32_t i = 0; i < n; i++) {
+        if (fired[i] >= flow_timers)
+            ix_shard_app_timer(shard, fired[i] - flow_timers);
+        else if (shard->tcp.flows[fired[i] / IX_TIMERS_PER_FLOW].state != IX_TCP_CLOSED)
+            ix_tcp_timer_fired(&shard->tcp, fired[i]); /* else: an earlier one of this batch ended the flow */
+    }
+    return n;
+}
+
+/* 5. Empty frames for the NIC. */
+static void refill(struct ix_shard *shard)
+{
+    uint64_t addrs[IX_BATCH_MAX];
+    struct ix_frames *frames = &shard->frames;
+    uint32_t have = frames->count[IX_FRAME_FILL];
+    uint32_t want = have < shard->cfg.fill_target ? shard->cfg.fill_target - have : 0;
+    want = IX_MIN(IX_MIN(want, (uint32_t)IX_BATCH_MAX), shard->link->ops->fill_room(shard->link));
+    /* Frames to answer with come first: an ACK that can't leave holds more than one that can't arrive. */
+    uint32_t spare = frames->count[IX_FRAME_FREE];
+    uint32_t keep = frames->pool_frames / 16;
+    want = IX_MIN(want, spare > keep ? spare - keep : 0);
+    uint32_t n = 0;
+    while (n < want) {
+        uint32_t frame = ix_frame_take_fill(frames);
+        if (frame == IX_NONE)
+            break;
+        addrs[n++] = ix_frame_addr(frames, frame);
+    }
+    uint32_t taken = n ? shard->link->ops->fill(shard->link, addrs, n) : 0;
+    for (uint32_t i = taken; i < n; i++)
+        ix_frame_untake_fill(frames, ix_frame_of(frames, addrs[i]));
+    if (frames->count[IX_FRAME_FILL] == 0)
+        shard->counters.fill_starved++;
+}
+
+static enum ix_verdict input_one(struct ix_shard *shard, struct ix_packet *pkt)
+{
+    enum ix_verdict verdict = ix_net_input(&shard->net, pkt);
+    struct ix_icmp_error error;
+    switch (verdict) {
+    case IX_VERDICT_TCP:
+        return ix_tcp_input(&shard->tcp, pkt);
+    case IX_VERDICT_UDP:
+        return ix_udp_input(&shard->udp, pkt);
+    case IX_VERDICT_ICMP:
+        if (ix_icmp4_input(&shard->net, pkt, &error) && error.proto == IX_PROTO_TCP)
+            ix_tcp_icmp_error(&shard->tcp, &error);
+        return IX_VERDICT_DROP;
+    default:
+        return verdict;
+    }
+}
+
+/* 4 and 6. What has arrived, through the stack. */
+static uint32_t receive(struct ix_shard *shard)
+{
+    struct ix_link *link = shard->link;
+    uint32_t n = link->ops->rx_burst(link, shard->rx, shard->batch);
+    refill(shard);
+    for (uint32_t i = 0; i < IX_MIN(n, 4u); i++)
+        __builtin_prefetch(ix_link_ptr(link, shard->rx[i].addr));
+    for (uint32_t i = 0; i < n; i++) {
+        struct ix_desc *desc = &shard->rx[i];
+        if (i + 4 < n)
+            __builtin_prefetch(ix_link_ptr(link, shard->rx[i + 4].addr));
+        uint32_t frame = ix_frame_of(&shard->frames, desc->addr);
+        if (!ix_frame_from_rx(&shard->frames, frame))
+            continue;
+        struct ix_packet pkt = {.data = ix_link_ptr(link, desc->addr),
+                                .bytes = desc->len,
+                                .frame = frame,
+                                .flags = desc->flags};
+        shard->counters.rx_frames++;
+        shard->counters.rx_bytes += desc->len;
+        if (input_one(shard, &pkt) == IX_VERDICT_DROP)
+            ix_frame_free(&shard->frames, frame);
+    }
+    shard->stats.batch_hist[n]++;
+    return n;
+}
+
+/* 7. One pass over the flows that have something to send. */
+static void output(struct ix_shard *shard)
+{
+    struct ix_tcp *tcp = &shard->tcp;
+    uint32_t last = tcp->output.tail;
+    while (tcp->output.head != IX_NONE && ix_net_tx_room(&shard->net)) {
+        uint32_t flow = tcp->output.head;
+        struct ix_tcb *tcb = &tcp->flows[flow];
+        tcp->output.head = tcb->out_next;
+        if (tcp->output.head == IX_NONE)
+            tcp->output.tail = IX_NONE;
+        tcb->flags &= ~IX_TF_ON_OUTPUT;
+        if (!ix_tcp_output(tcp, tcb))
+            ix_tcp_want_output(tcp, tcb); /* goes on in the next cycle */
+        ix_tcp_release(tcp, tcb);
+        if (flow == last)
+            break;
+    }
+}
+
+/* 9. Events. A flow that finds the array full stays first in line. */
+static void deliver(struct ix_shard *shard)
+{
+    struct ix_tcp *tcp = &shard->tcp;
+    uint32_t last = tcp->events.tail;
+    if (shard->timers_due)
+        ix_shard_deliver_timers(shard);
+    while (tcp->events.head != IX_NONE) {
+        uint32_t flow = tcp->events.head;
+        struct ix_tcb *tcb = &tcp->flows[flow];
+        if (!ix_tcp_deliver(tcp, tcb)) {
+            shard->counters.events_full++;
+            return;
+        }
+        tcp->events.head = tcb->ev_next;
+        if (tcp->events.head == IX_NONE)
+            tcp->events.tail = IX_NONE;
+        tcb->flags &= ~IX_TF_ON_EVENTS;
+        ix_tcp_release(tcp, tcb);
+        if (flow == last)
+            break;
+    }
+}
+
+/* 8. At most one wakeup of the kernel. */
+static void wake(struct ix_shard *shard, uint32_t sent, uint32_t received)
+{
+    uint32_t what = (sent || shard->tx_pending ? IX_WAKE_TX : 0) | (received ? 0 : IX_WAKE_RX);
+    int err = shard->link->ops->wakeup(shard->link, what);
+    if (err < 0)
+        shard->counters.wakeup_errors++;
+    else
+        shard->counters.syscalls += (uint32_t)err;
+    shard->tx_pending = shard->net.tx_tail != shard->net.tx_head;
+}
+
+static void begin(struct ix_shard *shard, uint64_t now_ns)
+{
+    if (now_ns > shard->now_ns) /* a clock that goes back stands still */
+        shard->now_ns = now_ns;
+    shard->net.now_ns = shard->tcp.now_ns = shard->now_ns;
+    shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
+    shard->io->n_events = 0;
+    shard->counters.cycles++;
+}
+
+int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
+{
+    begin(shard, now_ns);
+    if (IX_UNLIKELY(shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE)))
+        ix_shard_take_news(shard);
+    uint32_t work = reclaim(shard);
+    work += shard->io->n_calls;
+    if (shard->io->n_calls)
+        ix_shard_run_calls(shard);
+    work += run_timers(shard);
+    uint32_t received = receive(shard);
+    output(shard);
+    uint32_t sent = ix_net_flush(&shard->net);
+    wake(shard, sent, received);
+    deliver(shard);
+    uint32_t events = shard->io->n_events;
+    shard->counters.events += events;
+    if (work + received + sent + events == 0)
+        shard->counters.cycles_idle++;
+    if (shard->counters.cycles % STATS_EVERY == 0)
+        ix_shard_update_stats(shard);
+    return (int)events;
+}
+
+uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
+{
+    if (shard->tcp.output.head != IX_NONE || shard->tcp.events.head != IX_NONE ||
+        shard->net.tx_head != shard->net.tx_tail || shard->timers_due || shard->io->n_calls ||
+        shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE))
+        return now_ns;
+    return ix_wheel_next_ns(&shard->wheel);
+}

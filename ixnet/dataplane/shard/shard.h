@@ -1,0 +1,62 @@
+/* A shard: everything that one NIC queue owns, and the cycle that runs it.
+ *
+ * Reading order: shard.c (the numbered cycle), calls.c (the application's calls), ctl.c (the
+ * control plane's ring), create.c (memory), stats.c.
+ */
+#ifndef IX_SHARD_SHARD_H
+#define IX_SHARD_SHARD_H
+
+#include "tcp/tcp.h"
+
+/* A one-way ring between two threads or processes: one writer, one reader. */
+struct ix_ctl_ring {
+    uint32_t head IX_ALIGNED(IX_CACHE_LINE); /* next to read; the reader's */
+    uint32_t tail IX_ALIGNED(IX_CACHE_LINE); /* next to write; the writer's */
+    struct ix_ctl_msg slots[IX_CTL_RING];
+};
+
+/* An application's timer. Free ones are linked by `next`. */
+struct ix_app_timer {
+    uint64_t cookie;
+    uint32_t generation;
+    uint32_t next;
+    bool in_use;
+    bool due; /* fired, the event waits for room */
+};
+
+struct ix_shard {
+    struct ix_stats stats; /* first: at offset 0 of the shard's memory */
+    struct ix_ctl_ring news;     /* control plane to shard */
+    struct ix_ctl_ring requests; /* shard to control plane */
+
+    struct ix_config cfg;
+    struct ix_counters counters;
+    struct ix_io *io;
+    struct ix_link *link;
+    uint64_t now_ns; /* of the current cycle; never goes back */
+    uint32_t batch;
+    bool tx_pending; /* the last flush left work with the kernel side */
+
+    struct ix_frames frames;
+    struct ix_wheel wheel;
+    struct ix_net net;
+    struct ix_tcp tcp;
+    struct ix_udp_table udp;
+
+    struct ix_app_timer *timers;
+    uint32_t timer_free, timers_due;
+    struct ix_desc rx[IX_BATCH_MAX];
+};
+
+/* ---- calls.c */
+void ix_shard_run_calls(struct ix_shard *shard);
+/* A timer of the application fired. */
+void ix_shard_app_timer(struct ix_shard *shard, uint32_t index);
+/* TIMER events that found no room before. */
+void ix_shard_deliver_timers(struct ix_shard *shard);
+/* ---- ctl.c */
+void ix_shard_take_news(struct ix_shard *shard);
+/* ---- stats.c */
+void ix_shard_update_stats(struct ix_shard *shard);
+
+#endif

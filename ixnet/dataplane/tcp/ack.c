@@ -1,0 +1,160 @@
+/* What an acceptable ACK does to the send side: window, RTT, congestion, recovery. */
+#include "tcp/tcp.h"
+
+enum {
+    DUP_THRESH = 3, /* RFC 5681 3.2 */
+    RTO_MIN_US = 200000, /* RFC 6298 (2.4) says 1 s, "SHOULD"; Linux and others take 200 ms */
+    RTO_MAX_US = 120000000,
+};
+
+void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns)
+{
+    /* RFC 6298 section 2, in microseconds */
+    uint32_t rtt_us = (uint32_t)IX_MIN(rtt_ns / 1000 + 1, (uint64_t)RTO_MAX_US);
+    if (tcb->srtt_us == 0) {
+        tcb->srtt_us = rtt_us;
+        tcb->rttvar_us = rtt_us / 2;
+    } else {
+        uint32_t error = tcb->srtt_us > rtt_us ? tcb->srtt_us - rtt_us : rtt_us - tcb->srtt_us;
+        tcb->rttvar_us += error / 4 - tcb->rttvar_us / 4;
+        tcb->srtt_us += rtt_us / 8 - tcb->srtt_us / 8;
+        if (tcb->srtt_us == 0)
+            tcb->srtt_us = 1;
+    }
+    uint32_t rto_us = tcb->srtt_us + IX_MAX(4 * tcb->rttvar_us, (uint32_t)RTO_MIN_US);
+    tcb->rto_us = IX_MIN(rto_us, (uint32_t)RTO_MAX_US);
+}
+
+void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+{
+    /* RFC 9293 3.10.7.4, fifth: only from a segment that is not older than the last one used */
+    if (!ix_seq_lt(tcb->snd_wl1, hdr->seq) &&
+        !(tcb->snd_wl1 == hdr->seq && ix_seq_leq(tcb->snd_wl2, hdr->ack)))
+        return;
+    uint32_t window = hdr->flags & IX_TCP_SYN ? hdr->window
+                                              : (uint32_t)hdr->window << tcb->snd_wscale;
+    if (window > tcb->snd_wnd && (tcb->queued_bytes || tcb->flags & IX_TF_CLOSED_WR))
+        ix_tcp_want_output(tcp, tcb);
+    tcb->snd_wnd = window;
+    tcb->max_wnd = IX_MAX(tcb->max_wnd, window);
+    tcb->snd_wl1 = hdr->seq;
+    tcb->snd_wl2 = hdr->ack;
+    if (window && tcb->flags & IX_TF_PERSIST) {
+        tcb->flags &= ~IX_TF_PERSIST;
+        tcb->retries = 0;
+        ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX));
+        ix_tcp_want_output(tcp, tcb);
+    }
+}
+
+static void enter_recovery(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    tcb->flags |= IX_TF_RECOVERY | IX_TF_REXMIT_ONE;
+    tcb->recover = tcb->snd_max;
+    if (tcb->sack_board != IX_NONE)
+        tcp->boards[tcb->sack_board].high_rxt = tcb->snd_una;
+    ix_cc_enter_recovery(tcb, ix_tcb_flight(tcb));
+    tcp->counters->tcp_fast_rexmit++;
+    ix_tcp_want_output(tcp, tcb);
+}
+
+/* A duplicate ACK, or one with news from the scoreboard. */
+static void duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+{
+    tcp->counters->tcp_dupacks++;
+    if (tcb->dupacks < 255)
+        tcb->dupacks++;
+    if (tcb->flags & IX_TF_RECOVERY) {
+        if (tcb->sack_board == IX_NONE)
+            tcb->cwnd += ix_tcb_mss(tcb); /* RFC 5681 3.2 step 4: a segment has left the network */
+        ix_tcp_want_output(tcp, tcb);
+        return;
+    }
+    bool lost = tcb->dupacks >= DUP_THRESH || ix_sack_is_lost(tcp, tcb, tcb->snd_una);
+    /* RFC 6582 3.2 step 2: after a timeout, not for what was outstanding then. */
+    if (lost && !(tcb->flags & IX_TF_RTO) && ix_seq_geq(hdr->ack, tcb->recover))
+        enter_recovery(tcp, tcb);
+    else
+        ix_tcp_want_output(tcp, tcb); /* limited transmit */
+}
+
+static void recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
+{
+    uint32_t mss = ix_tcb_mss(tcb);
+    if (ix_seq_geq(tcb->snd_una, tcb->recover)) { /* all of it is repaired */
+        tcb->cwnd = IX_MIN(tcb->ssthresh, IX_MAX(ix_tcb_flight(tcb), mss) + mss); /* RFC 6582 3.2 step 3 (1) */
+        tcb->flags &= ~(IX_TF_RECOVERY | IX_TF_REXMIT_ONE);
+        return;
+    }
+    if (tcb->sack_board != IX_NONE)
+        return; /* the scoreboard says what is next */
+    /* Partial ACK: the next segment is missing as well; deflate (RFC 6582 3.2 step 3 (2)). */
+    tcb->flags |= IX_TF_REXMIT_ONE;
+    tcb->cwnd = tcb->cwnd > acked ? tcb->cwnd - acked : mss;
+    if (acked >= mss)
+        tcb->cwnd += mss;
+    ix_tcp_want_output(tcp, tcb);
+}
+
+static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked, bool was_limited)
+{
+    if (tcb->flags & IX_TF_RECOVERY) {
+        recovery_ack(tcp, tcb, acked);
+        return;
+    }
+    if (was_limited) /* RFC 7661's point: a window that is not used says nothing of the network */
+        ix_cc_acked(tcb, acked);
+    if (tcb->flags & IX_TF_RTO && ix_seq_geq(tcb->snd_una, tcb->recover))
+        tcb->flags &= ~IX_TF_RTO;
+}
+
+/* snd_una moves to ack. */
+static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t ack)
+{
+    uint32_t acked = ack - tcb->snd_una, data = IX_MIN(acked, tcb->queued_bytes);
+    bool was_limited = ix_tcb_flight(tcb) + 2 * ix_tcb_mss(tcb) >= tcb->cwnd;
+
+    if (tcb->flags & IX_TF_TIMING && ix_seq_geq(ack, tcb->rtt_seq)) {
+        tcb->flags &= ~IX_TF_TIMING;
+        ix_tcp_rtt_sample(tcb, tcp->now_ns - tcb->rtt_start_ns);
+    }
+    if (data) {
+        ix_sendq_acked(tcp, tcb, data);
+        tcb->sent_bytes += data;
+        ix_tcp_want_event(tcp, tcb, 0);
+    }
+    tcb->snd_una = ack;
+    if (ix_seq_lt(tcb->snd_nxt, ack))
+        tcb->snd_nxt = ack;
+    tcb->dupacks = 0;
+    tcb->retries = 0;
+    ix_sack_advance(tcp, tcb);
+    congestion_ack(tcp, tcb, acked, was_limited);
+    if (ix_tcb_flight(tcb) == 0) {
+        ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)); /* RFC 6298 (5.2) */
+        ix_sack_drop(tcp, tcb);
+    } else {
+        ix_tcp_arm_rtx(tcp, tcb); /* (5.3) */
+    }
+    if (ix_tcb_data_end(tcb) != tcb->snd_nxt || tcb->flags & (IX_TF_CLOSED_WR | IX_TF_RECOVERY))
+        ix_tcp_want_output(tcp, tcb);
+}
+
+void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                uint32_t payload_bytes)
+{
+    if (IX_UNLIKELY(hdr->sack_count) && tcb->flags & IX_TF_SACK)
+        ix_sack_update(tcp, tcb, hdr);
+    if (ix_seq_gt(hdr->ack, tcb->snd_una)) {
+        advance(tcp, tcb, hdr->ack);
+        ix_tcp_update_window(tcp, tcb, hdr);
+        return;
+    }
+    uint32_t window = (uint32_t)hdr->window << tcb->snd_wscale;
+    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. SACK news counts whatever the window. */
+    bool dup = hdr->ack == tcb->snd_una && ix_tcb_flight(tcb) && payload_bytes == 0 &&
+               !(hdr->flags & IX_TCP_FIN) && (window == tcb->snd_wnd || hdr->sack_count);
+    ix_tcp_update_window(tcp, tcb, hdr);
+    if (dup && !(tcb->flags & IX_TF_PERSIST))
+        duplicate(tcp, tcb, hdr);
+}

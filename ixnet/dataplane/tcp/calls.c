@@ -1,0 +1,155 @@
+/* The application's calls on connections. Everything in a record is checked here: the other side of it
+ * is not trusted. */
+#include "tcp/tcp.h"
+
+static int call_accept(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
+{
+    if (!(tcb->flags & IX_TF_KNOCKED) || tcb->flags & IX_TF_ACCEPTED)
+        return -IX_EINVAL;
+    tcb->flags |= IX_TF_ACCEPTED;
+    tcb->cookie = call->cookie;
+    ix_tcp_leave_backlog(tcp, tcb);
+    ix_tcp_want_event(tcp, tcb, 0); /* what has arrived since */
+    return 0;
+}
+
+static int call_reject(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (!(tcb->flags & IX_TF_KNOCKED) || tcb->flags & IX_TF_ACCEPTED)
+        return -IX_EINVAL;
+    ix_tcp_send_reset(tcp, tcb);
+    tcb->flags = (tcb->flags & ~IX_TF_EVENTS) | IX_TF_DETACHED;
+    ix_tcp_finish(tcp, tcb, -IX_ECONNABORTED);
+    return 0;
+}
+
+static int call_sendv(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
+{
+    if (!(tcb->flags & IX_TF_ACCEPTED))
+        return -IX_ENOTCONN;
+    if (tcb->flags & IX_TF_CLOSED_WR ||
+        (tcb->state != IX_TCP_ESTABLISHED && tcb->state != IX_TCP_CLOSE_WAIT))
+        return -IX_EPIPE;
+    if (call->bytes > INT32_MAX || !ix_net_sendable(tcp->net, tcp->io, call->addr, call->bytes))
+        return -IX_EINVAL;
+    uint32_t taken = ix_sendq_append(tcp, tcb, call->addr, call->bytes);
+    if (call->flags & IX_SEND_MORE && taken == call->bytes)
+        tcb->flags |= IX_TF_MORE;
+    else
+        tcb->flags &= ~IX_TF_MORE;
+    ix_tcp_want_output(tcp, tcb);
+    return (int)taken;
+}
+
+static int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
+{
+    uint32_t frame = ix_frame_of(tcp->net->frames, call->addr);
+    if (call->addr >= tcp->net->link->umem_bytes || frame >= tcp->net->frames->pool_frames ||
+        ix_handle_kind(call->handle) != 0)
+        return -IX_EINVAL;
+    int err = ix_frame_done(tcp->net->frames, frame, call->handle, call->bytes);
+    if (err)
+        return err;
+    struct ix_tcb *tcb = ix_tcp_of_handle(tcp, call->handle);
+    if (tcb) {
+        IX_ASSERT(tcb->lent_bytes >= call->bytes);
+        tcb->lent_bytes -= call->bytes;
+        if (ix_tcp_window_update_due(tcp, tcb))
+            ix_tcp_ack_now(tcp, tcb);
+    }
+    return 0;
+}
+
+/* CLOSE: RFC 9293 3.10.4 */
+static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
+{
+    if (!(tcb->flags & IX_TF_ACCEPTED) && tcb->state != IX_TCP_SYN_SENT)
+        return -IX_ENOTCONN;
+    if (!(call->flags & IX_CLOSE_WRITE)) {
+        tcb->flags |= IX_TF_CLOSED_RD;
+        ix_tcp_drop_queues(tcp, tcb);
+    } else if (tcb->flags & IX_TF_CLOSED_WR) {
+        return -IX_EPIPE;
+    }
+    switch (tcb->state) {
+    case IX_TCP_SYN_SENT:
+        ix_tcp_finish(tcp, tcb, -IX_ECONNABORTED);
+        return 0;
+    case IX_TCP_ESTABLISHED:
+        tcb->state = IX_TCP_FIN_WAIT_1;
+        break;
+    case IX_TCP_CLOSE_WAIT:
+        tcb->state = IX_TCP_LAST_ACK;
+        break;
+    case IX_TCP_FIN_WAIT_2: /* half closed before; now nobody waits for the peer */
+        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + 60000000000ull);
+        break;
+    default:
+        break;
+    }
+    tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~IX_TF_MORE;
+    ix_tcp_want_output(tcp, tcb);
+    return 0;
+}
+
+static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
+{
+    uint64_t ms = call->value / 1000000;
+    switch (call->bytes) {
+    case IX_OPT_NODELAY:
+        tcb->flags = call->value ? tcb->flags & ~IX_TF_NAGLE : tcb->flags | IX_TF_NAGLE;
+        ix_tcp_want_output(tcp, tcb);
+        return 0;
+    case IX_OPT_KEEPALIVE_NS:
+        if (ms > 1u << 30)
+            return -IX_EINVAL;
+        tcb->keepalive_ms = (uint32_t)(call->value && ms == 0 ? 1 : ms);
+        if (tcb->keepalive_ms && tcb->state != IX_TCP_TIME_WAIT && tcb->state != IX_TCP_CLOSED)
+            ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                         tcp->now_ns + (uint64_t)tcb->keepalive_ms * 1000000);
+        return 0;
+    case IX_OPT_USER_TIMEOUT_NS:
+        if (ms > 1u << 30)
+            return -IX_EINVAL;
+        tcb->user_timeout_ms = (uint32_t)ms;
+        return 0;
+    case IX_OPT_RCVBUF:
+        if (call->value < IX_MSS_DEFAULT || call->value > 1u << 30)
+            return -IX_EINVAL;
+        tcb->rcvbuf_bytes = (uint32_t)IX_MIN(call->value, 65535ull << tcb->rcv_wscale);
+        return 0;
+    default:
+        return -IX_EINVAL;
+    }
+}
+
+int ix_tcp_call(struct ix_tcp *tcp, struct ix_call *call)
+{
+    if (call->op == IX_CALL_CONNECT)
+        return ix_tcp_active_open(tcp, call);
+    if (call->op == IX_CALL_RECV_DONE)
+        return call_recv_done(tcp, call);
+    struct ix_tcb *tcb = ix_tcp_of_handle(tcp, call->handle);
+    if (!tcb) {
+        tcp->counters->calls_stale++;
+        return -IX_ENOENT;
+    }
+    switch (call->op) {
+    case IX_CALL_ACCEPT:
+        return call_accept(tcp, tcb, call);
+    case IX_CALL_REJECT:
+        return call_reject(tcp, tcb);
+    case IX_CALL_SENDV:
+        return call_sendv(tcp, tcb, call);
+    case IX_CALL_CLOSE:
+        return call_close(tcp, tcb, call);
+    case IX_CALL_ABORT:
+        ix_tcp_send_reset(tcp, tcb);
+        ix_tcp_finish(tcp, tcb, -IX_ECONNABORTED);
+        return 0;
+    case IX_CALL_OPTION:
+        return call_option(tcp, tcb, call);
+    default:
+        return -IX_EINVAL;
+    }
+}

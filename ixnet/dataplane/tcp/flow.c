@@ -1,0 +1,325 @@
+/* TCBs: where they come from, how they are found, and how they end. */
+#include "tcp/tcp.h"
+
+/* Scoreboards are needed only by flows that lose segments: one for every eight is plenty, and a flow
+ * that gets none recovers as NewReno does. */
+static uint32_t board_count(const struct ix_config *cfg)
+{
+    return IX_MAX(cfg->max_flows / 8, 64u);
+}
+
+static size_t align_line(size_t bytes)
+{
+    return (bytes + IX_CACHE_LINE - 1) & ~(size_t)(IX_CACHE_LINE - 1);
+}
+
+size_t ix_tcp_arena_bytes(const struct ix_config *cfg)
+{
+    return align_line(sizeof(struct ix_tcb) * cfg->max_flows) +
+           align_line(ix_flowtab_bytes(cfg->max_flows)) +
+           align_line(sizeof(struct ix_extent) * cfg->max_extents) +
+           align_line(sizeof(struct ix_sack_board) * board_count(cfg));
+}
+
+static void *take(uint8_t **memory, size_t bytes)
+{
+    void *taken = *memory;
+    *memory += align_line(bytes);
+    return taken;
+}
+
+static void init_keys(struct ix_tcp *tcp, const struct ix_config *cfg)
+{
+    /* One independent key a purpose, derived from the configuration's secret. */
+    struct ix_key *keys[] = {&tcp->flow_key, &tcp->isn_key, &tcp->port_key, &tcp->ts_key};
+    for (uint32_t i = 0; i < IX_ARRAY_LEN(keys); i++)
+        *keys[i] = (struct ix_key){{cfg->secret[2 * i], cfg->secret[2 * i + 1]}};
+}
+
+void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory)
+{
+    uint8_t *at = memory;
+    tcp->cfg = cfg;
+    tcp->max_flows = cfg->max_flows;
+    tcp->flows = take(&at, sizeof(struct ix_tcb) * cfg->max_flows);
+    ix_flowtab_init(&tcp->table, take(&at, ix_flowtab_bytes(cfg->max_flows)), cfg->max_flows);
+    tcp->max_extents = cfg->max_extents;
+    tcp->extents = take(&at, sizeof(struct ix_extent) * cfg->max_extents);
+    tcp->max_boards = board_count(cfg);
+    tcp->boards = take(&at, sizeof(struct ix_sack_board) * tcp->max_boards);
+    for (uint32_t i = 0; i < cfg->max_flows; i++) {
+        tcp->flows[i].generation = 1;
+        tcp->flows[i].out_next = i + 1 < cfg->max_flows ? i + 1 : IX_NONE;
+    }
+    for (uint32_t i = 0; i < cfg->max_extents; i++)
+        tcp->extents[i].next = i + 1 < cfg->max_extents ? i + 1 : IX_NONE;
+    for (uint32_t i = 0; i < tcp->max_boards; i++)
+        tcp->boards[i].next = i + 1 < tcp->max_boards ? i + 1 : IX_NONE;
+    tcp->output = tcp->events = tcp->tw = (struct ix_flow_list){IX_NONE, IX_NONE};
+    init_keys(tcp, cfg);
+}
+
+struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash)
+{
+    struct ix_flow_iter it = ix_flowtab_iter(&tcp->table, hash);
+    uint32_t flow;
+    while ((flow = ix_flowtab_next(&tcp->table, &it)) != IX_NONE)
+        if (IX_LIKELY(ix_flow_key_equal(&tcp->flows[flow].key, key)))
+            return &tcp->flows[flow];
+    return NULL;
+}
+
+struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle)
+{
+    uint32_t index = ix_handle_index(handle);
+    if (IX_UNLIKELY(ix_handle_kind(handle) != 0 || index >= tcp->max_flows))
+        return NULL;
+    struct ix_tcb *tcb = &tcp->flows[index];
+    if (IX_UNLIKELY(tcb->generation != ix_handle_generation(handle) ||
+                    (tcb->flags & IX_TF_DETACHED) || tcb->hash == 0))
+        return NULL;
+    return tcb;
+}
+
+static void list_append(struct ix_tcp *tcp, struct ix_flow_list *list, uint32_t flow,
+                        size_t next_offset)
+{
+#define NEXT(i) (*(uint32_t *)(void *)((uint8_t *)&tcp->flows[i] + next_offset))
+    NEXT(flow) = IX_NONE;
+    if (list->tail == IX_NONE)
+        list->head = flow;
+    else
+        NEXT(list->tail) = flow;
+    list->tail = flow;
+#undef NEXT
+}
+
+void ix_tcp_want_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->flags & IX_TF_ON_OUTPUT)
+        return;
+    tcb->flags |= IX_TF_ON_OUTPUT;
+    list_append(tcp, &tcp->output, ix_tcb_index(tcp, tcb), offsetof(struct ix_tcb, out_next));
+}
+
+void ix_tcp_want_event(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t flags)
+{
+    tcb->flags |= flags;
+    if (tcb->flags & IX_TF_ON_EVENTS)
+        return;
+    tcb->flags |= IX_TF_ON_EVENTS;
+    list_append(tcp, &tcp->events, ix_tcb_index(tcp, tcb), offsetof(struct ix_tcb, ev_next));
+}
+
+static void tw_append(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint32_t flow = ix_tcb_index(tcp, tcb);
+    tcb->tw_prev = tcp->tw.tail;
+    list_append(tcp, &tcp->tw, flow, offsetof(struct ix_tcb, tw_next));
+    tcb->flags |= IX_TF_ON_TW;
+    tcp->time_wait++;
+}
+
+static void tw_remove(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (!(tcb->flags & IX_TF_ON_TW))
+        return;
+    if (tcb->tw_prev == IX_NONE)
+        tcp->tw.head = tcb->tw_next;
+    else
+        tcp->flows[tcb->tw_prev].tw_next = tcb->tw_next;
+    if (tcb->tw_next == IX_NONE)
+        tcp->tw.tail = tcb->tw_prev;
+    else
+        tcp->flows[tcb->tw_next].tw_prev = tcb->tw_prev;
+    tcb->flags &= ~IX_TF_ON_TW;
+    tcp->time_wait--;
+}
+
+/* The table is full: the connection that has waited longest in TIME_WAIT makes room, as Linux's does. */
+static bool reclaim_time_wait(struct ix_tcp *tcp)
+{
+    for (uint32_t i = tcp->tw.head; i != IX_NONE; i = tcp->flows[i].tw_next) {
+        struct ix_tcb *tcb = &tcp->flows[i];
+        if (!(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
+            (tcb->flags & (IX_TF_ON_OUTPUT | IX_TF_ON_EVENTS)))
+            continue;
+        ix_tcp_finish(tcp, tcb, 0);
+        return tcp->free_head != IX_NONE;
+    }
+    return false;
+}
+
+struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash)
+{
+    if (tcp->free_head == IX_NONE && !reclaim_time_wait(tcp))
+        return NULL;
+    uint32_t flow = tcp->free_head;
+    struct ix_tcb *tcb = &tcp->flows[flow];
+    if (ix_flowtab_add(&tcp->table, hash, flow) < 0)
+        return NULL;
+    tcp->free_head = tcb->out_next;
+    tcp->in_use++;
+    *tcb = (struct ix_tcb){
+        .key = *key,
+        .generation = tcb->generation,
+        .hash = hash,
+        .rcvbuf_bytes = tcp->cfg->rcvbuf_bytes,
+        .sndbuf_bytes = tcp->cfg->sndbuf_bytes,
+        .wait_head = IX_NONE,
+        .wait_tail = IX_NONE,
+        .ooo_head = IX_NONE,
+        .q_head = IX_NONE,
+        .q_tail = IX_NONE,
+        .cursor = {.extent = IX_NONE},
+        .sack_board = IX_NONE,
+        .listener = IX_NONE,
+        .mss = IX_MSS_DEFAULT,
+        .rto_us = 1000000, /* RFC 6298 (2.1) */
+        .ssthresh = UINT32_MAX,
+        .last_rx_ms = tcp->now_ms,
+    };
+    return tcb;
+}
+
+void ix_tcp_leave_backlog(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->listener == IX_NONE)
+        return;
+    tcp->listeners[tcb->listener].pending--;
+    tcb->listener = IX_NONE;
+}
+
+static void cancel_timers(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    for (uint32_t kind = 0; kind < IX_TIMERS_PER_FLOW; kind++)
+        ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, kind));
+}
+
+/* What the application has still to be told when the connection ends. */
+static void announce_end(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
+{
+    if (tcb->flags & IX_TF_DETACHED)
+        return;
+    bool unknown = (tcb->flags & IX_TF_PASSIVE) && !(tcb->flags & IX_TF_KNOCKED);
+    tcb->dead_status = status;
+    if (unknown) /* the application never heard of it */
+        tcb->flags = (tcb->flags & ~IX_TF_EVENTS) | IX_TF_DETACHED;
+    else if (tcb->flags & IX_TF_EV_CONNECTED || !(tcb->flags & (IX_TF_ACCEPTED | IX_TF_KNOCKED)))
+        ix_tcp_want_event(tcp, tcb, IX_TF_EV_CONNECTED); /* CONNECT failed */
+    else
+        ix_tcp_want_event(tcp, tcb, IX_TF_EV_DEAD);
+}
+
+void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
+{
+    if (tcb->state == IX_TCP_SYN_RCVD)
+        tcp->half_open--;
+    if (tcb->state != IX_TCP_CLOSED && tcb->state != IX_TCP_TIME_WAIT)
+        *(status ? &tcp->counters->tcp_aborted : &tcp->counters->tcp_closed) += 1;
+    tw_remove(tcp, tcb);
+    cancel_timers(tcp, tcb);
+    ix_tcp_leave_backlog(tcp, tcb);
+    tcb->state = IX_TCP_CLOSED;
+    ix_sendq_drop(tcp, tcb);
+    ix_sack_drop(tcp, tcb);
+    if (status) /* a reset discards what was not delivered; an orderly end has nothing left or delivers it */
+        ix_tcp_drop_queues(tcp, tcb);
+    announce_end(tcp, tcb, status);
+    if (tcb->flags & IX_TF_DETACHED)
+        ix_tcp_drop_queues(tcp, tcb);
+    ix_tcp_release(tcp, tcb);
+}
+
+void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint64_t wait_ns = (uint64_t)tcp->cfg->time_wait_ms * 1000000;
+    if (tcb->state != IX_TCP_TIME_WAIT) {
+        tcb->state = IX_TCP_TIME_WAIT;
+        tcp->counters->tcp_time_wait++;
+        tcp->counters->tcp_closed++;
+        cancel_timers(tcp, tcb);
+        ix_sendq_drop(tcp, tcb);
+        ix_sack_drop(tcp, tcb);
+        tw_append(tcp, tcb);
+        if (!(tcb->flags & IX_TF_DETACHED)) {
+            tcb->dead_status = 0;
+            ix_tcp_want_event(tcp, tcb, IX_TF_EV_DEAD);
+        }
+    } else { /* a retransmitted FIN restarts the timer (RFC 9293 3.10.7.4): to the end of the list */
+        tw_remove(tcp, tcb);
+        tw_append(tcp, tcb);
+    }
+    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + wait_ns);
+}
+
+void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    const uint32_t held = IX_TF_ON_OUTPUT | IX_TF_ON_EVENTS;
+    if (tcb->state != IX_TCP_CLOSED || tcb->hash == 0)
+        return;
+    if ((tcb->flags & held) || !(tcb->flags & IX_TF_DETACHED) || tcb->pinned)
+        return;
+    uint32_t flow = ix_tcb_index(tcp, tcb);
+    IX_ASSERT(tcb->wait_head == IX_NONE && tcb->ooo_head == IX_NONE && tcb->q_head == IX_NONE);
+    ix_flowtab_del(&tcp->table, tcb->hash, flow);
+    tcb->hash = 0;
+    if (++tcb->generation == 0)
+        tcb->generation = 1;
+    tcb->out_next = tcp->free_head;
+    tcp->free_head = flow;
+    tcp->in_use--;
+}
+
+static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (ix_tcp_find(tcp, &tcb->key, tcb->hash) != tcb)
+        return "tcp: a flow is not found under its key";
+    if (ix_seq_gt(tcb->snd_una, tcb->snd_max) || ix_seq_gt(tcb->snd_nxt, tcb->snd_max))
+        return "tcp: snd_una or snd_nxt beyond snd_max";
+    uint64_t queued = 0;
+    uint32_t extent = tcb->q_head;
+    for (; extent != IX_NONE; extent = tcp->extents[extent].next)
+        queued += tcp->extents[extent].bytes;
+    if (queued != (uint64_t)tcb->queued_bytes + tcb->q_head_off)
+        return "tcp: queued_bytes is not the sum of the extents";
+    uint32_t ooo = 0, end = tcb->rcv_nxt;
+    const struct ix_frame *meta = tcp->net->frames->meta;
+    for (uint32_t i = tcb->ooo_head; i != IX_NONE; i = meta[i].next, ooo++) {
+        if (ix_seq_lt(meta[i].seq, end) || meta[i].owner != IX_FRAME_RX)
+            return "tcp: out-of-order frames overlap or are not RX";
+        end = meta[i].seq + meta[i].bytes;
+    }
+    if (ooo != tcb->ooo_count)
+        return "tcp: ooo_count is wrong";
+    if (tcb->state == IX_TCP_CLOSED && !(tcb->flags & (IX_TF_ON_EVENTS | IX_TF_ON_OUTPUT)) &&
+        !tcb->pinned)
+        return "tcp: a closed flow that nothing waits for";
+    bool outstanding = ix_tcb_flight(tcb) > 0 && tcb->state != IX_TCP_TIME_WAIT;
+    if (outstanding && !(tcb->flags & IX_TF_ON_OUTPUT) && tcb->state != IX_TCP_CLOSED &&
+        !ix_wheel_armed(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)))
+        return "tcp: data outstanding without a retransmission timer";
+    return NULL;
+}
+
+const char *ix_tcp_check(struct ix_tcp *tcp)
+{
+    uint32_t live = 0, time_wait = 0, half_open = 0;
+    const char *wrong = ix_flowtab_check(&tcp->table);
+    for (uint32_t i = 0; i < tcp->max_flows && !wrong; i++) {
+        struct ix_tcb *tcb = &tcp->flows[i];
+        if (tcb->hash == 0)
+            continue;
+        live++;
+        time_wait += tcb->state == IX_TCP_TIME_WAIT;
+        half_open += tcb->state == IX_TCP_SYN_RCVD;
+        wrong = check_flow(tcp, tcb);
+    }
+    if (wrong)
+        return wrong;
+    if (live != tcp->in_use || tcp->table.flows != live)
+        return "tcp: in_use is wrong";
+    if (time_wait != tcp->time_wait || half_open != tcp->half_open)
+        return "tcp: time_wait or half_open is wrong";
+    return NULL;
+}

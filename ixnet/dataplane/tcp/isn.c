@@ -1,0 +1,63 @@
+/* Numbers that a stranger must not guess: initial sequence numbers, ports, timestamp offsets. */
+#include "tcp/tcp.h"
+
+uint32_t ix_tcp_isn(struct ix_tcp *tcp, const struct ix_flow_key *key)
+{
+    /* RFC 6528 section 3: ISN = M + F(connection, secret), M a clock of 4 us. */
+    return (uint32_t)(tcp->now_ns >> 12) + (uint32_t)ix_siphash(&tcp->isn_key, key, sizeof *key);
+}
+
+uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key)
+{
+    /* RFC 7323 7.1: per-connection offsets keep the timestamps from telling the uptime. Only the addresses
+     * count, so that timestamps of a reused 4-tuple keep rising (RFC 6191). */
+    struct ix_flow_key addresses = *key;
+    addresses.peer_port = addresses.local_port = 0;
+    return (uint32_t)ix_siphash(&tcp->ts_key, &addresses, sizeof addresses);
+}
+
+/* The Toeplitz hash that NICs spread flows with (Microsoft, "RSS hashing types"): over source address, destination
+ * address, source port, destination port of the packet that arrives. */
+static uint32_t toeplitz(const uint8_t *key, const uint8_t *data, uint32_t bytes)
+{
+    uint32_t hash = 0;
+    uint64_t window = (uint64_t)ix_load_be32(key) << 32 | ix_load_be32(key + 4);
+    for (uint32_t i = 0; i < bytes; i++) {
+        for (uint32_t bit = 0; bit < 8; bit++, window <<= 1)
+            if (data[i] & (0x80 >> bit))
+                hash ^= (uint32_t)(window >> 32);
+        window |= key[i + 8];
+    }
+    return hash;
+}
+
+/* Will the NIC put the peer's packets of this connection on our queue? */
+static bool arrives_here(const struct ix_config *cfg, const struct ix_flow_key *key)
+{
+    uint8_t data[12];
+    if (cfg->shard_count == 1 || cfg->rss_key_bytes < sizeof data + 8 || cfg->rss_table_len == 0)
+        return true; /* unknown: replies that arrive elsewhere make the SYN time out, and the next port is tried */
+    __builtin_memcpy(data, &key->peer.v4, 4);
+    __builtin_memcpy(data + 4, &key->local.v4, 4);
+    ix_store_be16(data + 8, key->peer_port);
+    ix_store_be16(data + 10, key->local_port);
+    uint32_t hash = toeplitz(cfg->rss_key, data, sizeof data);
+    return cfg->rss_table[hash % cfg->rss_table_len] == cfg->queue;
+}
+
+uint16_t ix_tcp_choose_port(struct ix_tcp *tcp, const struct ix_flow_key *key)
+{
+    const struct ix_config *cfg = tcp->cfg;
+    if (cfg->port_lo == 0 || cfg->port_hi < cfg->port_lo)
+        return 0;
+    uint32_t count = (uint32_t)(cfg->port_hi - cfg->port_lo) + 1;
+    struct ix_flow_key probe = *key;
+    probe.local_port = 0;
+    uint32_t offset = (uint32_t)ix_siphash(&tcp->port_key, &probe, sizeof probe);
+    for (uint32_t tries = 0; tries < count; tries++) {
+        probe.local_port = (uint16_t)(cfg->port_lo + (offset + tcp->port_counter++) % count);
+        if (arrives_here(cfg, &probe) && !ix_tcp_find(tcp, &probe, ix_tcp_hash(tcp, &probe)))
+            return probe.local_port;
+    }
+    return 0;
+}

@@ -1,0 +1,143 @@
+/* Listeners, and both ways to open a connection. */
+#include "tcp/tcp.h"
+
+struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key *key)
+{
+    struct ix_listener *wild = NULL;
+    for (uint32_t i = 0; i < tcp->listener_count; i++) {
+        struct ix_listener *l = &tcp->listeners[i];
+        if (l->port != key->local_port || l->family != key->family)
+            continue;
+        if (ix_ip_equal(&l->ip, &key->local))
+            return l; /* the exact address before the wildcard */
+        if (ix_ip_is_zero(&l->ip))
+            wild = l;
+    }
+    return wild;
+}
+
+/* The least shift with which a window of `bytes` fits into 16 bits (RFC 7323 2.3). */
+static uint8_t scale_for(uint32_t bytes)
+{
+    uint8_t shift = 0;
+    while (shift < 14 && bytes >> shift > 65535)
+        shift++;
+    return shift;
+}
+
+/* Our side's offers; take_syn_options() withdraws what the peer does not offer too. */
+static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    tcb->flags |= IX_TF_TS | IX_TF_SACK;
+    tcb->rcv_wscale = scale_for(tcb->rcvbuf_bytes);
+    tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
+    tcb->iss = ix_tcp_isn(tcp, &tcb->key);
+    tcb->snd_una = tcb->snd_nxt = tcb->snd_max = tcb->recover = tcb->iss;
+    tcb->mss = (uint16_t)IX_MIN(tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES, 65535u);
+    tcb->flags |= IX_TF_SYN_DUE;
+    ix_tcp_want_output(tcp, tcb);
+}
+
+void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+{
+    uint32_t peer_mss = hdr->mss ? hdr->mss : IX_MSS_DEFAULT; /* RFC 9293 3.7.1 */
+    tcb->mss = (uint16_t)IX_MIN(IX_MAX(peer_mss, (uint32_t)IX_MSS_MIN), (uint32_t)tcb->mss);
+    if (hdr->has_ts) {
+        tcb->ts_recent = hdr->ts_val;
+        tcb->ts_recent_ms = tcp->now_ms;
+    } else {
+        tcb->flags &= ~IX_TF_TS;
+    }
+    if (!hdr->sack_ok)
+        tcb->flags &= ~IX_TF_SACK;
+    if (hdr->wscale >= 0)
+        tcb->snd_wscale = (uint8_t)hdr->wscale;
+    else
+        tcb->snd_wscale = tcb->rcv_wscale = 0;
+}
+
+void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
+                         const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key,
+                         uint64_t hash)
+{
+    if (listener->pending >= listener->backlog) {
+        tcp->counters->drop_tcp_backlog++;
+        return;
+    }
+    struct ix_tcb *tcb = ix_tcp_new(tcp, key, hash);
+    if (!tcb) {
+        tcp->counters->drop_tcp_flows++;
+        return;
+    }
+    listener->pending++;
+    tcb->listener = (uint32_t)(listener - tcp->listeners);
+    tcb->cookie = listener->cookie;
+    tcb->state = IX_TCP_SYN_RCVD;
+    tcb->flags |= IX_TF_PASSIVE;
+    tcp->half_open++;
+    tcp->counters->tcp_passive_opens++;
+    tcb->rcv_nxt = tcb->rcv_adv = tcb->last_ack_sent = hdr->seq + 1;
+    tcb->snd_wl1 = hdr->seq;
+    tcb->snd_wnd = hdr->window;
+    /* Until the neighbour is known the answer goes back to where the SYN came from. */
+    tcb->dst = (struct ix_dst){.mac = pkt->eth.src, .valid = true, .provisional = true};
+    offer(tcp, tcb);
+    ix_tcp_take_syn_options(tcp, tcb, hdr);
+}
+
+static int pick_addresses(struct ix_tcp *tcp, const struct ix_call *call, struct ix_flow_key *key)
+{
+    *key = (struct ix_flow_key){
+        .peer_port = call->peer_port, .local_port = call->local_port, .family = call->family};
+    __builtin_memcpy(&key->peer.v4, call->peer, 4);
+    __builtin_memcpy(&key->local.v4, call->local, 4);
+    if (call->family != 4 || key->peer_port == 0 || key->peer.v4 == 0 || key->peer.b[0] >= 224)
+        return -IX_EINVAL;
+    if (key->local.v4 == 0)
+        key->local.v4 = ix_net_source_for(tcp->net, key->peer.v4);
+    if (!ix_net_is_local(tcp->net, 4, &key->local))
+        return -IX_EADDRNOTAVAIL;
+    if (ix_ip_equal(&key->peer, &key->local))
+        return -IX_EINVAL; /* frames to oneself never leave the NIC */
+    if (!ix_net_route(tcp->net, key->peer.v4))
+        return -IX_ENETUNREACH;
+    if (key->local_port == 0)
+        key->local_port = ix_tcp_choose_port(tcp, key);
+    return key->local_port ? 0 : -IX_EADDRNOTAVAIL;
+}
+
+int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
+{
+    struct ix_flow_key key;
+    int err = pick_addresses(tcp, call, &key);
+    if (err)
+        return err;
+    uint64_t hash = ix_tcp_hash(tcp, &key);
+    if (ix_tcp_find(tcp, &key, hash))
+        return -IX_EADDRINUSE;
+    struct ix_tcb *tcb = ix_tcp_new(tcp, &key, hash);
+    if (!tcb)
+        return -IX_ENOBUFS;
+    tcb->state = IX_TCP_SYN_SENT;
+    tcb->cookie = call->cookie;
+    tcp->counters->tcp_active_opens++;
+    offer(tcp, tcb);
+    call->handle = ix_tcb_handle(tcp, tcb);
+    call->local_port = key.local_port;
+    return 0;
+}
+
+void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->state == IX_TCP_SYN_RCVD)
+        tcp->half_open--;
+    tcb->state = IX_TCP_ESTABLISHED;
+    tcb->cwnd = ix_cc_initial_window(ix_tcb_mss(tcb));
+    tcb->flags &= ~IX_TF_SYN_DUE;
+    tcp->counters->tcp_established++;
+    ix_tcp_want_event(tcp, tcb, tcb->flags & IX_TF_PASSIVE ? IX_TF_EV_KNOCK : IX_TF_EV_CONNECTED);
+    if (tcb->flags & IX_TF_CLOSED_WR) { /* closed while the handshake ran */
+        tcb->state = IX_TCP_FIN_WAIT_1;
+        ix_tcp_want_output(tcp, tcb);
+    }
+}

@@ -1,0 +1,298 @@
+/* Received data: in order to the application, out of order into the reassembly queue; and the window. */
+#include "tcp/tcp.h"
+
+enum { DELAYED_ACK_MS = 40 }; /* RFC 9293 3.8.6.3 allows 500; what Linux takes at least */
+
+static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
+{
+    return &tcp->net->frames->meta[frame];
+}
+
+/* ---- window ------------------------------------------------------------- */
+
+/* What the connection could take now, from rcv_nxt on. */
+static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    const struct ix_frames *frames = tcp->net->frames;
+    uint32_t space = tcb->rcvbuf_bytes > tcb->lent_bytes ? tcb->rcvbuf_bytes - tcb->lent_bytes : 0;
+    /* Few frames left: promise no more than one flow's fair part of them. */
+    uint32_t held = frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX];
+    uint32_t left = frames->lend_max > held ? frames->lend_max - held : 0;
+    if (IX_UNLIKELY(left < frames->pool_frames / 4))
+        space = IX_MIN(space, left / 4 * ix_tcb_mss(tcb));
+    return space;
+}
+
+uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
+    uint32_t space = window_space(tcp, tcb);
+    if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_SYN_RCVD)
+        space = IX_MIN(space, 65535u); /* SYNs carry it unscaled */
+    else
+        space = space >> tcb->rcv_wscale << tcb->rcv_wscale;
+    if (space <= offered) /* the right edge never moves left (RFC 9293 3.8.6) */
+        return offered;
+    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer. */
+    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, (uint32_t)tcb->mss);
+    if (space - offered < step && offered)
+        return offered;
+    if (space < step)
+        return offered;
+    tcb->rcv_adv = tcb->rcv_nxt + space;
+    return space;
+}
+
+bool ix_tcp_window_update_due(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
+    uint32_t space = window_space(tcp, tcb);
+    if (space <= offered || !ix_tcb_receives(tcb))
+        return false;
+    uint32_t more = space - offered;
+    if (more >= tcb->rcvbuf_bytes / 2)
+        return true;
+    /* The peer may be waiting: its window has become small. */
+    return more >= 2u * tcb->mss && offered < tcb->rcvbuf_bytes / 4;
+}
+
+/* ---- reassembly --------------------------------------------------------- */
+
+static void unlink_free(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t *link)
+{
+    uint32_t frame = *link;
+    *link = meta_of(tcp, frame)->next;
+    ix_frame_free(tcp->net->frames, frame);
+    tcb->ooo_count--;
+}
+
+/* Puts a frame (seq, offset, bytes set) into the queue; overlaps are cut off the new one, and what it
+ * covers wholly goes. Returns false if nothing of it is new. */
+static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
+{
+    struct ix_frame *new = meta_of(tcp, frame);
+    uint32_t *link = &tcb->ooo_head;
+    while (*link != IX_NONE) {
+        struct ix_frame *old = meta_of(tcp, *link);
+        uint32_t old_end = old->seq + old->bytes, new_end = new->seq + new->bytes;
+        if (ix_seq_leq(new_end, old->seq))
+            break;
+        if (ix_seq_leq(old_end, new->seq)) {
+            link = &old->next;
+        } else if (ix_seq_leq(new->seq, old->seq) && ix_seq_geq(new_end, old_end)) {
+            unlink_free(tcp, tcb, link);
+        } else if (ix_seq_lt(new->seq, old->seq)) { /* its tail is there already */
+            new->bytes = (uint16_t)(old->seq - new->seq);
+            break;
+        } else { /* its head is there already */
+            if (ix_seq_leq(new_end, old_end))
+                return false;
+            uint32_t cut = old_end - new->seq;
+            new->seq += cut;
+            new->offset = (uint16_t)(new->offset + cut);
+            new->bytes = (uint16_t)(new->bytes - cut);
+            link = &old->next;
+        }
+    }
+    new->next = *link;
+    *link = frame;
+    tcb->ooo_count++;
+    return true;
+}
+
+uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+                            struct ix_tcp_sack *out, uint32_t max)
+{
+    uint32_t count = 0;
+    struct ix_tcp_sack run;
+    for (uint32_t i = tcb->ooo_head; i != IX_NONE;) {
+        const struct ix_frame *meta = meta_of(tcp, i);
+        run = (struct ix_tcp_sack){meta->seq, meta->seq + meta->bytes};
+        for (i = meta->next; i != IX_NONE && meta_of(tcp, i)->seq == run.end;
+             i = meta_of(tcp, i)->next)
+            run.end += meta_of(tcp, i)->bytes;
+        bool latest = ix_seq_leq(run.start, tcb->ooo_last_seq) && ix_seq_lt(tcb->ooo_last_seq, run.end);
+        if (latest) { /* the block of the latest arrival comes first (RFC 2018 section 4) */
+            for (uint32_t k = IX_MIN(count, max - 1); k > 0; k--)
+                out[k] = out[k - 1];
+            out[0] = run;
+            count = IX_MIN(count + 1, max);
+        } else if (count < max) {
+            out[count++] = run;
+        }
+    }
+    return count;
+}
+
+/* ---- data --------------------------------------------------------------- */
+
+/* Appends a frame that continues the stream at rcv_nxt. */
+static void accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
+{
+    struct ix_frame *meta = meta_of(tcp, frame);
+    meta->next = IX_NONE;
+    if (tcb->wait_tail == IX_NONE)
+        tcb->wait_head = frame;
+    else
+        meta_of(tcp, tcb->wait_tail)->next = frame;
+    tcb->wait_tail = frame;
+    tcb->rcv_nxt += meta->bytes;
+    tcb->lent_bytes += meta->bytes;
+    ix_tcp_want_event(tcp, tcb, 0);
+}
+
+/* Moves what has become contiguous out of the reassembly queue. */
+static void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    while (tcb->ooo_head != IX_NONE) {
+        uint32_t frame = tcb->ooo_head;
+        struct ix_frame *meta = meta_of(tcp, frame);
+        if (ix_seq_gt(meta->seq, tcb->rcv_nxt))
+            return;
+        uint32_t cut = tcb->rcv_nxt - meta->seq;
+        if (cut >= meta->bytes) {
+            unlink_free(tcp, tcb, &tcb->ooo_head);
+            continue;
+        }
+        meta->seq += cut;
+        meta->offset = (uint16_t)(meta->offset + cut);
+        meta->bytes = (uint16_t)(meta->bytes - cut);
+        tcb->ooo_head = meta->next;
+        tcb->ooo_count--;
+        accept_frame(tcp, tcb, frame);
+    }
+}
+
+/* Every second segment is acknowledged at once, a single one after a while, or with what the application
+ * sends meanwhile (RFC 9293 3.8.6.3). */
+static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->unacked_segs < 255)
+        tcb->unacked_segs++;
+    if (tcb->unacked_segs >= 2) {
+        ix_tcp_ack_now(tcp, tcb);
+        return;
+    }
+    uint32_t timer = ix_tcb_timer(tcp, tcb, IX_TIMER_ACK);
+    tcb->ack_due_ms = tcp->now_ms + DELAYED_ACK_MS;
+    if (!ix_wheel_armed(tcp->wheel, timer)) /* else it is set again when it fires: no list work per segment */
+        ix_wheel_set(tcp->wheel, timer, tcp->now_ns + DELAYED_ACK_MS * 1000000ull);
+}
+
+static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, bool *kept)
+{
+    struct ix_frame *meta = meta_of(tcp, frame);
+    if (tcb->ooo_count >= IX_OOO_FRAMES_MAX) {
+        tcp->counters->drop_tcp_ooo_limit++;
+    } else if (ooo_insert(tcp, tcb, frame)) {
+        *kept = true;
+        tcb->ooo_last_seq = meta->seq;
+        tcp->counters->tcp_ooo++;
+    } else {
+        tcp->counters->tcp_dup_data++;
+    }
+    /* RFC 5681 4.2: a duplicate ACK for each. With SACK one a batch says as much. */
+    if (tcb->flags & IX_TF_SACK || !ix_tcp_send_segment(tcp, tcb, tcb->snd_nxt, 0, IX_TCP_ACK, false))
+        ix_tcp_ack_now(tcp, tcb);
+}
+
+/* Cuts off what is old and what is beyond the window. Returns the payload that is left. */
+static uint32_t trim(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t *seq, uint8_t **payload,
+                     uint32_t bytes, bool *fin)
+{
+    if (ix_seq_lt(*seq, tcb->rcv_nxt)) {
+        uint32_t cut = IX_MIN(tcb->rcv_nxt - *seq, bytes);
+        *seq += cut;
+        *payload += cut;
+        bytes -= cut;
+    }
+    uint32_t room = ix_seq_lt(*seq, tcb->rcv_adv) ? tcb->rcv_adv - *seq : 0;
+    if (bytes > room) {
+        tcp->counters->drop_tcp_wnd += bytes - room;
+        bytes = room;
+        *fin = false;
+    }
+    return bytes;
+}
+
+static void take_fin(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t fin_seq)
+{
+    if (fin_seq != tcb->rcv_nxt) {
+        tcb->flags |= IX_TF_FIN_OOO;
+        tcb->fin_seq = fin_seq;
+        return;
+    }
+    tcb->rcv_nxt++;
+    tcb->flags = (tcb->flags | IX_TF_FIN_RCVD) & ~IX_TF_FIN_OOO;
+    ix_tcp_want_event(tcp, tcb, IX_TF_EV_EOF);
+    ix_tcp_ack_now(tcp, tcb);
+}
+
+static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
+                                    uint32_t seq, const uint8_t *payload, uint32_t bytes)
+{
+    struct ix_frames *frames = tcp->net->frames;
+    if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > frames->lend_max) {
+        /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
+        tcp->counters->drop_tcp_lend_limit++;
+        return IX_VERDICT_DROP;
+    }
+    struct ix_frame *meta = meta_of(tcp, pkt->frame);
+    meta->seq = seq;
+    meta->offset = (uint16_t)(payload - ix_net_frame_ptr(tcp->net, pkt->frame));
+    meta->bytes = (uint16_t)bytes;
+    if (seq != tcb->rcv_nxt) {
+        bool kept = false;
+        out_of_order(tcp, tcb, pkt->frame, &kept);
+        return kept ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
+    }
+    bool filled_hole = tcb->ooo_head != IX_NONE;
+    accept_frame(tcp, tcb, pkt->frame);
+    drain_ooo(tcp, tcb);
+    if (filled_hole) /* RFC 5681 4.2: at once when it fills a gap */
+        ix_tcp_ack_now(tcp, tcb);
+    else
+        schedule_ack(tcp, tcb);
+    return IX_VERDICT_KEPT;
+}
+
+enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
+                            const struct ix_tcp_hdr *hdr)
+{
+    uint32_t arrived = pkt->l4_bytes - hdr->header_bytes;
+    uint8_t *payload = pkt->l4 + hdr->header_bytes;
+    uint32_t seq = hdr->seq;
+    bool fin = hdr->flags & IX_TCP_FIN;
+    uint32_t fin_seq = seq + arrived;
+    enum ix_verdict verdict = IX_VERDICT_DROP;
+
+    if (fin && ix_seq_lt(fin_seq, tcb->rcv_nxt))
+        fin = false; /* taken before */
+    uint32_t bytes = trim(tcp, tcb, &seq, &payload, arrived, &fin);
+    if (bytes) {
+        verdict = take_payload(tcp, tcb, pkt, seq, payload, bytes);
+        if (verdict == IX_VERDICT_DROP && seq == tcb->rcv_nxt)
+            return verdict; /* for want of frames: the FIN comes again with it */
+    } else if (arrived) {
+        tcp->counters->tcp_dup_data++;
+        ix_tcp_ack_now(tcp, tcb);
+    }
+    if (fin)
+        take_fin(tcp, tcb, fin_seq);
+    else if (tcb->flags & IX_TF_FIN_OOO && tcb->fin_seq == tcb->rcv_nxt)
+        take_fin(tcp, tcb, tcb->fin_seq);
+    return verdict;
+}
+
+void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    while (tcb->ooo_head != IX_NONE)
+        unlink_free(tcp, tcb, &tcb->ooo_head);
+    while (tcb->wait_head != IX_NONE) {
+        uint32_t frame = tcb->wait_head;
+        tcb->wait_head = meta_of(tcp, frame)->next;
+        tcb->lent_bytes -= meta_of(tcp, frame)->bytes;
+        ix_frame_free(tcp->net->frames, frame);
+    }
+    tcb->wait_tail = IX_NONE;
+}

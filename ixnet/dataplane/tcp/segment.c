@@ -1,0 +1,209 @@
+/* One segment: header, payload from where it lies or copied, and out. */
+#include "tcp/tcp.h"
+
+#include "wire/csum.h"
+
+enum { CHALLENGE_MS = 500 }; /* RFC 5961 section 7 leaves the limit open; Linux: tcp_invalid_ratelimit */
+
+static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_hdr *hdr)
+{
+    if (tcb->flags & IX_TF_TS) {
+        hdr->has_ts = true;
+        hdr->ts_val = tcp->now_ms + tcb->ts_offset;
+        hdr->ts_ecr = tcb->ts_recent;
+    }
+    if (hdr->flags & IX_TCP_SYN) {
+        hdr->mss = (uint16_t)(tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES); /* RFC 6691 */
+        hdr->wscale = tcb->rcv_wscale ? (int8_t)tcb->rcv_wscale : -1;
+        hdr->sack_ok = tcb->flags & IX_TF_SACK;
+    } else if (IX_UNLIKELY(tcb->ooo_head != IX_NONE) && tcb->flags & IX_TF_SACK) {
+        uint32_t max = tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX;
+        hdr->sack_count = (uint8_t)ix_tcp_sack_blocks(tcp, tcb, hdr->sack, max);
+    }
+}
+
+static struct ix_tcp_hdr header(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint8_t flags)
+{
+    struct ix_tcp_hdr hdr = {
+        .src_port = tcb->key.local_port,
+        .dst_port = tcb->key.peer_port,
+        .seq = seq,
+        .flags = flags,
+        .wscale = -1,
+    };
+    uint32_t window = ix_tcp_receive_window(tcp, tcb);
+    if (flags & IX_TCP_SYN) /* never scaled (RFC 7323 2.2) */
+        hdr.window = (uint16_t)IX_MIN(window, 65535u);
+    else
+        hdr.window = (uint16_t)IX_MIN(window >> tcb->rcv_wscale, 65535u);
+    if (flags & IX_TCP_ACK)
+        hdr.ack = tcb->rcv_nxt;
+    fill_options(tcp, tcb, &hdr);
+    return hdr;
+}
+
+/* Can [at, at + bytes) leave from where it lies? Its headers are written just before it, so that space must hold
+ * nothing of value: the old headers of a received frame, or the headroom of an arena frame; and no
+ * other transmission of the frame may be under way, which reads headers of its own there. */
+static bool fits_in_place(const struct ix_tcp *tcp, const struct ix_extent *extent, uint32_t offset,
+                          uint32_t bytes, uint32_t headers)
+{
+    const struct ix_frames *frames = tcp->net->frames;
+    uint64_t addr = extent->addr + offset;
+    uint32_t frame = ix_frame_of(frames, addr);
+    uint32_t start = (uint32_t)(addr & ((1u << frames->frame_shift) - 1));
+    const struct ix_frame *meta = &frames->meta[frame];
+    if (extent->bytes - offset < bytes || start < headers ||
+        start + bytes > 1u << frames->frame_shift || meta->tx_refs)
+        return false;
+    if (frame < frames->pool_frames)
+        return start == meta->offset && meta->owner == IX_FRAME_APP;
+    return start == IX_TX_HEADROOM && tcp->cfg->sg_inplace;
+}
+
+/* Gathers payload from the cursor on into dst; returns its checksum and moves the cursor. */
+static uint32_t gather(const struct ix_tcp *tcp, struct ix_send_cursor *at, uint8_t *dst,
+                       uint32_t bytes)
+{
+    uint32_t sum = 0, done = 0;
+    while (done < bytes) {
+        IX_ASSERT(at->extent != IX_NONE);
+        const struct ix_extent *extent = &tcp->extents[at->extent];
+        uint32_t part = IX_MIN(bytes - done, extent->bytes - at->offset);
+        uint32_t part_sum =
+            ix_csum_copy(dst + done, ix_link_ptr(tcp->net->link, extent->addr + at->offset), part, 0);
+        sum = ix_csum_append(sum, part_sum, done);
+        done += part;
+        at->offset += part;
+        if (at->offset == extent->bytes)
+            *at = (struct ix_send_cursor){.extent = extent->next};
+    }
+    return sum;
+}
+
+/* Where a segment's payload ended up. */
+struct placed {
+    uint32_t frame;
+    uint8_t *payload;
+    uint32_t sum;
+};
+
+static void pin(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
+{
+    tcp->net->frames->meta[frame].flow = ix_tcb_index(tcp, tcb);
+    tcb->pinned++;
+}
+
+static bool place(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
+                  bool in_place, uint32_t headers, struct placed *out)
+{
+    struct ix_net *net = tcp->net;
+    struct ix_send_cursor at = {.extent = IX_NONE};
+    if (bytes) {
+        at = ix_sendq_seek(tcp, tcb, seq);
+        IX_ASSERT(at.extent != IX_NONE);
+    }
+    if (bytes && in_place &&
+        fits_in_place(tcp, &tcp->extents[at.extent], at.offset, bytes, headers)) {
+        uint64_t addr = tcp->extents[at.extent].addr + at.offset;
+        out->frame = ix_frame_of(net->frames, addr);
+        out->payload = ix_link_ptr(net->link, addr);
+        out->sum = ix_csum_add(out->payload, bytes, 0);
+        at.offset += bytes;
+        pin(tcp, tcb, out->frame);
+        net->counters->tx_inplace++;
+    } else {
+        out->frame = ix_net_alloc(net);
+        if (out->frame == IX_NONE)
+            return false;
+        out->payload = ix_net_frame_ptr(net, out->frame) + IX_TX_HEADROOM;
+        out->sum = bytes ? gather(tcp, &at, out->payload, bytes) : 0;
+        net->counters->tx_copied += bytes != 0;
+    }
+    if (bytes && in_place) { /* new data: the next segment goes on from here */
+        at.seq = seq + bytes;
+        tcb->cursor = at;
+    }
+    return true;
+}
+
+/* What an ACK that leaves settles. */
+static void ack_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool pure)
+{
+    tcb->last_ack_sent = tcb->rcv_nxt;
+    tcb->unacked_segs = 0;
+    tcb->flags &= ~IX_TF_ACK_NOW;
+    tcp->counters->tcp_pure_acks += pure;
+}
+
+bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
+                         uint8_t flags, bool in_place)
+{
+    struct ix_net *net = tcp->net;
+    struct placed placed;
+    if (IX_UNLIKELY(!ix_net_tx_room(net) || !ix_net_dst_ready(net, tcb->key.peer.v4, &tcb->dst)))
+        return false;
+    struct ix_tcp_hdr hdr = header(tcp, tcb, seq, flags);
+    uint32_t header_bytes = ix_tcp_header_bytes(&hdr);
+    if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + IX_IPV4_BYTES + IX_ETH_BYTES, &placed))
+        return false;
+    uint8_t *segment = placed.payload - header_bytes;
+    ix_tcp_emit(segment, &hdr, tcb->key.local.v4, tcb->key.peer.v4, bytes, placed.sum);
+    ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP,
+                   tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
+    net->counters->tcp_out++;
+    if (flags & IX_TCP_ACK)
+        ack_sent(tcp, tcb, bytes == 0 && !(flags & (IX_TCP_SYN | IX_TCP_FIN | IX_TCP_RST)));
+    return true;
+}
+
+/* A segment without a TCB behind it. */
+static void send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr)
+{
+    struct ix_net *net = tcp->net;
+    uint32_t frame = ix_net_tx_room(net) ? ix_net_alloc(net) : IX_NONE;
+    if (frame == IX_NONE)
+        return;
+    uint8_t *segment = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
+    uint32_t bytes = ix_tcp_emit(segment, hdr, pkt->ip.dst, pkt->ip.src, 0, 0);
+    ix_net_output4(net, frame, segment, bytes, IX_PROTO_TCP, pkt->ip.dst, pkt->ip.src,
+                   &pkt->eth.src);
+    net->counters->tcp_out++;
+    net->counters->tcp_rst_out++;
+}
+
+void ix_tcp_send_reset_for(struct ix_tcp *tcp, const struct ix_packet *pkt,
+                           const struct ix_tcp_hdr *hdr, uint32_t payload_bytes)
+{
+    if (hdr->flags & IX_TCP_RST || ix_mac_is_group(&pkt->eth.dst))
+        return;
+    struct ix_tcp_hdr reset = {
+        .src_port = hdr->dst_port, .dst_port = hdr->src_port, .flags = IX_TCP_RST, .wscale = -1};
+    if (hdr->flags & IX_TCP_ACK) {
+        reset.seq = hdr->ack;
+    } else {
+        reset.flags |= IX_TCP_ACK;
+        reset.ack = hdr->seq + payload_bytes + !!(hdr->flags & IX_TCP_SYN) +
+                    !!(hdr->flags & IX_TCP_FIN);
+    }
+    send_bare(tcp, pkt, &reset);
+}
+
+void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_CLOSED)
+        return;
+    /* snd_nxt may stand back after a timeout; the peer takes only the next number that it expects,
+     * and answers others with a challenge ACK (RFC 5961). */
+    if (ix_tcp_send_segment(tcp, tcb, tcb->snd_max, 0, IX_TCP_RST | IX_TCP_ACK, false))
+        tcp->counters->tcp_rst_out++;
+}
+
+void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->challenge_ms && tcp->now_ms - tcb->challenge_ms < CHALLENGE_MS)
+        return;
+    tcb->challenge_ms = tcp->now_ms ? tcp->now_ms : 1;
+    tcp->counters->tcp_challenge_acks++;
+    ix_tcp_ack_now(tcp, tcb);
+}

@@ -1,0 +1,97 @@
+/* The send queue: memory that the application lent with SENDV, until the peer has it.
+ *
+ * A list of extents; the byte at q_head_off of the first is snd_una's. A cursor remembers where snd_nxt
+ * lies, so that sending in order never walks the list.
+ */
+#include "tcp/tcp.h"
+
+uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
+{
+    uint32_t room = tcb->sndbuf_bytes > tcb->queued_bytes ? tcb->sndbuf_bytes - tcb->queued_bytes : 0;
+    uint32_t taken = IX_MIN(bytes, room);
+    if (taken == 0)
+        return 0;
+    uint32_t end = ix_tcb_data_end(tcb);
+    struct ix_extent *tail = tcb->q_tail == IX_NONE ? NULL : &tcp->extents[tcb->q_tail];
+    uint32_t at = tcb->q_tail, offset = tail ? tail->bytes : 0;
+    if (tail && tail->addr + tail->bytes == addr && tail->bytes <= UINT32_MAX - taken) {
+        tail->bytes += taken;
+    } else {
+        if (tcp->extent_free == IX_NONE)
+            return 0;
+        at = tcp->extent_free;
+        offset = 0;
+        tcp->extent_free = tcp->extents[at].next;
+        tcp->extents_used++;
+        tcp->extents[at] = (struct ix_extent){.addr = addr, .bytes = taken, .next = IX_NONE};
+        *(tail ? &tail->next : &tcb->q_head) = at;
+        tcb->q_tail = at;
+    }
+    if (tcb->cursor.extent == IX_NONE)
+        tcb->cursor = (struct ix_send_cursor){.seq = end, .extent = at, .offset = offset};
+    tcb->queued_bytes += taken;
+    return taken;
+}
+
+static void free_head(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint32_t head = tcb->q_head;
+    tcb->q_head = tcp->extents[head].next;
+    if (tcb->q_head == IX_NONE)
+        tcb->q_tail = IX_NONE;
+    tcp->extents[head].next = tcp->extent_free;
+    tcp->extent_free = head;
+    tcp->extents_used--;
+    tcb->q_head_off = 0;
+}
+
+void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes)
+{
+    /* Called before snd_una moves: new_una is what it will be. */
+    uint32_t new_una = tcb->snd_una + bytes;
+    IX_ASSERT(bytes <= tcb->queued_bytes);
+    tcb->queued_bytes -= bytes;
+    while (bytes) {
+        uint32_t rest = tcp->extents[tcb->q_head].bytes - tcb->q_head_off;
+        if (bytes < rest) {
+            tcb->q_head_off += bytes;
+            break;
+        }
+        bytes -= rest;
+        free_head(tcp, tcb);
+    }
+    if (tcb->cursor.extent != IX_NONE && ix_seq_lt(tcb->cursor.seq, new_una))
+        tcb->cursor = (struct ix_send_cursor){
+            .seq = new_una, .extent = tcb->q_head, .offset = tcb->q_head_off};
+}
+
+struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+                                    uint32_t seq)
+{
+    struct ix_send_cursor at = tcb->cursor;
+    if (at.extent != IX_NONE && at.seq == seq && at.offset < tcp->extents[at.extent].bytes)
+        return at;
+    if (at.extent == IX_NONE || ix_seq_lt(seq, at.seq))
+        at = (struct ix_send_cursor){
+            .seq = tcb->snd_una, .extent = tcb->q_head, .offset = tcb->q_head_off};
+    while (at.extent != IX_NONE) {
+        const struct ix_extent *extent = &tcp->extents[at.extent];
+        uint32_t skip = seq - at.seq, rest = extent->bytes - at.offset;
+        if (skip < rest) {
+            at.offset += skip;
+            at.seq = seq;
+            return at;
+        }
+        at = (struct ix_send_cursor){.seq = at.seq + rest, .extent = extent->next, .offset = 0};
+    }
+    return at;
+}
+
+void ix_sendq_drop(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    while (tcb->q_head != IX_NONE)
+        free_head(tcp, tcb);
+    tcb->q_head_off = 0;
+    tcb->queued_bytes = 0;
+    tcb->cursor.extent = IX_NONE;
+}

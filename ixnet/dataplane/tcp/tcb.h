@@ -1,0 +1,257 @@
+/* The state of one connection, and of a shard's TCP.
+ *
+ * Variables have RFC 9293's names (section 3.3.1); those of congestion control RFC 5681's, of
+ * retransmission RFC 6298's, of timestamps RFC 7323's. Sequence numbers are uint32_t modulo 2^32.
+ */
+#ifndef IX_TCP_TCB_H
+#define IX_TCP_TCB_H
+
+#include "mem/flowtab.h"
+#include "mem/wheel.h"
+#include "net/net.h"
+#include "net/udp.h"
+#include "wire/tcp.h"
+
+enum ix_tcp_state {
+    IX_TCP_CLOSED = 0, /* the TCB is free, or waits for its last event or transmission */
+    IX_TCP_SYN_SENT,
+    IX_TCP_SYN_RCVD,
+    IX_TCP_ESTABLISHED,
+    IX_TCP_FIN_WAIT_1,
+    IX_TCP_FIN_WAIT_2,
+    IX_TCP_CLOSE_WAIT,
+    IX_TCP_CLOSING,
+    IX_TCP_LAST_ACK,
+    IX_TCP_TIME_WAIT,
+};
+
+enum ix_tcb_flag {
+    /* how it came to be, what was negotiated */
+    IX_TF_PASSIVE = 1u << 0,  /* opened by a listener */
+    IX_TF_TS = 1u << 1,       /* timestamps (RFC 7323) */
+    IX_TF_SACK = 1u << 2,     /* SACK (RFC 2018) */
+    IX_TF_NAGLE = 1u << 3,    /* Nagle's algorithm on */
+    /* the application's side */
+    IX_TF_KNOCKED = 1u << 4,  /* KNOCK was delivered */
+    IX_TF_ACCEPTED = 1u << 5, /* the application has put its cookie: events flow */
+    IX_TF_CLOSED_WR = 1u << 6, /* CLOSE: FIN after what is queued */
+    IX_TF_CLOSED_RD = 1u << 7, /* full CLOSE: reads no more */
+    IX_TF_DETACHED = 1u << 8, /* the application has had its last event; the handle is void */
+    IX_TF_MORE = 1u << 9,     /* the last SENDV said that more follows */
+    /* events that wait to be delivered */
+    IX_TF_EV_KNOCK = 1u << 10,
+    IX_TF_EV_CONNECTED = 1u << 11,
+    IX_TF_EV_EOF = 1u << 12,
+    IX_TF_EV_DEAD = 1u << 13,
+    /* lists */
+    IX_TF_ON_OUTPUT = 1u << 14,
+    IX_TF_ON_EVENTS = 1u << 15,
+    IX_TF_ON_TW = 1u << 16,
+    /* what output has to do */
+    IX_TF_ACK_NOW = 1u << 17,
+    IX_TF_SYN_DUE = 1u << 18, /* (re)send the SYN or SYN-ACK */
+    IX_TF_FIN_SENT = 1u << 19, /* the FIN stands at snd_max - 1 */
+    IX_TF_FIN_RCVD = 1u << 20, /* the peer's FIN was taken in order */
+    IX_TF_FIN_OOO = 1u << 21, /* the peer's FIN was seen at fin_seq, data before it is missing */
+    /* loss recovery */
+    IX_TF_RECOVERY = 1u << 22, /* fast recovery until snd_una reaches `recover` */
+    IX_TF_RTO = 1u << 23,      /* recovering from a timeout, likewise */
+    IX_TF_TIMING = 1u << 24,   /* the segment at rtt_seq is being timed */
+    IX_TF_PERSIST = 1u << 25,  /* the retransmission timer probes a zero window */
+    IX_TF_REXMIT_ONE = 1u << 26, /* send the segment at snd_una again, whatever cwnd says */
+};
+
+/* What CLOSE, timers and events look at with a flow in this state. */
+#define IX_TF_EVENTS (IX_TF_EV_KNOCK | IX_TF_EV_CONNECTED | IX_TF_EV_EOF | IX_TF_EV_DEAD)
+
+enum ix_tcp_timer {
+    IX_TIMER_RTX = 0, /* retransmission, zero-window probe, SYN */
+    IX_TIMER_ACK = 1, /* delayed ACK */
+    IX_TIMER_KEEP = 2, /* keepalive; FIN_WAIT_2 of a closed application; TIME_WAIT */
+    IX_TIMERS_PER_FLOW = 3,
+};
+
+/* One SENDV record that is borrowed: memory between SENDV and SENT. */
+struct ix_extent {
+    uint64_t addr;  /* UMEM offset */
+    uint32_t bytes;
+    uint32_t next;  /* in its flow's queue, or in the free list */
+};
+
+/* Scoreboard of a flow in SACK recovery (RFC 2018, RFC 6675). Ranges are sorted, disjoint, above snd_una. */
+struct ix_sack_board {
+    uint32_t count;
+    uint32_t high_rxt; /* highest sequence number retransmitted in this recovery, plus one (HighRxt) */
+    struct ix_tcp_sack range[IX_SACK_RANGES];
+    uint32_t next; /* free list */
+};
+
+/* Where the next byte to send lies in the send queue. */
+struct ix_send_cursor {
+    uint32_t seq;    /* of that byte */
+    uint32_t extent; /* IX_NONE: at the end of the queue */
+    uint32_t offset; /* in the extent */
+};
+
+struct ix_tcb {
+    /* line 0: demultiplexing */
+    struct ix_flow_key key;
+    uint32_t generation; /* of the handle; never 0 */
+    uint32_t flags;      /* enum ix_tcb_flag */
+    uint64_t cookie;
+    uint64_t hash;
+
+    /* line 1: receive side */
+    uint8_t state;          /* enum ix_tcp_state */
+    uint8_t rcv_wscale;     /* shift of the windows that we send (RFC 7323) */
+    uint8_t snd_wscale;     /* shift of the windows that we receive */
+    uint8_t unacked_segs;   /* data segments since our last ACK */
+    uint32_t rcv_nxt;       /* next byte expected */
+    uint32_t rcv_adv;       /* right edge of the window that we advertised; never moves left */
+    uint32_t rcvbuf_bytes;  /* limit of what is received and not given back */
+    uint32_t lent_bytes;    /* received in order, not yet given back (waiting events included) */
+    uint32_t ts_recent;     /* TS.Recent */
+    uint32_t ts_recent_ms;  /* when it was set */
+    uint32_t last_ack_sent; /* Last.ACK.sent */
+    uint32_t ts_offset;     /* added to our clock in TSval */
+    uint32_t wait_head;     /* in-order frames whose RECV has not been delivered yet; IX_NONE */
+    uint32_t wait_tail;
+    uint32_t ooo_head;      /* out-of-order frames by sequence number; IX_NONE */
+    uint32_t ooo_last_seq;  /* sequence number of the latest arrival in it (first SACK block) */
+    uint16_t ooo_count;
+    uint16_t pinned;        /* frames sent in place and not yet completed: the application's memory is in use */
+    uint32_t fin_seq;       /* IX_TF_FIN_OOO: sequence number of the peer's FIN */
+
+    /* line 2: send side */
+    uint32_t snd_una;      /* oldest byte not acknowledged */
+    uint32_t snd_nxt;      /* next byte to send; moved back by a timeout */
+    uint32_t snd_max;      /* one past the highest byte ever sent */
+    uint32_t snd_wnd;      /* the peer's window, scaled, from snd_una */
+    uint32_t snd_wl1;      /* seq of the segment that last updated snd_wnd */
+    uint32_t snd_wl2;      /* its ack */
+    uint32_t max_wnd;      /* the largest window that the peer ever offered */
+    uint32_t cwnd;         /* bytes (RFC 5681) */
+    uint32_t ssthresh;     /* bytes */
+    uint32_t cwnd_acked;   /* bytes acknowledged towards the next increase in congestion avoidance (RFC 3465) */
+    uint32_t recover;      /* snd_max when recovery began (RFC 6582) */
+    uint32_t queued_bytes; /* in the send queue from snd_una on */
+    uint32_t q_head, q_tail; /* extents; IX_NONE */
+    uint32_t q_head_off;   /* bytes of the head extent already acknowledged */
+    uint32_t sent_bytes;   /* acknowledged, SENT not yet delivered */
+
+    /* line 3: sending, RTT, lists */
+    struct ix_send_cursor cursor;
+    uint32_t iss;          /* initial send sequence number */
+    uint16_t mss;          /* largest segment payload to the peer, options not subtracted (RFC 6691) */
+    uint8_t dupacks;
+    uint8_t retries;       /* retransmissions of the same data, probes, SYNs */
+    uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
+    uint32_t rtt_seq;      /* IX_TF_TIMING: the sample ends when this is acknowledged */
+    uint64_t rtt_start_ns;
+    uint32_t out_next, ev_next; /* output and event lists */
+
+    uint32_t tw_next, tw_prev;  /* TIME_WAIT list, oldest first */
+    uint32_t sack_board;   /* IX_NONE */
+    uint32_t listener;     /* index while it counts against a backlog, else IX_NONE */
+    struct ix_dst dst;
+    uint32_t last_rx_ms;   /* when the peer was last heard of */
+    uint32_t last_tx_ms;   /* when data was last sent (RFC 5681 4.1) */
+    uint32_t ack_due_ms;   /* when the delayed ACK is due; the timer may stand earlier and is then set again */
+    uint32_t rtx_start_ms; /* when the oldest unacknowledged data was first retransmitted */
+    uint32_t challenge_ms; /* when the last challenge ACK was sent */
+    uint32_t keepalive_ms; /* 0: off */
+    uint32_t user_timeout_ms; /* 0: default */
+    uint32_t sndbuf_bytes;
+    uint32_t retransmits;  /* segments, in all */
+    int32_t dead_status;   /* of the DEAD or CONNECTED event to come */
+} IX_ALIGNED(IX_CACHE_LINE);
+IX_STATIC_ASSERT(sizeof(struct ix_tcb) <= 384, "an idle connection costs at most 1 KiB, tables included");
+
+struct ix_listener {
+    struct ix_ip ip; /* all 0: every local address */
+    uint16_t port;   /* 0: free */
+    uint8_t family;
+    uint32_t backlog;
+    uint32_t pending; /* connections in SYN_RCVD or not yet ACCEPTed */
+    uint64_t cookie;
+};
+
+/* A list of flows linked by an index field. */
+struct ix_flow_list {
+    uint32_t head, tail;
+};
+
+struct ix_tcp {
+    struct ix_net *net;
+    struct ix_wheel *wheel; /* timer of a flow: flow * IX_TIMERS_PER_FLOW + enum ix_tcp_timer */
+    struct ix_counters *counters;
+    struct ix_io *io;
+    uint64_t now_ns;
+    uint32_t now_ms; /* now_ns / 10^6, modulo 2^32: the timestamp clock */
+
+    struct ix_tcb *flows;
+    uint32_t max_flows;
+    uint32_t free_head; /* free TCBs, linked by out_next */
+    uint32_t in_use, half_open, time_wait;
+    struct ix_flowtab table;
+    struct ix_extent *extents;
+    uint32_t max_extents, extent_free, extents_used;
+    struct ix_sack_board *boards;
+    uint32_t max_boards, board_free, boards_used;
+
+    struct ix_flow_list output; /* have something to send */
+    struct ix_flow_list events; /* have something to tell */
+    struct ix_flow_list tw;     /* TIME_WAIT, oldest first */
+
+    struct ix_key flow_key, isn_key, port_key, ts_key;
+    uint32_t port_counter;
+    const struct ix_config *cfg;
+    uint32_t listener_count; /* slots in use lie below this */
+    struct ix_listener listeners[IX_LISTENERS_MAX];
+};
+
+/* 0 marks a free TCB, so no key hashes to it. */
+static inline uint64_t ix_tcp_hash(const struct ix_tcp *tcp, const struct ix_flow_key *key)
+{
+    uint64_t hash = ix_flow_hash(&tcp->flow_key, key);
+    return hash ? hash : 1;
+}
+static inline uint32_t ix_tcb_index(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    return (uint32_t)(tcb - tcp->flows);
+}
+static inline uint64_t ix_tcb_handle(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    return ix_handle_make(0, ix_tcb_index(tcp, tcb), tcb->generation);
+}
+static inline uint32_t ix_tcb_timer(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t kind)
+{
+    return ix_tcb_index(tcp, tcb) * IX_TIMERS_PER_FLOW + kind;
+}
+/* Payload bytes that fit beside the timestamp option. */
+static inline uint32_t ix_tcb_mss(const struct ix_tcb *tcb)
+{
+    return tcb->mss - (tcb->flags & IX_TF_TS ? 12u : 0u);
+}
+static inline bool ix_tcb_synchronized(const struct ix_tcb *tcb)
+{
+    return tcb->state >= IX_TCP_ESTABLISHED;
+}
+/* May the peer still send data? */
+static inline bool ix_tcb_receives(const struct ix_tcb *tcb)
+{
+    return tcb->state == IX_TCP_ESTABLISHED || tcb->state == IX_TCP_FIN_WAIT_1 ||
+           tcb->state == IX_TCP_FIN_WAIT_2;
+}
+/* The sequence number after the last queued byte: where the FIN goes. */
+static inline uint32_t ix_tcb_data_end(const struct ix_tcb *tcb)
+{
+    return tcb->snd_una + tcb->queued_bytes;
+}
+/* Bytes in flight, FIN and SYN included. */
+static inline uint32_t ix_tcb_flight(const struct ix_tcb *tcb)
+{
+    return tcb->snd_max - tcb->snd_una;
+}
+
+#endif

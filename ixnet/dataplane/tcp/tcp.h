@@ -1,0 +1,128 @@
+/* TCP's functions, by file, in the order in which a segment meets them. */
+#ifndef IX_TCP_TCP_H
+#define IX_TCP_TCP_H
+
+#include "tcp/tcb.h"
+
+/* ---- flow.c: TCBs, lists, handles */
+size_t ix_tcp_arena_bytes(const struct ix_config *cfg);
+void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory);
+struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash);
+/* The live connection that an application's handle names, or NULL. */
+struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle);
+/* A new TCB in the table, or NULL if the table is full (the oldest TIME_WAIT is given up for it). */
+struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash);
+void ix_tcp_want_output(struct ix_tcp *tcp, struct ix_tcb *tcb);
+void ix_tcp_want_event(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t flags);
+static inline void ix_tcp_ack_now(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    tcb->flags |= IX_TF_ACK_NOW;
+    ix_tcp_want_output(tcp, tcb);
+}
+/* Ends a connection now: state CLOSED, timers off, queues empty; `status` goes into DEAD (or CONNECTED). */
+void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status);
+/* Frees a CLOSED TCB that nothing waits for any more; else does nothing. */
+void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb);
+void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* The connection no longer counts against its listener's backlog. */
+void ix_tcp_leave_backlog(struct ix_tcp *tcp, struct ix_tcb *tcb);
+const char *ix_tcp_check(struct ix_tcp *tcp);
+
+/* ---- input.c: RFC 9293 3.10.7 */
+enum ix_verdict ix_tcp_input(struct ix_tcp *tcp, struct ix_packet *pkt);
+/* An ICMP error about a flow (RFC 5927, RFC 1191). */
+void ix_tcp_icmp_error(struct ix_tcp *tcp, const struct ix_icmp_error *error);
+
+/* ---- open.c: listeners and both opens */
+struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key *key);
+/* A SYN for a listener: RFC 9293 3.10.7.2. */
+void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
+                         const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key,
+                         uint64_t hash);
+int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call);
+/* Takes MSS, window scale, SACK-permitted and timestamps from the peer's SYN. */
+void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
+/* Handshake complete: ESTABLISHED, and the event that says so. */
+void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- isn.c */
+uint32_t ix_tcp_isn(struct ix_tcp *tcp, const struct ix_flow_key *key);
+uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key);
+/* A free outgoing port whose replies arrive on this shard's queue (RFC 6056 algorithm 3); 0 if there is none. */
+uint16_t ix_tcp_choose_port(struct ix_tcp *tcp, const struct ix_flow_key *key);
+
+/* ---- ack.c: what an acceptable ACK does to the send side */
+void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                uint32_t payload_bytes);
+void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
+void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns);
+
+/* ---- sack.c: scoreboard */
+void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
+void ix_sack_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Forgets what lies below snd_una. */
+void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb);
+uint32_t ix_sack_sacked_bytes(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
+/* RFC 6675 IsLost() for the byte at seq. */
+bool ix_sack_is_lost(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq);
+/* RFC 6675 SetPipe(). */
+uint32_t ix_sack_pipe(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
+/* RFC 6675 NextSeg() rule 1: the next lost hole: *seq and its length. False if there is none. */
+bool ix_sack_next_hole(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t *seq,
+                       uint32_t *bytes);
+
+/* ---- newreno.c: congestion control (RFC 5681, RFC 6582) */
+uint32_t ix_cc_initial_window(uint32_t mss);
+void ix_cc_acked(struct ix_tcb *tcb, uint32_t bytes);
+void ix_cc_enter_recovery(struct ix_tcb *tcb, uint32_t flight_bytes);
+void ix_cc_timeout(struct ix_tcb *tcb, uint32_t flight_bytes);
+void ix_cc_restart_after_idle(struct ix_tcb *tcb);
+
+/* ---- recv.c: data, reassembly, window */
+enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
+                            const struct ix_tcp_hdr *hdr);
+/* The window to advertise now, bytes; moves rcv_adv. */
+uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Would telling the peer of the window be worth a segment of its own? (RFC 9293 3.8.6.2.2) */
+bool ix_tcp_window_update_due(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
+/* SACK blocks for what lies out of order (RFC 2018 section 4). Returns how many, at most max. */
+uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+                            struct ix_tcp_sack *out, uint32_t max);
+void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- output.c: everything that a flow has to send */
+/* False if it has to go on in the next cycle (TX full, no frame). */
+bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* ---- segment.c: one segment */
+/* Sends payload [seq, seq + bytes) with `flags`. in_place: may be sent from where it lies. False if no frame is to be had. */
+bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
+                         uint8_t flags, bool in_place);
+/* An RST for a segment that belongs to no connection (RFC 9293 3.10.7.1). */
+void ix_tcp_send_reset_for(struct ix_tcp *tcp, const struct ix_packet *pkt,
+                           const struct ix_tcp_hdr *hdr, uint32_t payload_bytes);
+void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* A challenge ACK (RFC 5961 section 3), at most two a second a flow. */
+void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- timer.c */
+void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb);
+void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer);
+/* RTO with backoff, us, bounded. */
+uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb);
+
+/* ---- sendq.c: borrowed memory */
+uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes);
+/* The first `bytes` bytes were acknowledged: gives their extents up. */
+void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes);
+/* A cursor at sequence number seq. */
+struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+                                    uint32_t seq);
+void ix_sendq_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- calls.c: the application's calls on connections */
+int ix_tcp_call(struct ix_tcp *tcp, struct ix_call *call);
+/* ---- deliver.c: events */
+/* Writes what the flow has to tell. False if the event array filled up first. */
+bool ix_tcp_deliver(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+#endif

@@ -1,0 +1,204 @@
+/* What a connection does when time passes and nothing happens. */
+#include "tcp/tcp.h"
+
+enum {
+    RTO_MAX_US = 120000000,
+    SYN_RETRIES = 6,    /* Linux: tcp_syn_retries */
+    SYNACK_RETRIES = 5, /* Linux: tcp_synack_retries */
+    DATA_RETRIES = 15,  /* RFC 9293 3.8.3: R2 at least 100 s; Linux: tcp_retries2 */
+    KEEPALIVE_INTERVAL_MS = 75000, /* Linux: tcp_keepalive_intvl */
+    KEEPALIVE_PROBES = 9,
+    PORT_TRIES = 16,      /* outgoing ports tried when the NIC's hash is unknown */
+    PORT_TRY_US = 100000, /* ... for so long each */
+};
+
+/* The NIC's spreading is unknown: the answer to this SYN may have gone to another shard's queue. */
+static bool port_in_doubt(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    return tcb->state == IX_TCP_SYN_SENT && tcp->cfg->shard_count > 1 &&
+           tcp->cfg->rss_key_bytes == 0 && tcb->retries < PORT_TRIES &&
+           tcb->key.local_port >= tcp->cfg->port_lo && tcb->key.local_port <= tcp->cfg->port_hi;
+}
+
+uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb)
+{
+    uint64_t rto_us = (uint64_t)tcb->rto_us << IX_MIN(tcb->retries, 10); /* RFC 6298 (5.5) */
+    return (uint32_t)IX_MIN(rto_us, (uint64_t)RTO_MAX_US);
+}
+
+void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint32_t wait_us = IX_UNLIKELY(port_in_doubt(tcp, tcb)) ? PORT_TRY_US : ix_tcp_rto_us(tcb);
+    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX), tcp->now_ns + wait_us * 1000ull);
+}
+
+static void give_up(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    tcp->counters->tcp_timeouts++;
+    if (ix_tcb_synchronized(tcb))
+        ix_tcp_send_reset(tcp, tcb);
+    ix_tcp_finish(tcp, tcb, -IX_ETIMEDOUT);
+}
+
+/* Moves a connection in SYN_SENT to another local port. */
+static void next_port(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint16_t port = ix_tcp_choose_port(tcp, &tcb->key);
+    uint32_t flow = ix_tcb_index(tcp, tcb);
+    if (port == 0)
+        return;
+    ix_flowtab_del(&tcp->table, tcb->hash, flow);
+    tcb->key.local_port = port;
+    tcb->hash = ix_tcp_hash(tcp, &tcb->key);
+    int err = ix_flowtab_add(&tcp->table, tcb->hash, flow);
+    IX_ASSERT(err == 0); /* an entry was just freed */
+    tcb->iss = ix_tcp_isn(tcp, &tcb->key);
+    tcb->snd_una = tcb->snd_nxt = tcb->snd_max = tcb->recover = tcb->iss;
+    tcb->rcv_adv = 0;
+}
+
+static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    bool in_doubt = port_in_doubt(tcp, tcb);
+    uint32_t max = tcb->state == IX_TCP_SYN_SENT ? SYN_RETRIES : SYNACK_RETRIES;
+    if (in_doubt) {
+        next_port(tcp, tcb);
+    } else if (tcb->retries >= max) {
+        give_up(tcp, tcb);
+        return;
+    }
+    tcb->retries++;
+    tcb->flags = (tcb->flags | IX_TF_SYN_DUE) & ~IX_TF_TIMING;
+    tcb->retransmits++;
+    tcp->counters->tcp_rexmit++;
+    ix_tcp_arm_rtx(tcp, tcb);
+    ix_tcp_want_output(tcp, tcb);
+}
+
+/* Has the peer been silent for longer than the connection allows? (RFC 9293 3.8.3, RFC 5482) */
+static bool out_of_patience(const struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->retries == 0)
+        tcb->rtx_start_ms = tcp->now_ms;
+    if (tcb->user_timeout_ms)
+        return tcp->now_ms - tcb->rtx_start_ms + ix_tcp_rto_us(tcb) / 1000 > tcb->user_timeout_ms;
+    return tcb->retries >= DATA_RETRIES;
+}
+
+/* A segment that the peer must answer: one before what it expects (RFC 9293 3.8.4 for keepalives; 3.8.6.1 asks for a
+ * byte of new data to probe a window, Linux and BSD elicit the same answer without one). */
+static void probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    /* If it can't be sent now the timer brings the next one. */
+    (void)ix_tcp_send_segment(tcp, tcb, tcb->snd_una - 1, 0, IX_TCP_ACK, false);
+}
+
+static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (out_of_patience(tcp, tcb)) {
+        give_up(tcp, tcb);
+        return;
+    }
+    tcb->retries++;
+    tcp->counters->tcp_probes++;
+    if (tcb->snd_wnd) { /* a window smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1 (4)) */
+        tcb->max_wnd = tcb->snd_wnd;
+        tcb->flags &= ~(IX_TF_MORE | IX_TF_PERSIST);
+        ix_tcp_want_output(tcp, tcb);
+    } else {
+        probe(tcp, tcb);
+    }
+    ix_tcp_arm_rtx(tcp, tcb);
+}
+
+static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (out_of_patience(tcp, tcb)) {
+        give_up(tcp, tcb);
+        return;
+    }
+    tcp->counters->tcp_rto++;
+    ix_cc_timeout(tcb, ix_tcb_flight(tcb));
+    tcb->retries++;
+    tcb->flags &= ~(IX_TF_RECOVERY | IX_TF_REXMIT_ONE | IX_TF_TIMING | IX_TF_MORE);
+    tcb->flags |= IX_TF_RTO;
+    tcb->recover = tcb->snd_max;
+    tcb->dupacks = 0;
+    ix_sack_drop(tcp, tcb); /* the peer may have reneged (RFC 2018 section 8) */
+    tcb->snd_nxt = tcb->snd_una;
+    if (tcb->snd_wnd == 0) /* it took its window back with data in flight */
+        probe(tcp, tcb);
+    ix_tcp_arm_rtx(tcp, tcb);
+    ix_tcp_want_output(tcp, tcb);
+}
+
+static void rtx_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_SYN_RCVD)
+        syn_timeout(tcp, tcb);
+    else if (tcb->flags & IX_TF_PERSIST)
+        persist_timeout(tcp, tcb);
+    else if (ix_tcb_flight(tcb))
+        data_timeout(tcp, tcb);
+    else /* nothing went out, the neighbour was unknown */
+        ix_tcp_want_output(tcp, tcb);
+}
+
+static void ack_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->unacked_segs == 0)
+        return; /* it left with data meanwhile */
+    int32_t wait_ms = (int32_t)(tcb->ack_due_ms - tcp->now_ms);
+    if (wait_ms > 0) {
+        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_ACK),
+                     tcp->now_ns + (uint32_t)wait_ms * 1000000ull);
+        return;
+    }
+    tcp->counters->tcp_delayed_acks++;
+    ix_tcp_ack_now(tcp, tcb);
+}
+
+static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint32_t idle_ms = tcp->now_ms - tcb->last_rx_ms;
+    uint32_t wait_ms = tcb->keepalive_ms;
+    if (wait_ms == 0)
+        return;
+    if (idle_ms >= tcb->keepalive_ms && ix_tcb_flight(tcb) == 0) {
+        bool patience_over = tcb->user_timeout_ms
+                                 ? idle_ms >= tcb->keepalive_ms + tcb->user_timeout_ms
+                                 : tcb->retries >= KEEPALIVE_PROBES;
+        if (tcb->retries && patience_over) {
+            give_up(tcp, tcb);
+            return;
+        }
+        tcb->retries++;
+        tcp->counters->tcp_keepalives++;
+        probe(tcp, tcb);
+        wait_ms = IX_MIN((uint32_t)KEEPALIVE_INTERVAL_MS, tcb->keepalive_ms);
+    } else if (idle_ms < tcb->keepalive_ms) {
+        wait_ms -= idle_ms;
+    }
+    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + wait_ms * 1000000ull);
+}
+
+void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer)
+{
+    struct ix_tcb *tcb = &tcp->flows[timer / IX_TIMERS_PER_FLOW];
+    IX_ASSERT(tcb->hash && tcb->state != IX_TCP_CLOSED);
+    switch (timer % IX_TIMERS_PER_FLOW) {
+    case IX_TIMER_RTX:
+        rtx_fired(tcp, tcb);
+        break;
+    case IX_TIMER_ACK:
+        ack_fired(tcp, tcb);
+        break;
+    default:
+        if (tcb->state == IX_TCP_TIME_WAIT)
+            ix_tcp_finish(tcp, tcb, 0);
+        else if (tcb->state == IX_TCP_FIN_WAIT_2 && tcb->flags & IX_TF_CLOSED_RD)
+            ix_tcp_finish(tcp, tcb, 0); /* the peer never closed; the application has long gone */
+        else
+            keepalive_fired(tcp, tcb);
+    }
+}
