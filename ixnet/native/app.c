@@ -1,4 +1,5 @@
-/* The loop's turn of the crank on the application's side, and its talk with the control plane. See app.h.
+/* The loop's turn of the crank on the application's side, and its talk with the control plane. See
+ * app.h.
  */
 #include "native/app.h"
 #include "native/process.h"
@@ -16,7 +17,8 @@
 
 /* A sleeper looks at the stop flag this often even if nobody kicks it. */
 #define SLEEP_MAX_NS 100000000u
-/* The control plane may be resolving a neighbour or listing sockets; it answers within milliseconds. */
+/* The control plane may be resolving a neighbour or listing sockets; it answers within
+ * milliseconds. */
 #define REPLY_TIMEOUT_MS 10000
 /* Every packet to an unresolved neighbour is a miss; one nudge a millisecond is enough. */
 #define NUDGE_INTERVAL_NS 1000000u
@@ -33,7 +35,8 @@ static bool stopped(const struct ix_app *app)
 
 /* ---- talk with the control plane ------------------------------------------------- */
 
-/* Without waiting for an answer. A full socket is no loss: the control plane looks by itself, only later. */
+/* Without waiting for an answer. A full socket is no loss: the control plane looks by itself,
+ * only later. */
 static void tell(struct ix_app *app, uint8_t op)
 {
     struct ix_request request = {.magic = IX_REQUEST_MAGIC, .op = op};
@@ -77,12 +80,13 @@ static int ask(struct ix_app *app, struct ix_request *request, char *why, size_t
     request->sequence = ++app->sequence;
     if (send(app->request_fd, request, sizeof *request, MSG_NOSIGNAL) < 0) {
         int err = -errno;
-        give_reason(why, why_bytes, "the control plane is gone: start again with `ixnet run`");
+        give_reason(why, why_bytes, "the control plane is gone (cure: start again with ixnet run)");
         return err;
     }
     int err = await_reply(app->request_fd, request->sequence, &reply);
     if (err) {
-        give_reason(why, why_bytes, "the control plane does not answer: start again with `ixnet run`");
+        give_reason(why, why_bytes,
+                    "the control plane does not answer (cure: start again with ixnet run)");
         return err;
     }
     reply.text[sizeof reply.text - 1] = 0;
@@ -97,11 +101,11 @@ static int parse_ip(const char *ip, struct ix_request *request, char *why, size_
     if (!ip || !*ip || inet_pton(AF_INET, ip, request->ip) == 1)
         return 0;
     if (inet_pton(AF_INET6, ip, request->ip) == 1) {
-        give_reason(why, why_bytes, "this version has no IPv6 yet: use an IPv4 address");
+        give_reason(why, why_bytes, "this version has no IPv6 yet (cure: use an IPv4 address)");
         return -EAFNOSUPPORT;
     }
-    snprintf(text, sizeof text, "'%.60s' is not an address: use numbers like 192.0.2.1, or none for every address",
-             ip);
+    snprintf(text, sizeof text,
+             "'%.60s' is not an address (cure: use one like 192.0.2.1, or none for all)", ip);
     give_reason(why, why_bytes, text);
     return -EINVAL;
 }
@@ -112,7 +116,7 @@ static int claim(struct ix_app *app, struct ix_request *request, uint8_t proto, 
     memset(request, 0, sizeof *request);
     give_reason(why, why_bytes, "");
     if (!port) {
-        give_reason(why, why_bytes, "port 0: name the port");
+        give_reason(why, why_bytes, "port 0 is none (cure: name the port)");
         return -EINVAL;
     }
     int err = parse_ip(ip, request, why, why_bytes);
@@ -133,14 +137,18 @@ static int unclaim(struct ix_app *app, struct ix_request *request)
 static const char *shard_refusal(int err)
 {
     switch (err) {
-    case -EADDRINUSE: return "this worker uses this address and port already: close the other user first";
-    case -ENOSPC: return "the shard's table of listeners is full: close some";
-    default: return "the shard refused";
+    case -EADDRINUSE:
+        return "this worker uses this address and port already (cure: close the other user first)";
+    case -ENOSPC:
+        return "the shard's table of listeners is full (cure: close some)";
+    default:
+        return "the shard refused";
     }
 }
 
 /* After a claim: err is what the shard said. A refusal gives the claim back. */
-static int settle(struct ix_app *app, struct ix_request *request, int err, char *why, size_t why_bytes)
+static int settle(struct ix_app *app, struct ix_request *request, int err, char *why,
+                  size_t why_bytes)
 {
     if (err) {
         give_reason(why, why_bytes, shard_refusal(err));
@@ -196,7 +204,8 @@ static const struct ix_counters *counters(const struct ix_app *app)
     return (const struct ix_counters *)app->stats->counters;
 }
 
-/* Did the shard ask for a neighbour? The control plane looks at its ring only now and then by itself. */
+/* Did the shard ask for a neighbour? The control plane looks at its ring only now and then by
+ * itself. */
 static void nudge_on_miss(struct ix_app *app)
 {
     uint64_t misses = counters(app)->neigh_misses;
@@ -207,7 +216,8 @@ static void nudge_on_miss(struct ix_app *app)
     tell(app, IX_REQUEST_NUDGE);
 }
 
-/* One cycle; keeps idle_since_ns. Frames that only carried ACKs make no event and are not idleness. */
+/* One cycle; keeps idle_since_ns. Frames that only carried ACKs make no event and are not
+ * idleness. */
 static int cycle(struct ix_app *app)
 {
     bool busy = app->io->n_calls != 0;
@@ -225,8 +235,8 @@ static int cycle(struct ix_app *app)
     return n;
 }
 
-/* Sleeps until the shard has something to do, the link or the control plane has something for it, or max_wait_ns
- * are over. Returns false when there was nothing to sleep for. */
+/* Sleeps until the shard has something to do, the link or the control plane has something for
+ * it, or max_wait_ns are over. Returns false when there was nothing to sleep for. */
 static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
 {
     uint64_t now = app_clock(app), deadline = ix_shard_next_deadline(app->shard, now);

@@ -3,8 +3,8 @@
  * A native application is a shared object with
  *     int ix_app_main(struct ix_app *app, int argc, char **argv);
  * which `ixnet run` calls in each worker; it loops on ix_app_poll() until that returns
- * negative, and returns its exit status. The Python layers (ixnet.shard, ixnet.event) stand on the same functions.
- * Nothing here runs in ring 0: it is the application's side.
+ * negative, and returns its exit status. The Python layers (ixnet.shard, ixnet.event) stand on the
+ * same functions. Nothing here runs in ring 0: it is the application's side.
  */
 #ifndef IX_NATIVE_APP_H
 #define IX_NATIVE_APP_H
@@ -19,28 +19,30 @@ struct ix_app {
     struct ix_io *io;
     /* Runs one cycle; ix_shard_poll() in the inline placement, a call gate in the dune one. */
     int (*poll)(struct ix_shard *shard, uint64_t now_ns);
-    int request_fd;         /* SOCK_SEQPACKET to the control plane for claims; -1: none (tests): claims succeed at once */
+    int request_fd;         /* SOCK_SEQPACKET to the control plane; -1: none, claims succeed */
     int link_fd;            /* becomes readable when frames arrive; -1: never block */
-    int64_t spin_ns;        /* idle time before blocking in poll(2) on link_fd; -1: spin for ever (busy polling) */
+    int64_t spin_ns;        /* idle time before blocking in poll(2) on link_fd; -1: never block */
     const volatile uint32_t *stop; /* set to 1 by the control plane or a signal handler */
     uint32_t shard_id, shard_count;
     uint64_t now_ns;        /* CLOCK_MONOTONIC at the last poll */
     uint64_t idle_since_ns; /* 0: the last poll found something to do */
     uint64_t (*clock)(void); /* NULL: CLOCK_MONOTONIC; tests put virtual time here */
-    const struct ix_stats *stats; /* the shard's, to see more finely what is idle; NULL: no events is idle */
-    int kick_fd;            /* eventfd that the control plane makes readable when it has news; 0 or -1: none */
+    const struct ix_stats *stats; /* the shard's, to tell what is idle; NULL: no events is */
+    int kick_fd;            /* eventfd, readable when the control plane has news; 0 or -1: none */
     uint32_t serving;       /* 1 once the control plane was told that this worker runs its loop */
     uint32_t sequence;      /* of the last request */
     uint64_t misses_told;   /* neighbours missed when the control plane was last told so ... */
     uint64_t misses_told_ns; /* ... and when */
 };
 
-/* One cycle: runs io->calls[0..n_calls), and returns the number of events in io->events. Blocks only when idle for spin_ns, at most
- * until the shard's next deadline or `max_wait_ns`, or until link_fd is readable. Returns -1 when it is time to stop. */
+/* One cycle: runs io->calls[0..n_calls), and returns the number of events in io->events. Blocks
+ * only when idle for spin_ns, at most until the shard's next deadline or `max_wait_ns`, or until
+ * link_fd is readable. Returns -1 when it is time to stop. */
 int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns);
 
-/* Claims proto/ip/port with the control plane (all workers of an instance share one claim), then listens in this shard. ip: dotted, or
- * NULL for every address. Returns 0 or -errno: -EADDRINUSE when the kernel or another dataplane has the port. `why` gets the reason as text. */
+/* Claims proto/ip/port with the control plane (all workers of an instance share one claim), then
+ * listens in this shard. ip: dotted, or NULL for every address. Returns 0 or -errno: -EADDRINUSE
+ * when the kernel or another dataplane has the port. `why` gets the reason as text. */
 int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
                   uint32_t backlog, char *why, size_t why_bytes);
 int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port);
@@ -52,8 +54,8 @@ int ix_app_udp_unbind(struct ix_app *app, uint64_t handle, const char *ip, uint1
  * flow is left or drain_ns have passed. */
 void ix_app_leave(struct ix_app *app, uint64_t drain_ns);
 
-/* Loads the shared object at `path` and runs its ix_app_main(). Returns what that returned, with *ran 1; or
- * -errno with *ran 0 and the reason in `why`. */
+/* Loads the shared object at `path` and runs its ix_app_main(). Returns what that returned, with
+ * *ran 1; or -errno with *ran 0 and the reason in `why`. */
 int ix_app_run_native(struct ix_app *app, const char *path, int argc, char **argv, int *ran,
                       char *why, size_t why_bytes);
 

@@ -7,8 +7,9 @@
 #include <stdint.h>
 #endif
 
-/* Ties the calling process to its parent: it is killed when the parent dies, and is known as `name` (15
- * characters). parent_pid: who the parent was before the fork; -ESRCH when it is gone already. */
+/* Ties the calling process to its parent: it is killed when the parent dies, and is known as
+ * `name` (15 characters). parent_pid: who the parent was before the fork; -ESRCH when it is gone
+ * already. */
 int ix_process_follow(int parent_pid, const char *name);
 
 /* CLOCK_MONOTONIC now, ns. */

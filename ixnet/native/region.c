@@ -19,8 +19,8 @@ static int map_at(uint8_t *at, size_t bytes, int flags, int fd)
     return got == MAP_FAILED ? -errno : 0;
 }
 
-/* Huge pages that are missing show up as SIGBUS on first touch, in the middle of traffic, unless they
- * are taken now; small pages would cost a fault each there. */
+/* Huge pages that are missing show up as SIGBUS on first touch, in the middle of traffic, unless
+ * they are taken now; small pages would cost a fault each there. */
 static int populate(uint8_t *base, size_t bytes)
 {
     return madvise(base, bytes, MADV_POPULATE_WRITE) ? -errno : 0;
@@ -35,7 +35,8 @@ int ix_region_map(struct ix_region *region, size_t bytes, int huge, int head_fd,
     /* | slack | head: file pages | body: anonymous pages, aligned to their size | slack | */
     size_t body_bytes = round_up(bytes - head_bytes, unit);
     size_t map_bytes = unit + round_up(head_bytes, unit) + body_bytes;
-    uint8_t *map = mmap(NULL, map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *map =
+        mmap(NULL, map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return -errno;
     uint8_t *body = (uint8_t *)round_up((uintptr_t)map + head_bytes, unit);

@@ -16,9 +16,10 @@ struct ix_region {
     uint32_t huge;    /* 1: on huge pages of 2 MiB */
 };
 
-/* Maps `bytes` zeroed bytes, shared with later children, all present at once. head_bytes (a multiple of 4096; 0
- * with head_fd -1) of them, the first, are those of the file head_fd, so that a stranger can map only these. huge
- * 1: on 2 MiB pages. Returns 0, -ENOMEM (with huge: too few free huge pages), -EINVAL. */
+/* Maps `bytes` zeroed bytes, shared with later children, all present at once. head_bytes (a
+ * multiple of 4096; 0 with head_fd -1) of them, the first, are those of the file head_fd, so
+ * that a stranger can map only these. huge 1: on 2 MiB pages. Returns 0, -ENOMEM (with huge: too
+ * few free huge pages), -EINVAL. */
 int ix_region_map(struct ix_region *region, size_t bytes, int huge, int head_fd, size_t head_bytes);
 void ix_region_unmap(struct ix_region *region);
 

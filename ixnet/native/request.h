@@ -1,7 +1,8 @@
 /* What a worker says to the control plane over its SOCK_SEQPACKET socket, one record a message.
  *
- * CLAIM, UNCLAIM and LEAVE are answered by one struct ix_reply with the same sequence number; READY and
- * NUDGE are not answered. The control plane trusts none of it: it checks length, magic and every field.
+ * CLAIM, UNCLAIM and LEAVE are answered by one struct ix_reply with the same sequence number; READY
+ * and NUDGE are not answered. The control plane trusts none of it: it checks length, magic and
+ * every field.
  */
 #ifndef IX_NATIVE_REQUEST_H
 #define IX_NATIVE_REQUEST_H

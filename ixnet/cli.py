@@ -1,0 +1,414 @@
+"""The `ixnet` command: doctor, lab, run, stat.
+
+Every error is one message with its cure and exit status 2; IXNET_DEBUG=1 shows where it came from.
+What a command needs is imported when it runs, so that `ixnet --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ixnet import __version__
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Interface
+
+    from ixnet.control.doctor import Finding
+    from ixnet.control.lab import LabConfig, LabFacts
+
+EXIT_ERROR = 2
+
+app = typer.Typer(
+    help="A TCP/IP dataplane in user space on AF_XDP, in the manner of IX (OSDI '14).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+lab_app = typer.Typer(
+    help="Two network namespaces joined by a multi-queue veth pair, to try things on.",
+    no_args_is_help=True,
+)
+app.add_typer(lab_app, name="lab")
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fail(message: str, cure: str = "") -> typer.Exit:
+    _complain(f"ixnet: {message}")
+    if cure:
+        _complain(f"  cure: {cure}")
+    return typer.Exit(EXIT_ERROR)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turns what can go wrong into one message."""
+    from ixnet.control.errors import IxError
+
+    try:
+        yield
+    except IxError as error:
+        _debug_trace()
+        raise _fail(error.message, error.cure) from error
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+    except BrokenPipeError as error:
+        # The reader of the pipe went away; the interpreter would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from error
+    except Exception as error:
+        _debug_trace()
+        if _is_lab_error(error):
+            raise _fail(str(error)) from error
+        if isinstance(error, PermissionError):
+            raise _fail(str(error), "run as root") from error
+        raise _fail(
+            f"unexpected {type(error).__name__}: {error}", "set IXNET_DEBUG=1 to see where"
+        ) from error
+
+
+def _is_lab_error(error: Exception) -> bool:
+    namespaces = sys.modules.get("ixnet.control.namespaces")
+    return namespaces is not None and isinstance(error, namespaces.NetnsError)
+
+
+def _debug_trace() -> None:
+    if os.environ.get("IXNET_DEBUG"):
+        traceback.print_exc()
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=2), flush=True)
+
+
+# ---- version -----------------------------------------------------------------------------------
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _say(f"ixnet {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- doctor ------------------------------------------------------------------------------------
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "info": "blue"}
+
+
+@app.command()
+def doctor(
+    interface: Annotated[
+        str | None, typer.Option("--interface", "-i", help="Look at this interface too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine and an interface can do, and the cure for what they can't.
+
+    Exit status 1 if something is missing that ixnet needs.
+    """
+    with _errors():
+        from ixnet.control.doctor import FAIL, examine, worst
+
+        findings = examine(interface)
+        if as_json:
+            _print_json([finding.as_dict() for finding in findings])
+        else:
+            _print_findings(findings)
+        if worst(findings) == FAIL:
+            raise typer.Exit(1)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("area", "what", "", "found", "cure"):
+        table.add_column(title, overflow="fold")
+    for f in findings:
+        level = Text(f.level, style=_STYLES[f.level])
+        table.add_row(Text(f.area), Text(f.what), level, Text(f.value), Text(f.cure))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+# ---- lab ---------------------------------------------------------------------------------------
+
+LabTag = Annotated[str | None, typer.Option("--name", help="A lab of this name, beside any other.")]
+LabQueues = Annotated[int, typer.Option("--queues", help="Queues at each end, 1 to 64.")]
+LabMtu = Annotated[int, typer.Option("--mtu", help="MTU of the link, bytes.")]
+LabKill = Annotated[bool, typer.Option("--kill", help="End what runs in its namespaces.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def _lab_config(name: str | None, **changes: Any) -> LabConfig:
+    from ixnet.control.lab import LabConfig
+
+    return LabConfig(**changes) if name is None else LabConfig.named(name, **changes)
+
+
+@lab_app.command("up")
+def lab_up(
+    queues: LabQueues = 2,
+    mtu: LabMtu = 1500,
+    name: LabTag = None,
+    kill: LabKill = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the lab up, or find that it is."""
+    with _errors():
+        from ixnet.control.lab import lab_up as bring_up
+
+        facts = bring_up(_lab_config(name, queues=queues, mtu=mtu), kill)
+        if as_json:
+            _print_json(facts.as_dict())
+            return
+        _say("lab is up" if facts.created else "lab was up already")
+        _say_lab(facts)
+
+
+@lab_app.command("down")
+def lab_down(name: LabTag = None, kill: LabKill = False) -> None:
+    """Take the lab down."""
+    with _errors():
+        from ixnet.control.lab import lab_down as take_down
+
+        was_there = take_down(_lab_config(name), kill)
+        _say("lab is down" if was_there else "there was no lab")
+
+
+@lab_app.command("status")
+def lab_status(
+    queues: LabQueues = 2, mtu: LabMtu = 1500, name: LabTag = None, as_json: AsJson = False
+) -> None:
+    """Say whether the lab is up. Exit status 1 if it is not."""
+    with _errors():
+        from ixnet.control.lab import lab_status as look
+
+        status = look(_lab_config(name, queues=queues, mtu=mtu))
+        if as_json:
+            facts = status.facts.as_dict() if status.facts is not None else None
+            _print_json({"state": status.state, "problems": status.problems, "facts": facts})
+        else:
+            _say(f"lab is {status.state}")
+            for problem in status.problems:
+                _say(f"  {problem}")
+            if status.facts is not None:
+                _say_lab(status.facts)
+        if status.state != "up":
+            raise typer.Exit(1)
+
+
+def _say_lab(facts: LabFacts) -> None:
+    for end in (facts.server, facts.client):
+        addresses = ", ".join(end.addresses)
+        _say(f"  {end.netns:<16}{end.interface}  {addresses}")
+        _say(f"  {'':<16}{end.rx_queues} queues, MTU {end.mtu}, {end.mac}")
+    _say(f"  to run something in it: nsenter --net=/run/netns/{facts.server.netns} COMMAND")
+
+
+# ---- run ---------------------------------------------------------------------------------------
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    interface: Annotated[
+        str, typer.Option("--interface", "-i", help="The interface, in this network namespace.")
+    ],
+    program: Annotated[
+        Path, typer.Argument(metavar="APP", help="A Python script, or a .so with ix_app_main().")
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGS]...", help="The application's own.")
+    ] = None,
+    queues: Annotated[
+        str, typer.Option(metavar="N|all", help="How many NIC queues; a worker each.")
+    ] = "all",
+    cores: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Cores of the workers, in turn, like 1 or 2,4-7."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(metavar="MODE", help="AF_XDP mode: auto, zerocopy, copy, generic.")
+    ] = "auto",
+    busy_poll: Annotated[
+        bool,
+        typer.Option("--busy-poll/--block", help="Never sleep, or sleep when there is no work."),
+    ] = False,
+    spin_us: Annotated[
+        int | None,
+        typer.Option(metavar="US", help="Idle time before sleeping (50; 0 on a shared core)."),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(metavar="B", help="Most frames a cycle takes, 1 to 256.")
+    ] = 64,
+    frames: Annotated[
+        int, typer.Option(metavar="N", help="UMEM frames a queue; half as many more to send from.")
+    ] = 8192,
+    huge_pages: Annotated[
+        str, typer.Option(metavar="WHICH", help="Huge pages: auto, yes, no.")
+    ] = "auto",
+    own_address: Annotated[
+        str | None,
+        typer.Option(metavar="IP/PREFIX", help="An address that only the dataplane has."),
+    ] = None,
+    placement: Annotated[
+        str, typer.Option(metavar="WHERE", help="Where the dataplane runs: inline (dune: later).")
+    ] = "inline",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The instance's name, for stat.")
+    ] = None,
+    max_flows: Annotated[
+        int, typer.Option(metavar="N", help="Connections a queue can hold.")
+    ] = 65_536,
+    restart_workers: Annotated[
+        bool,
+        typer.Option(
+            "--restart-workers/--no-restart-workers", help="Start a worker that died again."
+        ),
+    ] = True,
+) -> None:
+    """Run an application on an interface's queues.
+
+    A line that begins with "ready" on standard output says that all workers serve. SIGINT and
+    SIGTERM end it in order; a second one at once.
+    """
+    with _errors():
+        from ixnet.control.config import RunConfig
+        from ixnet.control.cores import parse_cores
+        from ixnet.control.server import run_instance
+        from ixnet.runtime import Program
+
+        config = RunConfig(
+            interface=interface,
+            program=Program(program, tuple(arguments or ())),
+            queues=_parse_queues(queues),
+            cores=parse_cores(cores) if cores is not None else None,
+            mode=mode,
+            busy_poll=busy_poll,
+            spin_us=spin_us,
+            batch=batch,
+            frames=frames,
+            huge_pages=huge_pages,
+            own_address=_parse_address(own_address),
+            placement=placement,
+            name=name,
+            max_flows=max_flows,
+            restart_workers=restart_workers,
+        )
+        status = run_instance(config, _say, _complain)
+    raise typer.Exit(status)
+
+
+def _parse_queues(text: str) -> int | None:
+    from ixnet.control.config import ConfigError
+
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"--queues {text} is no number", "use a number, or all")
+    return int(text)
+
+
+def _parse_address(text: str | None) -> IPv4Interface | None:
+    from ipaddress import IPv4Interface
+
+    from ixnet.control.config import ConfigError
+
+    if text is None:
+        return None
+    try:
+        if "/" not in text:
+            raise ValueError("no prefix length")
+        return IPv4Interface(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--own-address {text}: {error}", "write it like 192.0.2.1/24 (IPv4)"
+        ) from error
+
+
+# ---- stat --------------------------------------------------------------------------------------
+
+
+@app.command()
+def stat(
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which instance, if several run.")
+    ] = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again.")] = False,
+    interval: Annotated[float, typer.Option(metavar="S", help="Seconds between, 0.1 to 3600.")] = 1,
+    show_all: Annotated[bool, typer.Option("--all", "-a", help="Counters of 0 too.")] = False,
+) -> None:
+    """Show the counters of a running instance."""
+    with _errors():
+        from ixnet.control.instance import find_instance
+        from ixnet.control.statview import InstanceReader, render
+
+        interval = min(max(interval, 0.1), 3600)
+        reader = InstanceReader(find_instance(name))
+        now = reader.look()
+        if as_json:
+            _print_json(now.as_dict())
+            while watch:
+                time.sleep(interval)
+                _print_json(reader.look().as_dict())
+            return
+        from rich.console import Console
+
+        console = Console(soft_wrap=not sys.stdout.isatty())
+        if not watch:
+            console.print(render(now, None, show_all))
+            return
+        _watch(reader.look, lambda a, b: render(a, b, show_all), interval)
+
+
+def _watch(look: Callable[[], Any], show: Callable[[Any, Any], Any], interval_s: float) -> None:
+    """Shows the table anew until the instance ends or the user has seen enough."""
+    from rich.live import Live
+
+    before = look()
+    with Live(show(before, None), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        while before.instance.is_alive():
+            time.sleep(interval_s)
+            now = look()
+            live.update(show(now, before), refresh=True)
+            before = now
+    _say("the instance has ended")

@@ -1,0 +1,145 @@
+"""What `ixnet run` was asked for, and what follows from it for each shard."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from typing import TYPE_CHECKING
+
+from ixnet.control.errors import IxError, ModeUnavailable, NoSuchQueue
+from ixnet.runtime import Program
+
+if TYPE_CHECKING:
+    from ixnet.control.nic import Mode, Nic
+
+MODES = ("auto", "zerocopy", "copy", "generic")
+HUGE_PAGES = ("auto", "yes", "no")
+PLACEMENTS = ("inline", "dune")
+
+FRAMES_DEFAULT = 8192
+FRAMES_MIN = 1024
+FRAMES_MAX = 1 << 19
+BATCH_MAX = 256
+FLOWS_DEFAULT = 65_536
+FLOWS_MAX = 1 << 22
+# Idle time before a worker sleeps. It costs a wakeup, some 5 us, to be called back.
+SPIN_US_DEFAULT = 50
+BUSY_POLL_US = 20
+RING_ENTRIES = 2048
+
+
+class ConfigError(IxError):
+    """An option's value can't be; the message says which and what could be."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The options of `ixnet run`, checked as far as they can be without looking at the machine.
+
+    queues: how many, None all. cores: one a worker, in turn; None chooses. spin_us: idle time
+    before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
+    frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
+    own_address: an address that only the dataplane has.
+    """
+
+    interface: str
+    program: Program
+    queues: int | None = None
+    cores: tuple[int, ...] | None = None
+    mode: str = "auto"
+    busy_poll: bool = False
+    spin_us: int | None = None
+    batch: int = 64
+    frames: int = FRAMES_DEFAULT
+    huge_pages: str = "auto"
+    own_address: IPv4Interface | None = None
+    placement: str = "inline"
+    name: str | None = None
+    max_flows: int = FLOWS_DEFAULT
+    restart_workers: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("huge-pages", self.huge_pages, HUGE_PAGES)
+        _one_of("placement", self.placement, PLACEMENTS)
+        _within("batch", self.batch, 1, BATCH_MAX)
+        _within("frames", self.frames, FRAMES_MIN, FRAMES_MAX)
+        _within("max-flows", self.max_flows, 64, FLOWS_MAX)
+        if self.queues is not None:
+            _within("queues", self.queues, 1, 256)
+        if self.spin_us is not None:
+            _within("spin-us", self.spin_us, 0, 10_000_000)
+            if self.busy_poll:
+                raise ConfigError(
+                    "--busy-poll never sleeps, so --spin-us has no meaning with it",
+                    "give one of them",
+                )
+        if self.placement == "dune":
+            raise ConfigError(
+                "the dune placement is not in this version", "use --placement inline", errno.ENOSYS
+            )
+
+    def wanted_mode(self) -> Mode | None:
+        """The AF_XDP mode asked for; None lets the ladder choose."""
+        from ixnet.control.nic import Mode
+
+        return {
+            "auto": None,
+            "zerocopy": Mode.NATIVE_ZEROCOPY,
+            "copy": Mode.NATIVE_COPY,
+            "generic": Mode.GENERIC_COPY,
+        }[self.mode]
+
+    def choose_queues(self, nic: Nic) -> tuple[int, ...]:
+        """The NIC queues to take. Errors: NoSuchQueue."""
+        if self.queues is None:
+            return nic.queues
+        if self.queues > len(nic.queues):
+            nic.check_queues(range(self.queues))
+            raise NoSuchQueue(f"{nic.name} has {len(nic.queues)} queues", "ask for fewer")
+        return nic.queues[: self.queues]
+
+    def choose_frame_shift(self, nic: Nic) -> int:
+        """log2 of the smallest UMEM frame that holds the interface's MTU. Errors: MtuTooLarge."""
+        from ixnet.control.nic import largest_mtu
+
+        if nic.mtu <= largest_mtu(1 << 11):
+            return 11
+        nic.check_frame(1 << 12)
+        return 12
+
+    def choose_spin_ns(self, shares_core: bool) -> int:
+        """Idle time before sleeping, ns; -1 never. Workers that share a core must not spin: the
+        other one has the work."""
+        if self.busy_poll:
+            return -1
+        if self.spin_us is not None:
+            return self.spin_us * 1000
+        return 0 if shares_core else SPIN_US_DEFAULT * 1000
+
+    def busy_poll_us(self, nic: Nic) -> int:
+        """SO_BUSY_POLL for the sockets. A virtual device has no interrupts that busy polling could
+        hold off: its frames are put on the ring by whoever sends them."""
+        return BUSY_POLL_US if self.busy_poll and not nic.kind else 0
+
+
+def require_mode(config: RunConfig, nic: Nic) -> None:
+    """Raises ModeUnavailable where the device says by itself that it lacks the mode asked for."""
+    features = nic.xdp_features
+    if config.mode == "zerocopy" and features is not None and "xsk-zerocopy" not in features:
+        raise ModeUnavailable(
+            f"{nic.name} ({nic.driver}) has no zero-copy AF_XDP",
+            "use --mode auto, or a NIC whose driver has it (ixnet doctor --interface shows)",
+            errno.EOPNOTSUPP,
+        )
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"--{option} {value} is not known", f"use one of: {', '.join(choices)}")
+
+
+def _within(option: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"--{option} {value} is out of range", f"use {least} to {most}")

@@ -1,0 +1,103 @@
+"""What an instance says of itself when it starts: to the operator, and in instance.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ixnet.control.config import RunConfig
+from ixnet.control.cores import format_cores
+from ixnet.control.neigh import LinkState
+from ixnet.control.nic import Nic, OpenedQueues
+from ixnet.control.workers import Worker
+from ixnet.control.xsk import UmemKind
+
+
+def report_line(label: str, text: str) -> str:
+    """One line of the report; the labels make a column."""
+    return f"  {label:<11}{text}"
+
+
+def link_facts(link: LinkState | None) -> dict[str, Any]:
+    """The interface's state, for JSON."""
+    if link is None:
+        return {}
+    return {"present": link.present, "up": link.up, "carrier": link.carrier, "mtu": link.mtu}
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """Everything that was decided or found out. outgoing: about ports of outgoing connections."""
+
+    config: RunConfig
+    nic: Nic
+    opened: OpenedQueues
+    workers: Sequence[Worker]
+    cores: Sequence[int]
+    outgoing: str
+
+    def lines(self) -> list[str]:
+        """The report, line by line."""
+        nic, opened, first = self.nic, self.opened, self.workers[0]
+        queues = [worker.plan.queue for worker in self.workers]
+        shared = " (shared)" if len(set(self.cores)) < len(self.cores) else ""
+        driver = nic.driver or "no driver"
+        pairs = [
+            ("interface", f"{nic.name} ({driver}), MTU {nic.mtu}, {nic.mac_text}"),
+            ("queues", f"{format_cores(queues)} of {len(nic.queues)}"),
+            ("cores", format_cores(self.cores) + shared),
+            ("mode", opened.mode.value),
+            *(("", f"not {attempt}") for attempt in opened.attempts),
+            ("placement", self.config.placement),
+            ("idle", self.idle_text()),
+            ("batch", f"at most {self.config.batch} frames"),
+            ("UMEM", f"{first.umem.nbytes >> 20} MiB a queue, {first.umem.kind.value}"),
+            ("huge pages", self.huge_text()),
+            ("address", self.address_text()),
+            ("outgoing", self.outgoing),
+        ]
+        return [report_line(label, text) for label, text in pairs]
+
+    def idle_text(self) -> str:
+        """What a worker does when there is nothing to do."""
+        first = self.workers[0]
+        if first.plan.spin_ns >= 0:
+            return f"spins {first.plan.spin_ns // 1000} us, then sleeps"
+        if not first.plan.busy_poll_us:
+            return f"never sleeps; no kernel busy polling, {self.nic.kind} has no interrupts"
+        problem = first.socket.busy_poll_problem if first.socket is not None else None
+        return f"never sleeps; kernel busy polling {f'refused: {problem}' if problem else 'on'}"
+
+    def huge_text(self) -> str:
+        """Which memory lies on huge pages."""
+        if self.config.huge_pages == "no":
+            return "no (as asked)"
+        first = self.workers[0]
+        umem = "no" if first.umem.kind is UmemKind.PAGES else "yes"
+        return f"UMEM {umem}, shard {'yes' if first.memory.is_huge else 'no'}"
+
+    def address_text(self) -> str:
+        """Whose address the dataplane answers on."""
+        own = self.config.own_address
+        if own is not None:
+            return f"{own}, the dataplane's own"
+        ips = ", ".join(str(ip) for ip in self.nic.ips if ip.version == 4) or "none yet"
+        return f"{ips}, shared with the kernel"
+
+    def facts(self) -> dict[str, Any]:
+        """The same for instance.json."""
+        return {
+            "queues": [worker.plan.queue for worker in self.workers],
+            "cores": list(self.cores),
+            "mode": self.opened.mode.value,
+            "mode_reasons": [str(attempt) for attempt in self.opened.attempts],
+            "busy_poll": self.config.busy_poll,
+            "idle": self.idle_text(),
+            "huge_pages": self.huge_text(),
+            "batch": self.config.batch,
+            "shards": [
+                {"id": w.plan.shard_id, "queue": w.plan.queue, "core": w.plan.core}
+                for w in self.workers
+            ],
+        }

@@ -1,0 +1,127 @@
+"""What workers ask of the control plane (native/request.h), and which claims they hold.
+
+A claim is the instance's, whichever worker asked first: it is made with the first request and
+given up with the last, and a worker that dies gives up its share.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from ixnet._core import ffi, lib
+from ixnet.control.errors import IxError
+from ixnet.control.xdp import IpAddress, Proto
+
+REQUEST_BYTES = int(ffi.sizeof("struct ix_request"))
+_TEXT_BYTES = int(ffi.sizeof("struct ix_reply")) - 8
+
+
+class BadRequest(Exception):
+    """A worker sent something that is no request; it gets no answer."""
+
+
+@dataclass(frozen=True, order=True)
+class Endpoint:
+    """What is claimed. ip None: every local address."""
+
+    proto: Proto
+    ip: IpAddress | None
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.proto.name.lower()} {self.ip or '*'}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that passed the checks. endpoint: of CLAIM and UNCLAIM."""
+
+    op: int
+    sequence: int
+    endpoint: Endpoint | None
+
+
+def decode(message: bytes) -> Request:
+    """Errors: BadRequest."""
+    if len(message) != REQUEST_BYTES:
+        raise BadRequest(f"a request of {len(message)} bytes")
+    raw = ffi.from_buffer("struct ix_request *", message)
+    if raw.magic != lib.IX_REQUEST_MAGIC:
+        raise BadRequest("a request without its magic")
+    endpoint = None
+    if raw.op in (lib.IX_REQUEST_CLAIM, lib.IX_REQUEST_UNCLAIM):
+        if raw.family != 4 or raw.proto not in tuple(Proto) or not raw.port:
+            raise BadRequest(f"family {raw.family}, protocol {raw.proto}, port {raw.port}")
+        ip = IPv4Address(bytes(ffi.buffer(raw.ip, 4)))
+        endpoint = Endpoint(Proto(raw.proto), ip if int(ip) else None, int(raw.port))
+    elif raw.op not in (lib.IX_REQUEST_READY, lib.IX_REQUEST_NUDGE, lib.IX_REQUEST_LEAVE):
+        raise BadRequest(f"request number {raw.op}")
+    return Request(int(raw.op), int(raw.sequence), endpoint)
+
+
+def encode_reply(sequence: int, error: IxError | None = None) -> bytes:
+    """A struct ix_reply: success, or the error's errno and text."""
+    reply = ffi.new("struct ix_reply *")
+    reply.sequence = sequence
+    if error is not None:
+        reply.error = -(error.errnum or errno.EIO)
+        reply.text = str(error).encode()[: _TEXT_BYTES - 1]
+    return bytes(ffi.buffer(reply))
+
+
+class ClaimTable:
+    """Counts who holds which claim, and makes and ends claims as the counts begin and end.
+
+    make, end: called with an endpoint; `make` may raise IxError, and then nothing is held.
+    """
+
+    def __init__(self, make: Callable[[Endpoint], None], end: Callable[[Endpoint], None]) -> None:
+        self._make = make
+        self._end = end
+        self._held: dict[int, Counter[Endpoint]] = {}
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """All that is claimed."""
+        every = {endpoint for held in self._held.values() for endpoint in held}
+        return tuple(sorted(every, key=lambda e: (e.proto, str(e.ip), e.port)))
+
+    def claim(self, worker: int, endpoint: Endpoint) -> None:
+        """One claim more for a worker. Errors: IxError of `make`, if it is the first."""
+        if endpoint not in self.endpoints():
+            self._make(endpoint)
+        self._held.setdefault(worker, Counter())[endpoint] += 1
+
+    def unclaim(self, worker: int, endpoint: Endpoint) -> None:
+        """One claim less. Errors: IxError if the worker holds none."""
+        held = self._held.get(worker, Counter())
+        if endpoint not in held:
+            raise IxError(f"{endpoint} is not claimed by this worker", "", errno.ENOENT)
+        held[endpoint] -= 1
+        if not held[endpoint]:
+            del held[endpoint]
+            if endpoint not in self.endpoints():
+                self._end(endpoint)
+
+    def drop(self, worker: int) -> None:
+        """Gives up everything that a worker holds."""
+        for endpoint in self._held.pop(worker, Counter()):
+            if endpoint not in self.endpoints():
+                self._end(endpoint)
+
+
+def exit_text(status: int) -> str:
+    """How a process ended, from its wait status: 'exit status 1', 'killed by SIGKILL'."""
+    import signal
+
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"killed by signal {number}"
+    return f"exit status {os.WEXITSTATUS(status)}"

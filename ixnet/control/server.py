@@ -1,0 +1,570 @@
+"""The control plane of one instance: sets everything up, starts the workers, and serves them.
+
+The order of things, which `ControlPlane.run` follows:
+
+1. facts of the interface, and every check that needs no change to anything
+2. the instance's directory, memory for each worker, sockets in the best mode, shards on them
+3. what the kernel knows of neighbours, routes and addresses, into each shard
+4. one process a worker
+5. the loop: requests of workers, news of the kernel, requests of shards, deaths, signals
+6. in reverse: connections aborted, workers ended, program detached, memory given back
+
+One thread, one selector. Nothing here is in the way of a packet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from ixnet import __version__
+from ixnet._core import ffi, lib
+from ixnet.control.claims import Claims, ephemeral_range
+from ixnet.control.config import RunConfig, require_mode
+from ixnet.control.cores import allowed_cores, assign_cores, spare_cores
+from ixnet.control.errors import IxError
+from ixnet.control.instance import (
+    CONTROL_SOCKET,
+    InstanceDirectory,
+    create_instance,
+    shard_path,
+)
+from ixnet.control.neigh import NeighbourMirror
+from ixnet.control.news import NewsBoard
+from ixnet.control.nic import Nic, OpenedQueues, open_queues
+from ixnet.control.report import StartReport, link_facts, report_line
+from ixnet.control.requests import (
+    BadRequest,
+    ClaimTable,
+    Endpoint,
+    Request,
+    decode,
+    encode_reply,
+    exit_text,
+)
+from ixnet.control.workers import (
+    RESTART_DELAY_S,
+    Region,
+    State,
+    Worker,
+    WorkerPlan,
+    control_message,
+    message_ip,
+    monotonic_s,
+)
+from ixnet.control.xdp import IpAddress, Proto, Steering, require_capabilities
+from ixnet.control.xsk import QueueSocket
+
+# How long the loop sleeps at most: shards' requests are looked at this often even without a nudge.
+TICK_S = 0.1
+# ... and while messages wait for room in a shard's ring.
+BACKLOG_TICK_S = 0.001
+# How long workers may take to end in order.
+STOP_GRACE_S = 5.0
+# Outgoing ports of an own address.
+OWN_PORTS = (16384, 65535)
+# Just above the kernel's default range of ephemeral ports, and as many below where that is taken.
+PORTS_ABOVE = (61000, 65535)
+PARTIAL_CSUM_WARNING = (
+    "a peer sends frames with unfinished checksums, which are dropped "
+    "(cure: at the peer, ethtool -K PEER tx off; ixnet lab does so by itself)"
+)
+
+Say = Callable[[str], None]
+
+
+class ControlPlane:
+    """One instance. say: prints a line for the operator; complain: prints a line about trouble."""
+
+    def __init__(self, config: RunConfig, say: Say, complain: Say) -> None:
+        self.config = config
+        self._say = say
+        self._complain = complain
+        self._workers: list[Worker] = []
+        self._warnings: list[str] = []
+        self._selector = selectors.DefaultSelector()
+        self._stopping_since: float | None = None
+        self._exit_status = 0
+        self._announced = False
+        self._by_pidfd: dict[int, Worker] = {}
+
+    # ---- setting up ------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Runs the instance to its end; returns the exit status.
+
+        Errors: IxError for everything that keeps it from starting; all is as before then.
+        """
+        with ExitStack() as stack:
+            self._stack = stack
+            self._check()
+            self._claim_signals()
+            self._prepare_instance()
+            self._open_queues()
+            self._make_shards()
+            self._watch_kernel()
+            self._open_control_socket()
+            self._describe()
+            for worker in self._workers:
+                self._start(worker)
+            self._loop()
+        return self._exit_status
+
+    def _check(self) -> None:
+        config = self.config
+        config.program.check()
+        require_capabilities()
+        self.nic = Nic.find(config.interface)
+        require_mode(config, self.nic)
+        self._queues = config.choose_queues(self.nic)
+        self._frame_shift = config.choose_frame_shift(self.nic)
+        own = config.own_address
+        if own is not None and own.ip in self.nic.ips:
+            raise IxError(
+                f"{own.ip} is the kernel's address on {self.nic.name}",
+                "give an address that nobody has, or leave --own-address out to share it",
+            )
+        allowed = allowed_cores()
+        self._cores = assign_cores(len(self._queues), config.cores, allowed)
+        # Off the cores where workers poll. Restored for callers that go on after the run.
+        os.sched_setaffinity(0, spare_cores(self._cores, allowed))
+        self._stack.callback(os.sched_setaffinity, 0, allowed)
+
+    def _claim_signals(self) -> None:
+        """Signals arrive as bytes in the loop, and never in the middle of something."""
+        hears, tells = socket.socketpair()
+        hears.setblocking(False)
+        tells.setblocking(False)
+        old_fd = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+        self._stack.callback(hears.close)
+        self._stack.callback(tells.close)
+        self._stack.callback(signal.set_wakeup_fd, old_fd)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            old = signal.signal(number, lambda *_: None)
+            self._stack.callback(signal.signal, number, old)
+        self._selector.register(hears, selectors.EVENT_READ, lambda: self._on_signal(hears))
+        self._stack.callback(self._selector.close)
+
+    def _prepare_instance(self) -> None:
+        config, nic = self.config, self.nic
+        # UMEM pages are pinned, which counts against this limit without CAP_IPC_LOCK.
+        with contextlib.suppress(ValueError, OSError):
+            unlimited = resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (unlimited, unlimited))
+        self._directory = create_instance(
+            config.name,
+            nic.name,
+            {
+                "version": __version__,
+                "state": "starting",
+                "started": time.time(),
+                "netns": os.stat("/proc/self/ns/net").st_ino,
+                "interface": nic.name,
+                "driver": nic.driver,
+                "app": [str(config.program.path), *config.program.arguments],
+                "placement": config.placement,
+            },
+        )
+        self._stack.callback(self._directory.remove)
+        self._stop_page = Region(4096, "no")
+        self._stack.callback(self._stop_page.close)
+        self._stop = ffi.cast("uint32_t *", self._stop_page.base)
+        self._steering = self._stack.enter_context(Steering.open())
+        own = config.own_address
+        self._claims = Claims(self._steering, nic, [own.ip] if own is not None else [])
+        self._stack.callback(self._claims.close)
+        self._table = ClaimTable(self._make_claim, self._end_claim)
+        ports = self._outgoing_ports(len(self._queues))
+        shared = {core for core in self._cores if self._cores.count(core) > 1}
+        for i, (queue, core) in enumerate(zip(self._queues, self._cores, strict=True)):
+            plan = WorkerPlan(
+                shard_id=i,
+                shard_count=len(self._queues),
+                queue=queue,
+                core=core,
+                spin_ns=config.choose_spin_ns(core in shared),
+                frame_shift=self._frame_shift,
+                busy_poll_us=config.busy_poll_us(nic),
+                ports=ports[i],
+                all_ports=(ports[0][0], ports[-1][1]),
+                stats_path=shard_path(self._directory.path, i),
+            )
+            worker = Worker(plan, config, nic)
+            self._workers.append(worker)
+            self._stack.callback(worker.close)
+
+    def _outgoing_ports(self, shards: int) -> list[tuple[int, int]]:
+        """Each shard's outgoing ports, (0, 0) where there are none. An own address has all ports to
+        itself; on a shared one they must be none that the kernel would choose from."""
+        own = self.config.own_address
+        if own is not None:
+            ranges = self._claims.reserve_outgoing(Proto.TCP, shards, own.ip, *OWN_PORTS)
+        else:
+            try:
+                ranges = self._claims.reserve_outgoing(Proto.TCP, shards, None, *shared_ports())
+            except IxError as error:
+                self._outgoing_text = f"off: {error}"
+                return [(0, 0)] * shards
+        self._outgoing_text = f"from ports {ranges[0].lo}-{ranges[-1].hi}"
+        return [(ports.lo, ports.hi) for ports in ranges]
+
+    def _open_queues(self) -> None:
+        configs = [worker.queue_config() for worker in self._workers]
+        self._opened: OpenedQueues = open_queues(
+            self.nic, self._steering, configs, self.config.wanted_mode()
+        )
+        self._stack.callback(self._close_queues)
+        if self.config.own_address is not None:
+            self._steering.add_own(self.config.own_address.ip)
+        else:
+            self._steering.sync_local(self.nic.ips)
+
+    def _close_queues(self) -> None:
+        if self._steering.ifindex is not None:
+            self._steering.detach()
+        for worker in self._workers:
+            worker.close_socket()
+
+    def _make_shards(self) -> None:
+        for worker, sock in zip(self._workers, self._opened.sockets, strict=True):
+            worker.make_shard(sock)
+
+    def _watch_kernel(self) -> None:
+        self._board = NewsBoard(self._tell_all, self.config.own_address, self._kernel_changed)
+        self._mirror = NeighbourMirror(self.nic.ifindex, self._board)
+        self._stack.callback(self._mirror.close)
+        if self.config.own_address is not None:
+            self._tell_all(self._board.snapshot())
+        self._mirror.start()
+        for worker in self._workers:
+            worker.flush_before_fork()
+        self._selector.register(self._mirror, selectors.EVENT_READ, self._on_kernel_news)
+
+    def _open_control_socket(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._stack.callback(listener.close)
+        listener.setblocking(False)
+        listener.bind(str(self._directory.path / CONTROL_SOCKET))
+        listener.listen(8)
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._on_question(listener))
+
+    # ---- what it says of itself ----------------------------------------------------------------
+
+    def _describe(self) -> None:
+        report = StartReport(
+            self.config, self.nic, self._opened, self._workers, self._cores, self._outgoing_text
+        )
+        self._warnings = list(self.nic.warnings())
+        self._say(f"ixnet {__version__}, instance {self._directory.name}")
+        for line in report.lines():
+            self._say(line)
+        for warning in self._warnings:
+            self._say(report_line("note", warning))
+        self._directory.update(**report.facts())
+
+    def _announce_when_ready(self) -> None:
+        if self._announced or any(w.state is State.STARTING for w in self._workers):
+            return
+        if not any(w.state is State.READY for w in self._workers):
+            return
+        self._announced = True
+        self._directory.update(state="serving")
+        n = len(self._workers)
+        self._say(
+            f"ready {self._directory.name}: {n} worker{'s' if n > 1 else ''} "
+            f"on {self.nic.name}, {self._opened.mode.value}, {self.config.placement}"
+        )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+            self._complain(f"ixnet: {text}")
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while any(w.is_running or w.state is State.WAITING for w in self._workers):
+            backlog = [w for w in self._workers if not w.flush()]
+            for key, _ in self._selector.select(BACKLOG_TICK_S if backlog else TICK_S):
+                key.data()
+            for worker in self._workers:
+                self._serve_shard(worker)
+            self._restart_due()
+            self._enforce_stop()
+
+    def _start(self, worker: Worker) -> None:
+        worker.fork(self.config.program, self._stop, lambda: self._let_go(worker))
+        assert worker.requests is not None
+        self._selector.register(
+            worker.requests, selectors.EVENT_READ, lambda: self._on_request(worker)
+        )
+        self._by_pidfd[worker.pidfd] = worker
+        self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_death(worker))
+
+    def _let_go(self, worker: Worker) -> None:
+        """In a new worker: what only the control plane, or another worker, may hold."""
+        self._steering.forget()
+        self._claims.forget()
+        for other in self._workers:
+            if other is not worker:
+                other.forget_in_child()
+
+    def _tell_all(self, messages: Sequence[Any]) -> None:
+        for worker in self._workers:
+            worker.tell(messages)
+
+    def _serve_shard(self, worker: Worker) -> None:
+        for message in worker.take_requests():
+            if message.type == lib.IX_CTL_NEIGH_MISS:
+                self._mirror.resolve(message_ip(message))
+            elif message.type == lib.IX_CTL_PARTIAL_CSUM:
+                self._warn(PARTIAL_CSUM_WARNING)
+
+    def _on_request(self, worker: Worker) -> None:
+        assert worker.requests is not None
+        for _ in range(64):
+            try:
+                message = worker.requests.recv(4096)
+            except (BlockingIOError, ConnectionError):
+                return
+            if not message:  # its process is ending; the pidfd tells when it has
+                self._selector.unregister(worker.requests)
+                return
+            try:
+                reply = self._answer(worker, decode(message))
+            except BadRequest as error:
+                self._complain(f"ixnet: worker {worker.plan.shard_id} sent {error}: ignored")
+                continue
+            if reply is not None:
+                with contextlib.suppress(OSError):
+                    worker.requests.send(reply)
+
+    def _answer(self, worker: Worker, request: Request) -> bytes | None:
+        number = worker.plan.shard_id
+        if request.op == lib.IX_REQUEST_READY:
+            worker.state = State.READY
+            self._announce_when_ready()
+            return None
+        if request.op == lib.IX_REQUEST_NUDGE:
+            self._serve_shard(worker)
+            return None
+        error: IxError | None = None
+        try:
+            if request.op == lib.IX_REQUEST_LEAVE:
+                self._table.drop(number)
+                worker.tell([control_message(lib.IX_CTL_ABORT_ALL)])
+            elif request.endpoint is not None:
+                act = (
+                    self._table.claim if request.op == lib.IX_REQUEST_CLAIM else self._table.unclaim
+                )
+                act(number, request.endpoint)
+                self._directory.update(claims=[str(e) for e in self._table.endpoints()])
+        except IxError as refused:
+            error = refused
+        return encode_reply(request.sequence, error)
+
+    def _make_claim(self, endpoint: Endpoint) -> None:
+        self._claims.claim(endpoint.proto, self._claimed_ip(endpoint), endpoint.port)
+
+    def _end_claim(self, endpoint: Endpoint) -> None:
+        self._claims.unclaim(endpoint.proto, self._claimed_ip(endpoint), endpoint.port)
+
+    def _claimed_ip(self, endpoint: Endpoint) -> IpAddress | None:
+        """Every address means the one that the dataplane has, if it has one of its own."""
+        own = self.config.own_address
+        if own is None or endpoint.ip == own.ip:
+            return endpoint.ip
+        if endpoint.ip is None:
+            return own.ip
+        raise IxError(
+            f"{endpoint.ip} is not the dataplane's address",
+            f"listen on {own.ip}, or on every address",
+            errno.EADDRNOTAVAIL,
+        )
+
+    def _on_kernel_news(self) -> None:
+        self._mirror.process()
+
+    def _kernel_changed(self) -> None:
+        """Addresses or the link's state changed."""
+        link = self._board.link
+        if link is not None and not link.present and self._stopping_since is None:
+            self._complain(
+                f"ixnet: {self.nic.name} was removed: stopping\n"
+                "  cure: start again when the interface is back"
+            )
+            self._exit_status = 2
+            self._stop_all()
+        elif link is not None and self.config.own_address is None:
+            with contextlib.suppress(IxError):
+                v6 = [ip for ip in self.nic.ips if ip.version == 6]
+                v4 = [address.ip for address in self._board.addresses]
+                self._steering.sync_local([*v4, *v6])
+
+    def _on_question(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            asker, _ = listener.accept()
+            with asker:
+                asker.settimeout(0.2)
+                asker.sendall(json.dumps(self._live_facts()).encode())
+
+    def _live_facts(self) -> dict[str, Any]:
+        """What only this process can see."""
+        facts: dict[str, Any] = {
+            "claims": [str(endpoint) for endpoint in self._table.endpoints()],
+            "warnings": self._warnings,
+            "link": link_facts(self._board.link),
+            "workers": [
+                {
+                    "id": w.plan.shard_id,
+                    "pid": w.pid,
+                    "state": w.state.value,
+                    "socket": w.socket.kernel_stats() | w.socket.stats() if w.socket else {},
+                }
+                for w in self._workers
+            ],
+        }
+        with contextlib.suppress(IxError):
+            facts["verdicts"] = self._steering.verdicts()
+        return facts
+
+    # ---- deaths and the end ----------------------------------------------------------------------
+
+    def _on_death(self, worker: Worker) -> None:
+        self._selector.unregister(worker.pidfd)
+        if worker.requests is not None:
+            self._on_request(worker)
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(worker.requests)
+        was_ready = worker.state is State.READY
+        self._serve_shard(worker)
+        status = worker.reap()
+        self._table.drop(worker.plan.shard_id)
+        # Its queue's frames go to the kernel from here on, which is right for all but claimed ones.
+        worker.close_socket()
+        worker.shard = None
+        if status is None:
+            raise IxError(f"worker {worker.plan.shard_id} ended without a status")
+        if status == 0:
+            worker.state = State.ENDED
+            self._announce_when_ready()
+            return
+        self._on_bad_end(worker, status, was_ready)
+
+    def _on_bad_end(self, worker: Worker, status: int, was_ready: bool) -> None:
+        number, text = worker.plan.shard_id, exit_text(status)
+        worker.state = State.FAILED
+        if self._stopping_since is not None:
+            return
+        if not was_ready:
+            self._complain(f"ixnet: worker {number} ended before it served ({text}): stopping")
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
+            self._exit_status = self._exit_status or code
+            self._stop_all()
+            return
+        queue = worker.plan.queue
+        if not self.config.restart_workers:
+            self._complain(f"ixnet: worker {number} (queue {queue}) ended: {text}; others go on")
+            self._exit_status = 1
+        elif worker.may_restart(monotonic_s()):
+            self._complain(
+                f"ixnet: worker {number} (queue {queue}) ended: {text}; "
+                f"starting it again in {RESTART_DELAY_S:g} s"
+            )
+            worker.restart_at = monotonic_s() + RESTART_DELAY_S
+            worker.state = State.WAITING
+        else:
+            self._complain(f"ixnet: worker {number} (queue {queue}) keeps ending: {text}; given up")
+            self._exit_status = 1
+
+    def _restart_due(self) -> None:
+        for worker in self._workers:
+            if worker.state is State.WAITING and monotonic_s() >= (worker.restart_at or 0):
+                try:
+                    self._restart(worker)
+                except IxError as error:
+                    number = worker.plan.shard_id
+                    self._complain(f"ixnet: worker {number} can't be started: {error}")
+                    worker.close_socket()
+                    worker.state = State.FAILED
+                    self._exit_status = 1
+
+    def _restart(self, worker: Worker) -> None:
+        from ixnet.control.nic import Mode
+
+        sock = QueueSocket.open(
+            self.nic.ifindex, worker.renew(), self._opened.mode is Mode.NATIVE_ZEROCOPY
+        )
+        try:
+            worker.make_shard(sock)
+        except BaseException:
+            sock.close()
+            raise
+        worker.tell(self._board.snapshot())
+        worker.flush_before_fork()
+        self._steering.set_socket(worker.plan.queue, sock.fileno())
+        self._start(worker)
+        self._complain(f"ixnet: worker {worker.plan.shard_id} was started again")
+
+    def _on_signal(self, hears: socket.socket) -> None:
+        numbers = hears.recv(64)
+        for number in numbers:
+            if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if self._stopping_since is None:
+                    self._stop_all()
+                else:
+                    self._kill_all()
+
+    def _stop_all(self) -> None:
+        """Asks every worker to end; those that wait to be started again are not."""
+        if self._stopping_since is not None:
+            return
+        self._stopping_since = monotonic_s()
+        self._directory.update(state="stopping")
+        self._stop[0] = 1
+        for worker in self._workers:
+            worker.kick()
+            if worker.state is State.WAITING:
+                worker.state = State.FAILED
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+    def _enforce_stop(self) -> None:
+        since = self._stopping_since
+        if since is not None and monotonic_s() - since > STOP_GRACE_S:
+            for worker in self._workers:
+                if worker.is_running:
+                    self._complain(
+                        f"ixnet: worker {worker.plan.shard_id} does not end by itself: killed"
+                    )
+                    worker.kill()
+            self._stopping_since = monotonic_s()
+
+
+def shared_ports() -> tuple[int, int]:
+    """Outgoing ports that the kernel does not choose from: above its range, or below it."""
+    low, high = ephemeral_range()
+    if high < PORTS_ABOVE[0]:
+        return PORTS_ABOVE
+    count = PORTS_ABOVE[1] - PORTS_ABOVE[0] + 1
+    return (low - count, low - 1) if low - count >= 1024 else PORTS_ABOVE
+
+
+def run_instance(config: RunConfig, say: Say, complain: Say) -> int:
+    """Runs an instance in this process to its end; see ControlPlane."""
+    return ControlPlane(config, say, complain).run()
+
+
+__all__ = ["ControlPlane", "InstanceDirectory", "run_instance"]

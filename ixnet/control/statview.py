@@ -1,0 +1,165 @@
+"""Running instances' counters as a table or as JSON: what `ixnet stat` shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ixnet.control.instance import Instance
+from ixnet.control.stats import (
+    GAUGES,
+    ShardFile,
+    ShardReading,
+    busy_ratio,
+    mean_batch,
+    meanings,
+    total,
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One look at an instance. live: what only its control plane knows, {} if it does not answer.
+
+    taken_s: CLOCK_MONOTONIC, s.
+    """
+
+    instance: Instance
+    readings: list[ShardReading]
+    live: dict[str, Any]
+    taken_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        shards = []
+        for fact, reading in zip(self.instance.facts["shards"], self.readings, strict=True):
+            batches = {str(n): count for n, count in reading.batches.items()}
+            shards.append(
+                {**fact, "now_ns": reading.now_ns, "stats": reading.values, "batches": batches}
+            )
+        return {
+            **self.instance.facts,
+            **self.live,
+            "shards": shards,
+            "total": total(self.readings),
+        }
+
+
+class InstanceReader:
+    """Keeps an instance's statistics mapped, to look at them again and again.
+
+    Errors: StatsError if they can't be read.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._files = [
+            ShardFile(instance.shard_path(int(shard["id"])), int(shard["id"]))
+            for shard in instance.facts.get("shards", [])
+        ]
+
+    def look(self) -> Snapshot:
+        """The statistics now."""
+        return Snapshot(
+            self._instance,
+            [file.read() for file in self._files],
+            self._instance.ask(),
+            time.monotonic(),
+        )
+
+
+def render(now: Snapshot, before: Snapshot | None, show_all: bool) -> RenderableType:
+    """The table. before: an earlier look, to show rates a second; show_all: counters of 0 too."""
+    parts: list[RenderableType] = [_heading(now), _shard_table(now, before, show_all)]
+    verdicts = now.live.get("verdicts", {})
+    if verdicts:
+        parts.append(_verdict_table(verdicts, show_all))
+    sockets = _socket_table(now, show_all)
+    if sockets is not None:
+        parts.append(sockets)
+    for warning in now.live.get("warnings", []):
+        parts.append(Text(f"note: {warning}", style="yellow"))
+    return Group(*parts)
+
+
+def _heading(now: Snapshot) -> Text:
+    facts, live = now.instance.facts, now.live
+    age_s = max(0, int(time.time() - facts.get("started", time.time())))
+    claims = ", ".join(live.get("claims", facts.get("claims", []))) or "none"
+    states = ", ".join(f"{w['id']} {w['state']}" for w in live.get("workers", [])) or "?"
+    lines = (
+        f"{facts['name']}: {facts['interface']} ({facts.get('driver') or 'no driver'}), "
+        f"{facts.get('mode')}, {facts.get('placement')}, pid {facts['pid']}, "
+        f"up {age_s // 60} min {age_s % 60} s",
+        f"app {' '.join(facts.get('app', []))}; claims: {claims}; workers: {states}",
+    )
+    return Text("\n".join(lines))
+
+
+def _shard_table(now: Snapshot, before: Snapshot | None, show_all: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for fact in now.instance.facts["shards"]:
+        table.add_column(f"shard {fact['id']} (q{fact['queue']}, c{fact['core']})", justify="right")
+    table.add_column("total", justify="right")
+    if before is not None:
+        table.add_column("a second", justify="right")
+    table.add_column("meaning", style="dim")
+    sums, said = total(now.readings), meanings()
+    rates = _rates(now, before) if before is not None else None
+    derived = (
+        ("busy cycles", [f"{busy_ratio(r.values):.1%}" for r in now.readings]),
+        ("mean batch", [f"{mean_batch(r.batches):.1f}" for r in now.readings]),
+    )
+    for label, cells in derived:
+        table.add_row(label, *cells, "", *([""] if rates is not None else []), "")
+    for name, value in sums.items():
+        if not value and not show_all and name not in GAUGES[:1]:
+            continue
+        cells = [f"{r.values.get(name, 0):,}" for r in now.readings]
+        rate = [] if rates is None else [rates.get(name, "")]
+        style = "yellow" if value and name.startswith("drop_") else ""
+        table.add_row(name, *cells, f"{value:,}", *rate, said.get(name, ""), style=style)
+    return table
+
+
+def _rates(now: Snapshot, before: Snapshot) -> dict[str, str]:
+    """Change a second of every counter; gauges have none."""
+    seconds = max(now.taken_s - before.taken_s, 1e-9)
+    old = total(before.readings)
+    return {
+        name: f"{(value - old.get(name, 0)) / seconds:,.0f}"
+        for name, value in total(now.readings).items()
+        if name not in GAUGES
+    }
+
+
+def _verdict_table(verdicts: dict[str, int], show_all: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column("XDP verdict")
+    table.add_column("frames", justify="right")
+    for name, frames in verdicts.items():
+        if frames or show_all:
+            table.add_row(name, f"{frames:,}")
+    return table
+
+
+def _socket_table(now: Snapshot, show_all: bool) -> Table | None:
+    workers: Sequence[dict[str, Any]] = now.live.get("workers", [])
+    names = list(dict.fromkeys(name for w in workers for name in w.get("socket", {})))
+    shown = [n for n in names if show_all or any(w["socket"].get(n) for w in workers)]
+    if not shown:
+        return None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("AF_XDP socket")
+    for worker in workers:
+        table.add_column(f"shard {worker['id']}", justify="right")
+    for name in shown:
+        table.add_row(name, *(f"{w['socket'].get(name, 0):,}" for w in workers))
+    return table
