@@ -14,7 +14,7 @@ V ?=
 Q := $(if $(V),,@)
 # IX_PARTIAL=1: a file that doesn't compile, or a declared function that nobody defines, is
 # left out with a message instead of ending the build. For work in progress only.
-IX_PARTIAL ?= 1
+IX_PARTIAL ?=
 IX_SIM_SEEDS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
