@@ -1,0 +1,50 @@
+"""`python -m bench`: the benchmark tables, each also a command of its own.
+
+    python -m bench [--json FILE] [--seconds T] [--rounds N] [limit] [compare]
+
+limit: bare AF_XDP over the lab's link. compare: the servers against each other (bench/demo.py
+without its checks). Both, if none is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import demo
+from bench.limit import run as limit
+
+TABLES = ("limit", "compare")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tables one after the other; the exit status is the worst of theirs."""
+    parser = argparse.ArgumentParser(prog="bench", description="the benchmark tables")
+    parser.add_argument("tables", nargs="*", metavar="|".join(TABLES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="FILE gets -TABLE before its end")
+    parser.add_argument("--seconds", help="measured time a point")
+    parser.add_argument("--rounds")
+    args = parser.parse_args(argv)
+    unknown = set(args.tables) - set(TABLES)
+    if unknown:
+        parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+    status = 0
+    for name in args.tables or TABLES:
+        words: list[str] = []
+        if args.seconds:
+            words += ["--seconds", args.seconds]
+        if args.rounds:
+            words += ["--rounds", args.rounds]
+        if args.json:
+            words += ["--json", str(args.json.with_stem(f"{args.json.stem}-{name}"))]
+        if name == "limit":
+            status = max(status, limit.main(words))
+        else:
+            status = max(status, demo.main(["--no-checks", *words]))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The servers that are compared: started on the lab, ready when they say so, and stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from bench.common import ROOT, BenchError, program
+from ixnet.control.lab import LabConfig
+from ixnet.control.namespaces import run_in_netns
+
+READY_S = 30.0
+STOP_S = 5.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a server runs: queues of the link, and the core of each queue's worker."""
+
+    queues: int
+    cores: tuple[int, ...]
+
+
+class Server(ABC):
+    """A kind of echo server. label: how tables name it."""
+
+    label: str
+
+    @abstractmethod
+    def argv(self, lab: LabConfig, port: int, placement: Placement) -> list[str]:
+        """The command line."""
+
+    @abstractmethod
+    def pinned_to(self, placement: Placement) -> int | None:
+        """The core that the process is pinned to from outside; None if it sees to that itself."""
+
+    def start(self, lab: LabConfig, port: int, placement: Placement) -> RunningServer:
+        """Starts it in the lab's server namespace and waits until it serves.
+
+        Errors: BenchError with what it printed, if it ends or isn't ready within 30 s.
+        """
+        running = RunningServer(
+            self.label, self.argv(lab, port, placement), lab, self.pinned_to(placement)
+        )
+        try:
+            running.wait_ready()
+        except BaseException:
+            running.stop()
+            raise
+        return running
+
+
+class RunningServer:
+    """A started server; as a context manager it stops at the end of the block.
+
+    ready_line: what it said when it was ready. clean_stop: whether it ended by itself after
+    SIGTERM; None while it runs.
+    """
+
+    def __init__(self, label: str, argv: Sequence[str], lab: LabConfig, cpu: int | None) -> None:
+        self.label = label
+        self.ready_line = ""
+        self.clean_stop: bool | None = None
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
+        self._process = run_in_netns(
+            lab.server_netns,
+            argv,
+            cpu,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def printed(self) -> str:
+        """All that it printed so far."""
+        self._log.flush()
+        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text(errors="replace")
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def wait_ready(self, patience_s: float = READY_S) -> None:
+        """Waits for the line that begins with "ready". Errors: BenchError."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            ended = not self.alive()
+            for line in self.printed().splitlines():
+                if line.startswith("ready"):
+                    self.ready_line = line
+                    return
+            if ended:
+                status = self._process.returncode
+                raise BenchError(f"{self.label} ended with status {status}:\n{self.printed()}")
+            time.sleep(0.005)
+        raise BenchError(f"{self.label} was not ready after {patience_s:g} s:\n{self.printed()}")
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL after 5 s."""
+        if self.clean_stop is None:
+            was_alive = self.alive()
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S)
+                self.clean_stop = was_alive
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+                self.clean_stop = False
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._log.close()
+
+
+class KernelServer(Server):
+    """kecho: C and epoll, on the kernel's stack."""
+
+    def __init__(self, label: str = "kernel", spin: bool = False) -> None:
+        self.label = label
+        self._spin = spin
+
+    def argv(self, lab: LabConfig, port: int, placement: Placement) -> list[str]:
+        """The command line."""
+        words = [str(program("kecho")), "--port", str(port)]
+        return [*words, "--spin"] if self._spin else words
+
+    def pinned_to(self, placement: Placement) -> int | None:
+        """One thread, on the first core."""
+        return placement.cores[0]
+
+
+class IxnetServer(Server):
+    """An app on the dataplane, started by `ixnet run`. app: its path in the tree."""
+
+    def __init__(self, label: str, app: str, *run_options: str) -> None:
+        self.label = label
+        self._app = ROOT / app
+        self._run_options = run_options
+
+    def argv(self, lab: LabConfig, port: int, placement: Placement) -> list[str]:
+        """The command line. Errors: BenchError if something is not built."""
+        command = Path(sys.executable).parent / "ixnet"
+        for path in (command, self._app):
+            if not path.exists():
+                raise BenchError(f"{path} is not there: run make build first")
+        return [
+            str(command),
+            "run",
+            "--interface",
+            lab.server_if,
+            "--queues",
+            str(placement.queues),
+            "--cores",
+            ",".join(str(core) for core in placement.cores),
+            *self._run_options,
+            str(self._app),
+            "--",
+            "--port",
+            str(port),
+        ]
+
+    def pinned_to(self, placement: Placement) -> int | None:
+        """`ixnet run` pins its workers itself."""
+        return None
+
+
+def native_echo() -> Server:
+    """The C echo app on the dataplane."""
+    return IxnetServer("ixnet native", "build/apps/echo.so")
+
+
+def python_echo() -> Server:
+    """The Python echo app (ixnet.event) on the dataplane."""
+    return IxnetServer("ixnet Python", "apps/echo.py")
