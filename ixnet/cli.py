@@ -318,7 +318,7 @@ def run(
 
         config = RunConfig(
             interface=interface,
-            program=Program(program, tuple(arguments or ())),
+            program=Program(program, _own_arguments(arguments or [])),
             queues=_parse_queues(queues),
             cores=parse_cores(cores) if cores is not None else None,
             mode=mode,
@@ -335,6 +335,11 @@ def run(
         )
         status = run_instance(config, _say, _complain)
     raise typer.Exit(status)
+
+
+def _own_arguments(words: list[str]) -> tuple[str, ...]:
+    """The application's arguments: APP -- ARGS and APP ARGS are the same."""
+    return tuple(words[1:] if words[:1] == ["--"] else words)
 
 
 def _parse_queues(text: str) -> int | None:

@@ -96,7 +96,6 @@ class ControlPlane:
         self._stopping_since: float | None = None
         self._exit_status = 0
         self._announced = False
-        self._by_pidfd: dict[int, Worker] = {}
 
     # ---- setting up ------------------------------------------------------------------------
 
@@ -308,8 +307,11 @@ class ControlPlane:
         self._selector.register(
             worker.requests, selectors.EVENT_READ, lambda: self._on_request(worker)
         )
-        self._by_pidfd[worker.pidfd] = worker
         self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_death(worker))
+
+    def _unregister(self, source: int | socket.socket) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(source)
 
     def _let_go(self, worker: Worker) -> None:
         """In a new worker: what only the control plane, or another worker, may hold."""
@@ -331,14 +333,15 @@ class ControlPlane:
                 self._warn(PARTIAL_CSUM_WARNING)
 
     def _on_request(self, worker: Worker) -> None:
-        assert worker.requests is not None
+        if worker.requests is None:  # its process has ended in this very round
+            return
         for _ in range(64):
             try:
                 message = worker.requests.recv(4096)
             except (BlockingIOError, ConnectionError):
                 return
             if not message:  # its process is ending; the pidfd tells when it has
-                self._selector.unregister(worker.requests)
+                self._unregister(worker.requests)
                 return
             try:
                 reply = self._answer(worker, decode(message))
@@ -441,11 +444,10 @@ class ControlPlane:
     # ---- deaths and the end ----------------------------------------------------------------------
 
     def _on_death(self, worker: Worker) -> None:
-        self._selector.unregister(worker.pidfd)
+        self._unregister(worker.pidfd)
+        self._on_request(worker)
         if worker.requests is not None:
-            self._on_request(worker)
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(worker.requests)
+            self._unregister(worker.requests)
         was_ready = worker.state is State.READY
         self._serve_shard(worker)
         status = worker.reap()

@@ -13,6 +13,8 @@ from ixnet.control.errors import IxError
 from ixnet.control.instance import Instance
 
 PAGE_BYTES = 4096
+# struct ix_stats.magic: "ixnet1" (dataplane/shard/stats.c).
+STATS_MAGIC = int.from_bytes(b"ixnet1", "little")
 GAUGES = (
     "flows", "flows_half_open", "flows_time_wait", "frames_free", "frames_fill", "frames_rx",
     "frames_app", "frames_tx", "timers_armed",
@@ -91,7 +93,7 @@ class ShardFile:
         except (OSError, ValueError) as error:
             raise StatsError(f"can't read {path}: {error}") from error
         self._stats = ffi.cast("struct ix_stats *", ffi.from_buffer(self._map))
-        if self._stats.magic != lib.IX_STATS_MAGIC:
+        if self._stats.magic != STATS_MAGIC:
             raise StatsError(
                 f"{path} holds no statistics, or those of another version of ixnet",
                 "try again, with the ixnet that the instance runs",

@@ -205,7 +205,7 @@ static const struct ix_counters *counters(const struct ix_app *app)
 }
 
 /* Did the shard ask for a neighbour? The control plane looks at its ring only now and then by
- * itself. */
+ * itself. The counters are those of the last update: every 1,024 cycles, and before a sleep. */
 static void nudge_on_miss(struct ix_app *app)
 {
     uint64_t misses = counters(app)->neigh_misses;
@@ -221,11 +221,11 @@ static void nudge_on_miss(struct ix_app *app)
 static int cycle(struct ix_app *app)
 {
     bool busy = app->io->n_calls != 0;
-    uint64_t idle_cycles = app->stats ? counters(app)->cycles_idle : 0;
+    uint64_t empty_cycles = app->stats ? app->stats->batch_hist[0] : 0;
     app->now_ns = app_clock(app);
     int n = app->poll(app->shard, app->now_ns);
     if (app->stats) {
-        busy |= counters(app)->cycles_idle == idle_cycles;
+        busy |= app->stats->batch_hist[0] == empty_cycles;
         nudge_on_miss(app);
     }
     if (n || busy)
@@ -247,6 +247,11 @@ static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
         wait = SLEEP_MAX_NS;
     if (!wait)
         return false;
+    /* Readers see what this shard is while it sleeps. */
+    if (app->stats) {
+        (void)ix_shard_stats(app->shard);
+        nudge_on_miss(app);
+    }
     struct timespec timeout = {.tv_nsec = (long)wait};
     struct pollfd fds[2] = {{.fd = app->link_fd, .events = POLLIN},
                             {.fd = app->kick_fd > 0 ? app->kick_fd : -1, .events = POLLIN}};
@@ -284,12 +289,14 @@ void ix_app_leave(struct ix_app *app, uint64_t drain_ns)
     if (ask(app, &request, NULL, 0))
         return;
     /* What the application queued in its last turn still counts. */
+    const struct ix_stats *stats;
     do {
         now = app_clock(app);
         if (app->poll(app->shard, now) < 0)
             return;
+        stats = ix_shard_stats(app->shard);
     } while (now - start < drain_ns &&
-             (ix_shard_stats(app->shard)->flows || ix_shard_stats(app->shard)->frames_tx));
+             (stats->flows != stats->flows_time_wait || stats->frames_tx));
 }
 
 int ix_app_run_native(struct ix_app *app, const char *path, int argc, char **argv, int *ran,
