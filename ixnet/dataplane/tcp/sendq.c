@@ -60,7 +60,8 @@ void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes)
         bytes -= rest;
         free_head(tcp, tcb);
     }
-    if (tcb->cursor.extent != IX_NONE && ix_seq_lt(tcb->cursor.seq, new_una))
+    /* At new_una itself too: the cursor may stand behind the last byte of an extent that is gone. */
+    if (tcb->cursor.extent != IX_NONE && ix_seq_leq(tcb->cursor.seq, new_una))
         tcb->cursor = (struct ix_send_cursor){
             .seq = new_una, .extent = tcb->q_head, .offset = tcb->q_head_off};
 }
