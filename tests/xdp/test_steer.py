@@ -23,6 +23,7 @@ from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     ICMPv6ND_NS,
     ICMPv6PacketTooBig,
+    ICMPv6Unknown,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -101,6 +102,9 @@ def udp(port: int) -> Packet:
 def quoted(src: ipaddress.IPv4Address, proto: Packet, **fields: object) -> bytes:
     """The start of a packet that this host sent, as an ICMP error quotes it."""
     return bytes(IP(src=str(src), dst=str(PEER), **fields) / proto)[: 20 + 8]
+
+
+QUOTED6 = bytes(IPv6(src=str(HOST6), dst=str(PEER6)) / TCP(sport=CLAIMED))[:48]
 
 
 def icmp_error(kind: int, quote: bytes) -> Packet:
@@ -278,9 +282,7 @@ def test_icmp_error_about_claimed_flow_is_redirected(steering: Steering, kind: i
         pytest.param(icmp_error(3, quoted(HOST, ICMP(type=8))), "pass_icmp", id="quotes-a-ping"),
         pytest.param(icmp_error(3, b"\x65" + bytes(27)), "pass_malformed", id="quotes-nonsense"),
         pytest.param(
-            ip6()
-            / ICMPv6PacketTooBig()
-            / Raw(bytes(IPv6(src=str(HOST6), dst=str(PEER6)) / TCP(sport=CLAIMED))[:48]),
+            ip6() / ICMPv6PacketTooBig() / Raw(QUOTED6),
             "redirect_icmp",
             id="packet-too-big6",
         ),
@@ -290,6 +292,16 @@ def test_icmp_error_about_claimed_flow_is_redirected(steering: Steering, kind: i
             / Raw(bytes(IPv6(src=str(HOST6), dst=str(PEER6)) / TCP(sport=22))[:48]),
             "pass_icmp",
             id="unclaimed6",
+        ),
+        pytest.param(
+            ip6() / ICMPv6Unknown(type=0) / Raw(bytes(4) + QUOTED6),
+            "pass_icmp",
+            id="reserved-type6",
+        ),
+        pytest.param(
+            ip6() / ICMPv6DestUnreach() / Raw(b"\x45" + QUOTED6[1:]),
+            "pass_malformed",
+            id="quotes-nonsense6",
         ),
     ],
 )
@@ -319,7 +331,11 @@ def test_icmp_error_about_other_packet_verdict(
             "pass_arp",
             id="arp-not-ethernet",
         ),
-        pytest.param(ether() / ARP(ptype=0x86DD, pdst=str(OWN)), "pass_arp", id="arp-not-ipv4"),
+        pytest.param(
+            ether() / ARP(ptype=0x86DD, plen=4, psrc=bytes(4), pdst=OWN.packed) / Raw(bytes(18)),
+            "pass_arp",
+            id="arp-not-ipv4",
+        ),
     ],
 )
 def test_own_address_frame_arrives_verdict(

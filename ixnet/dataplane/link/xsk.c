@@ -278,7 +278,7 @@ const char *ix_xsk_check(const struct ix_xsk *x)
     return x->link.ops == &xsk_ops ? NULL : "operations";
 }
 
-IX_STATIC_ASSERT(sizeof(struct ix_desc) == 16, "struct ix_desc lies on the rings as struct xdp_desc");
+IX_STATIC_ASSERT(sizeof(struct ix_desc) == 16, "it lies on the rings as struct xdp_desc");
 IX_STATIC_ASSERT(offsetof(struct ix_desc, addr) == 0 && offsetof(struct ix_desc, len) == 8 &&
                      offsetof(struct ix_desc, flags) == 12,
                  "the fields lie as struct xdp_desc has them");

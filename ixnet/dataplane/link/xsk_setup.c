@@ -77,8 +77,8 @@ static void *map_aligned(uint64_t bytes)
     uint8_t *room, *at;
     void *mem;
 
-    room = mmap(NULL, bytes + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                0);
+    room = mmap(NULL, bytes + HUGE_BYTES, PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (room == MAP_FAILED)
         return MAP_FAILED;
     at = (uint8_t *)round_up((uintptr_t)room, HUGE_BYTES);
@@ -219,7 +219,8 @@ static int open_once(struct ix_xsk_socket *s, const struct ix_xsk_config *c, con
         .rx_size = c->rx_entries,
         .tx_size = c->tx_entries,
         .libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
-        .bind_flags = (zerocopy ? XDP_ZEROCOPY : XDP_COPY) | (need_wakeup ? XDP_USE_NEED_WAKEUP : 0),
+        .bind_flags =
+            (zerocopy ? XDP_ZEROCOPY : XDP_COPY) | (need_wakeup ? XDP_USE_NEED_WAKEUP : 0),
     };
     int e;
 
