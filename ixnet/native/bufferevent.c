@@ -37,8 +37,9 @@ int ix_bev_connect(struct ix_bev *bev, uint8_t family, const uint8_t *peer, uint
     return 0;
 }
 
-/* Arms the timer for whichever of the two timeouts comes first. Progress does not move an armed timer: when it
- * runs out early, it is armed again, which is cheaper than touching the heap with every packet. */
+/* Arms the timer for whichever of the two timeouts comes first. Progress does not move an armed
+ * timer: when it runs out early, it is armed again, which is cheaper than touching the heap with
+ * every packet. */
 static void arm(struct ix_bev *bev)
 {
     uint64_t deadline = UINT64_MAX;
@@ -194,8 +195,9 @@ static void check_eof(struct ix_bev *bev)
 static void refill_input(struct ix_bev *bev)
 {
     if (bev->backlog.bytes && bev->enabled & IX_BEV_READ) {
-        uint64_t room = !bev->read_high ? UINT64_MAX
-                        : bev->input.bytes < bev->read_high ? bev->read_high - bev->input.bytes : 0;
+        uint64_t room = !bev->read_high                     ? UINT64_MAX
+                        : bev->input.bytes < bev->read_high ? bev->read_high - bev->input.bytes
+                                                            : 0;
         if (room && ix_evbuffer_remove_buffer(&bev->backlog, &bev->input, room) > 0)
             check_read(bev);
     }
@@ -271,21 +273,21 @@ static bool flush_options(struct ix_bev *bev)
             return false;
         call->bytes = i + 1;
         call->value = bev->option_value[i];
-        bev->options &= (uint8_t)~(1u << i);
+        bev->options &= (uint8_t) ~(1u << i);
     }
     return true;
 }
 
-/* A SENDV for each extent of output. They stay in output until the results are known, which is before
- * the application runs again. */
+/* A SENDV for each extent of output. They stay in output until the results are known, which is
+ * before the application runs again. */
 static bool flush_output(struct ix_bev *bev)
 {
     const struct ix_io *io = bev->loop->app->io;
-    struct ix_extent **at = &bev->output.head;
+    struct ix_evextent **at = &bev->output.head;
     struct ix_call *last = NULL;
     /* A single connection gets at most a quarter of the array. */
     for (uint32_t quota = io->max_calls / 4; *at && quota; quota--) {
-        struct ix_extent *e = ix_evbuffer_sendable(&bev->output, at);
+        struct ix_evextent *e = ix_evbuffer_sendable(&bev->output, at);
         if (!e) {
             /* Others hold the arena, and nothing of this connection's will say when to go on. */
             if (!last && !bev->inflight.bytes)
@@ -418,7 +420,7 @@ void ix_bev_on_recv(struct ix_bev *bev, const struct ix_event *ev)
         return;
     }
     if (bev->detached || bev->state == IX_BEV_DEAD) {
-        struct ix_extent *e = ix_extent_lent(pool, payload(bev, ev), ev->bytes, ev->handle);
+        struct ix_evextent *e = ix_extent_lent(pool, payload(bev, ev), ev->bytes, ev->handle);
         if (e)
             ix_extent_release(pool, e);
         return;

@@ -1,8 +1,8 @@
 /* A connection with an input and an output buffer, in libevent's terms.
  *
- * All bookkeeping between dataplane and application is done here: what RECV lent is queued as input, output is
- * handed over by SENDV and kept until SENT covers it, consumed input is given back by RECV_DONE. The
- * application only hears that something is due (evloop.h).
+ * All bookkeeping between dataplane and application is done here: what RECV lent is queued as
+ * input, output is handed over by SENDV and kept until SENT covers it, consumed input is given back
+ * by RECV_DONE. The application only hears that something is due (evloop.h).
  *
  *            RECV                                   application
  *   dataplane ---> backlog --(READ enabled, below the high watermark)--> input --> reads, moves
@@ -61,11 +61,11 @@ struct ix_bev {
     struct ix_evowner changed; /* first: the pool's queue of the changed leads here */
     struct ix_evloop *loop;
     struct ix_evbuffer input, output;
-    struct ix_evbuffer backlog;  /* received and not to be seen yet: READ disabled or input full */
-    struct ix_evbuffer inflight; /* taken by SENDV and not yet covered by SENT */
-    uint64_t inflight_acked;     /* bytes of inflight's first extent that SENT covered */
-    uint64_t handle;             /* the dataplane's; meaningless unless connected */
-    uint32_t index, generation;  /* this record's; together they are the cookie */
+    struct ix_evbuffer backlog;   /* received and not to be seen yet: READ disabled or input full */
+    struct ix_evbuffer inflight;  /* taken by SENDV and not yet covered by SENT */
+    uint64_t inflight_acked;      /* bytes of inflight's first extent that SENT covered */
+    uint64_t handle;              /* the dataplane's; meaningless unless connected */
+    uint32_t index, generation;   /* this record's; together they are the cookie */
     uint64_t read_low, read_high; /* watermarks, bytes; high 0: none */
     uint64_t write_low;
     uint16_t todo;     /* bits of ix_bev_todo */
@@ -94,15 +94,16 @@ struct ix_bev {
 
 struct ix_evbuffer *ix_bev_input(struct ix_bev *bev);
 struct ix_evbuffer *ix_bev_output(struct ix_bev *bev);
-/* Opens a connection; the end is an event, CONNECTED or ERROR. peer: network byte order. Returns 0, -EISCONN. */
+/* Opens a connection; the end is an event, CONNECTED or ERROR. peer: network byte order. Returns 0,
+ * -EISCONN. */
 int ix_bev_connect(struct ix_bev *bev, uint8_t family, const uint8_t *peer, uint16_t peer_port);
 /* Turns directions on or off; bits of ix_bev_direction. */
 int ix_bev_enable(struct ix_bev *bev, uint32_t directions);
 int ix_bev_disable(struct ix_bev *bev, uint32_t directions);
 /* For which directions there is a callback: the others are never listed as due. */
 int ix_bev_want(struct ix_bev *bev, uint32_t directions);
-/* Read callback from `low` input bytes on; no more into input once it holds `high` (0: no limit). Write
- * callback when output has fallen to `low`. */
+/* Read callback from `low` input bytes on; no more into input once it holds `high` (0: no limit).
+ * Write callback when output has fallen to `low`. */
 int ix_bev_set_watermark(struct ix_bev *bev, uint32_t directions, uint64_t low, uint64_t high);
 /* Event TIMEOUT after so long without progress; 0: never. */
 int ix_bev_set_timeouts(struct ix_bev *bev, uint64_t read_ns, uint64_t write_ns);
@@ -112,7 +113,8 @@ int ix_bev_option(struct ix_bev *bev, uint32_t which, uint64_t value);
 int ix_bev_trigger(struct ix_bev *bev, uint32_t directions);
 /* Ends the outgoing direction once output is delivered; reading goes on. Returns 0 or -ENOTCONN. */
 int ix_bev_shutdown(struct ix_bev *bev);
-/* Gives the bufferevent up: the pointer is void. `how`: enum ix_bev_ending. Unread input is dropped. */
+/* Gives the bufferevent up: the pointer is void. `how`: enum ix_bev_ending. Unread input is
+ * dropped. */
 int ix_bev_close(struct ix_bev *bev, uint32_t how);
 
 /* ---- for the loop -------------------------------------------------------- */

@@ -47,7 +47,7 @@ static void tell(struct ix_evbuffer *b)
 
 /* ---- the chain; none of these counts b->bytes ---------------------------- */
 
-static void link_tail(struct ix_evbuffer *b, struct ix_extent *e)
+static void link_tail(struct ix_evbuffer *b, struct ix_evextent *e)
 {
     e->next = NULL;
     if (b->tail)
@@ -59,7 +59,7 @@ static void link_tail(struct ix_evbuffer *b, struct ix_extent *e)
         b->has_arena = 1;
 }
 
-static void link_head(struct ix_evbuffer *b, struct ix_extent *e)
+static void link_head(struct ix_evbuffer *b, struct ix_evextent *e)
 {
     e->next = b->head;
     b->head = e;
@@ -67,9 +67,9 @@ static void link_head(struct ix_evbuffer *b, struct ix_extent *e)
         b->tail = e;
 }
 
-static struct ix_extent *unlink_head(struct ix_evbuffer *b)
+static struct ix_evextent *unlink_head(struct ix_evbuffer *b)
 {
-    struct ix_extent *e = b->head;
+    struct ix_evextent *e = b->head;
     b->head = e->next;
     if (!b->head) {
         b->tail = NULL;
@@ -82,7 +82,7 @@ static struct ix_extent *unlink_head(struct ix_evbuffer *b)
 /* Cuts the first extent so that it ends after n bytes. Returns 0 or -ENOMEM. */
 static int cut_head(struct ix_evbuffer *b, uint32_t n)
 {
-    struct ix_extent *e = b->head, *rest = ix_extent_split(b->pool, e, n);
+    struct ix_evextent *e = b->head, *rest = ix_extent_split(b->pool, e, n);
     if (!rest)
         return -ENOMEM;
     rest->next = e->next;
@@ -95,7 +95,7 @@ static int cut_head(struct ix_evbuffer *b, uint32_t n)
 /* ---- adding -------------------------------------------------------------- */
 
 /* Drops what was appended behind `tail`, which had tail_bytes then. */
-static void undo_add(struct ix_evbuffer *b, struct ix_extent *tail, uint32_t tail_bytes,
+static void undo_add(struct ix_evbuffer *b, struct ix_evextent *tail, uint32_t tail_bytes,
                      uint64_t bytes)
 {
     ix_extent_release_all(b->pool, tail ? tail->next : b->head);
@@ -109,9 +109,9 @@ static void undo_add(struct ix_evbuffer *b, struct ix_extent *tail, uint32_t tai
     b->bytes = bytes;
 }
 
-static struct ix_extent *new_tail(struct ix_evbuffer *b, size_t n)
+static struct ix_evextent *new_tail(struct ix_evbuffer *b, size_t n)
 {
-    struct ix_extent *e = b->sends ? ix_extent_arena(b->pool, b->owner) : NULL;
+    struct ix_evextent *e = b->sends ? ix_extent_arena(b->pool, b->owner) : NULL;
     if (!e)
         e = ix_extent_heap(b->pool, n < EXTENT_MAX_BYTES ? n : EXTENT_MAX_BYTES, 0);
     if (e)
@@ -121,7 +121,7 @@ static struct ix_extent *new_tail(struct ix_evbuffer *b, size_t n)
 
 int ix_evbuffer_add(struct ix_evbuffer *b, const void *data, size_t n)
 {
-    struct ix_extent *old_tail = b->tail;
+    struct ix_evextent *old_tail = b->tail;
     uint32_t old_tail_bytes = old_tail ? old_tail->bytes : 0;
     uint64_t old_bytes = b->bytes;
     const uint8_t *from = data;
@@ -132,7 +132,7 @@ int ix_evbuffer_add(struct ix_evbuffer *b, const void *data, size_t n)
     while (n) {
         uint32_t room = b->tail ? ix_extent_room(b->pool, b->tail) : 0;
         if (!room) {
-            struct ix_extent *e = new_tail(b, n);
+            struct ix_evextent *e = new_tail(b, n);
             if (!e) {
                 undo_add(b, old_tail, old_tail_bytes, old_bytes);
                 return -ENOMEM;
@@ -160,7 +160,7 @@ int ix_evbuffer_prepend(struct ix_evbuffer *b, const void *data, size_t n)
     uint32_t fitted = b->head ? ix_extent_put_front(b->head, data, n) : 0;
     if (fitted < n) {
         /* Room is left in front for as much again: protocols prepend a header to a header. */
-        struct ix_extent *e = ix_extent_heap(b->pool, 0, n < 256 ? 512 : 2 * n);
+        struct ix_evextent *e = ix_extent_heap(b->pool, 0, n < 256 ? 512 : 2 * n);
         if (!e) {
             if (fitted)
                 ix_extent_trim(b->pool, b->head, fitted);
@@ -176,7 +176,7 @@ int ix_evbuffer_prepend(struct ix_evbuffer *b, const void *data, size_t n)
 
 int ix_evbuffer_add_lent(struct ix_evbuffer *b, uint8_t *data, uint32_t n, uint64_t handle)
 {
-    struct ix_extent *e = ix_extent_lent(b->pool, data, n, handle);
+    struct ix_evextent *e = ix_extent_lent(b->pool, data, n, handle);
     if (!e)
         return -ENOMEM;
     link_tail(b, e);
@@ -186,8 +186,9 @@ int ix_evbuffer_add_lent(struct ix_evbuffer *b, uint8_t *data, uint32_t n, uint6
 
 /* ---- moving -------------------------------------------------------------- */
 
-/* Arena frames are charged to their owner and end with it, and lent memory goes back through its own loop. */
-static bool may_move(const struct ix_extent *e, const struct ix_evbuffer *from,
+/* Arena frames are charged to their owner and end with it, and lent memory goes back through its
+ * own loop. */
+static bool may_move(const struct ix_evextent *e, const struct ix_evbuffer *from,
                      const struct ix_evbuffer *to)
 {
     return from->pool == to->pool &&
@@ -197,7 +198,7 @@ static bool may_move(const struct ix_extent *e, const struct ix_evbuffer *from,
 /* Moves the first extent. Returns 0 or -ENOMEM. */
 static int move_head(struct ix_evbuffer *from, struct ix_evbuffer *to)
 {
-    struct ix_extent *e = from->head;
+    struct ix_evextent *e = from->head;
     uint32_t n = e->bytes;
     if (may_move(e, from, to)) {
         link_tail(to, unlink_head(from));
@@ -263,12 +264,12 @@ int ix_evbuffer_shift(struct ix_evbuffer *from, struct ix_evbuffer *to, uint32_t
     return 0;
 }
 
-struct ix_extent *ix_evbuffer_sendable(struct ix_evbuffer *b, struct ix_extent **at)
+struct ix_evextent *ix_evbuffer_sendable(struct ix_evbuffer *b, struct ix_evextent **at)
 {
-    struct ix_extent *e = *at;
+    struct ix_evextent *e = *at;
     if (e->kind != IX_EXTENT_HEAP)
         return e;
-    struct ix_extent *a = ix_extent_arena(b->pool, b->owner);
+    struct ix_evextent *a = ix_extent_arena(b->pool, b->owner);
     if (!a)
         return NULL;
     b->has_arena = 1;
@@ -279,7 +280,7 @@ struct ix_extent *ix_evbuffer_sendable(struct ix_evbuffer *b, struct ix_extent *
             ix_extent_trim(b->pool, e, n);
             break;
         }
-        struct ix_extent *next = e->next;
+        struct ix_evextent *next = e->next;
         if (b->tail == e)
             b->tail = a;
         ix_extent_release(b->pool, e);
@@ -296,7 +297,7 @@ static uint64_t drop(struct ix_evbuffer *b, uint64_t n)
 {
     uint64_t left = n < b->bytes ? n : b->bytes, before = left;
     while (left) {
-        struct ix_extent *e = b->head;
+        struct ix_evextent *e = b->head;
         if (e->bytes > left) {
             if (ix_extent_trim(b->pool, e, (uint32_t)left))
                 break;
@@ -322,7 +323,7 @@ uint64_t ix_evbuffer_drain(struct ix_evbuffer *b, uint64_t n)
 uint64_t ix_evbuffer_copyout(const struct ix_evbuffer *b, uint64_t offset, void *out, uint64_t n)
 {
     uint64_t copied = 0;
-    for (const struct ix_extent *e = b->head; e && copied < n; e = e->next) {
+    for (const struct ix_evextent *e = b->head; e && copied < n; e = e->next) {
         if (offset >= e->bytes) {
             offset -= e->bytes;
             continue;
@@ -340,23 +341,23 @@ uint64_t ix_evbuffer_remove(struct ix_evbuffer *b, void *out, uint64_t n)
     return ix_evbuffer_drain(b, ix_evbuffer_copyout(b, 0, out, n));
 }
 
-const uint8_t *ix_evbuffer_pullup(struct ix_evbuffer *b, int64_t n)
+const char *ix_evbuffer_pullup(struct ix_evbuffer *b, int64_t n)
 {
-    static const uint8_t nothing[1];
+    static const char nothing[1];
     uint64_t want = n < 0 ? b->bytes : (uint64_t)n;
     if (want > b->bytes || want > EXTENT_MAX_BYTES)
         return NULL;
     if (!want)
-        return b->head ? b->head->data : nothing;
+        return b->head ? (const char *)b->head->data : nothing;
     if (b->head->bytes >= want)
-        return b->head->data;
-    struct ix_extent *e = ix_extent_heap(b->pool, want, 0);
+        return (const char *)b->head->data;
+    struct ix_evextent *e = ix_extent_heap(b->pool, want, 0);
     if (!e || !ix_evpool_reserve(b->pool)) { /* for the cut in the last extent */
         ix_extent_release_all(b->pool, e);
         return NULL;
     }
     for (uint64_t left = want; left;) {
-        const struct ix_extent *from = b->head;
+        const struct ix_evextent *from = b->head;
         uint32_t part = from->bytes < left ? from->bytes : (uint32_t)left;
         ix_extent_append(b->pool, e, from->data, part);
         left -= drop(b, part);
@@ -365,12 +366,12 @@ const uint8_t *ix_evbuffer_pullup(struct ix_evbuffer *b, int64_t n)
     b->bytes += want;
     /* What was copied goes back to the dataplane: the window opens, so the loop must turn to it. */
     tell(b);
-    return e->data;
+    return (const char *)e->data;
 }
 
-const uint8_t *ix_evbuffer_take(struct ix_evbuffer *b, uint64_t n)
+const char *ix_evbuffer_take(struct ix_evbuffer *b, uint64_t n)
 {
-    const uint8_t *data = ix_evbuffer_pullup(b, (int64_t)n);
+    const char *data = ix_evbuffer_pullup(b, (int64_t)n);
     if (!data || !n)
         return data;
     if (b->head->bytes > n && cut_head(b, (uint32_t)n))
@@ -385,7 +386,7 @@ const uint8_t *ix_evbuffer_take(struct ix_evbuffer *b, uint64_t n)
 uint32_t ix_evbuffer_peek(const struct ix_evbuffer *b, struct ix_evvec *out, uint32_t max)
 {
     uint32_t n = 0;
-    for (const struct ix_extent *e = b->head; e; e = e->next, n++)
+    for (const struct ix_evextent *e = b->head; e; e = e->next, n++)
         if (n < max)
             out[n] = (struct ix_evvec){.data = e->data, .bytes = e->bytes};
     return n;
@@ -394,7 +395,7 @@ uint32_t ix_evbuffer_peek(const struct ix_evbuffer *b, struct ix_evvec *out, uin
 /* ---- searching ----------------------------------------------------------- */
 
 /* Do the n bytes of `what` stand at offset `at` of extent e? */
-static bool stands_at(const struct ix_extent *e, uint64_t at, const uint8_t *what, size_t n)
+static bool stands_at(const struct ix_evextent *e, uint64_t at, const uint8_t *what, size_t n)
 {
     while (e && n) {
         uint64_t part = e->bytes - at < n ? e->bytes - at : n;
@@ -414,7 +415,7 @@ int64_t ix_evbuffer_search(const struct ix_evbuffer *b, const void *what, size_t
     uint64_t base = 0; /* the position of e's first byte */
     if (!n || start > b->bytes || n > b->bytes - start)
         return -1;
-    for (const struct ix_extent *e = b->head; e; base += e->bytes, e = e->next) {
+    for (const struct ix_evextent *e = b->head; e; base += e->bytes, e = e->next) {
         uint64_t at = start > base ? start - base : 0;
         while (at < e->bytes) {
             const uint8_t *hit = memchr(e->data + at, first[0], e->bytes - at);
@@ -477,7 +478,7 @@ const char *ix_evbuffer_check(const struct ix_evbuffer *b)
 {
     uint64_t bytes = 0;
     bool arena = false;
-    for (const struct ix_extent *e = b->head; e; e = e->next) {
+    for (const struct ix_evextent *e = b->head; e; e = e->next) {
         if (!e->bytes)
             return "an extent in a buffer is empty";
         if (!e->next && e != b->tail)

@@ -181,7 +181,8 @@ static void due_early(struct ix_evloop *loop, struct ix_bev *bev, uint32_t liste
     loop->early_count++;
 }
 
-/* The events that are told are those that happened up to the end of the cycle. CONNECTED goes before data. */
+/* The events that are told are those that happened up to the end of the cycle. CONNECTED goes
+ * before data. */
 static void settle_events(struct ix_evloop *loop)
 {
     uint32_t kept = 0;
@@ -214,8 +215,8 @@ static void forget_due(struct ix_evloop *loop)
 /* What a turn returns. */
 static int64_t due(const struct ix_evloop *loop)
 {
-    bool more = loop->early_count || loop->write_count || loop->late_count ||
-                loop->timers_due_count;
+    bool more =
+        loop->early_count || loop->write_count || loop->late_count || loop->timers_due_count;
     return (int64_t)loop->read_count + (more ? IX_EVLOOP_MORE : 0);
 }
 
@@ -233,8 +234,8 @@ struct ix_call *ix_evloop_call(struct ix_evloop *loop, struct ix_bev *bev, uint8
     return call;
 }
 
-/* Lent memory goes back before anything is sent, so that what is sent announces the opened window. It leaves
- * a quarter of the array to other calls. */
+/* Lent memory goes back before anything is sent, so that what is sent announces the opened window.
+ * It leaves a quarter of the array to other calls. */
 static void flush_done(struct ix_evloop *loop)
 {
     struct ix_io *io = loop->app->io;
@@ -307,7 +308,7 @@ static void give_back(struct ix_evloop *loop, const struct ix_event *ev)
 {
     const struct ix_io *io = loop->app->io;
     uint8_t *data = io->umem + ((uint64_t)ev->frame << io->frame_shift) + ev->offset;
-    struct ix_extent *e = NULL;
+    struct ix_evextent *e = NULL;
     if (ev->bytes)
         e = ix_extent_lent(loop->pool, data, ev->bytes, ev->handle);
     if (e)
@@ -329,11 +330,20 @@ static void book_events(struct ix_evloop *loop, uint32_t n)
             continue;
         }
         switch (ev->type) {
-        case IX_EV_RECV: ix_bev_on_recv(bev, ev); break;
-        case IX_EV_SENT: ix_bev_on_sent(bev, ev->bytes); break;
-        case IX_EV_DEAD: ix_bev_on_end(bev, ev->status); break;
-        case IX_EV_CONNECTED: ix_bev_on_connected(bev, ev); break;
-        default: break;
+        case IX_EV_RECV:
+            ix_bev_on_recv(bev, ev);
+            break;
+        case IX_EV_SENT:
+            ix_bev_on_sent(bev, ev->bytes);
+            break;
+        case IX_EV_DEAD:
+            ix_bev_on_end(bev, ev->status);
+            break;
+        case IX_EV_CONNECTED:
+            ix_bev_on_connected(bev, ev);
+            break;
+        default:
+            break;
         }
     }
 }
@@ -344,7 +354,8 @@ int ix_evloop_timer_set(struct ix_evloop *loop, struct ix_evtimer *timer, uint64
 {
     uint64_t now = ix_evloop_now(loop);
     timer->kind = TIMER_APP;
-    return ix_evtimer_set(&loop->timers, timer, now > UINT64_MAX - delay_ns ? UINT64_MAX - 1 : now + delay_ns);
+    return ix_evtimer_set(&loop->timers, timer,
+                          now > UINT64_MAX - delay_ns ? UINT64_MAX - 1 : now + delay_ns);
 }
 
 void ix_evloop_timer_cancel(struct ix_evloop *loop, struct ix_evtimer *timer)

@@ -1,16 +1,15 @@
 /* The application's event loop over one shard.
  *
- * A turn hands what the bufferevents want to the dataplane, runs a cycle, books the results and events,
- * and stops as soon as a callback is due. What is due stands in lists of numbers, so that
+ * A turn hands what the bufferevents want to the dataplane, runs a cycle, books the results and
+ * events, and stops as soon as a callback is due. What is due stands in lists of numbers, so that
  * an interpreter above pays for callbacks only, not for packets:
  *
- *   early  (bufferevent, listener) pairs: accepted; listener IX_EVLOOP_CONNECTED: an own connect succeeded
- *   read   bufferevents whose read callback is due
- *   write  likewise
- *   late   (bufferevent, events) pairs: EOF, ERROR, TIMEOUT
- *   timers ids of timers that ran out
+ *   early  (bufferevent, listener) pairs: accepted; listener IX_EVLOOP_CONNECTED: an own connect
+ * succeeded read   bufferevents whose read callback is due write  likewise late   (bufferevent,
+ * events) pairs: EOF, ERROR, TIMEOUT timers ids of timers that ran out
  *
- * Call them in this order. The lists are valid until the next turn; no bufferevent's record is used anew before it.
+ * Call them in this order. The lists are valid until the next turn; no bufferevent's record is used
+ * anew before it.
  */
 #ifndef IX_NATIVE_EVLOOP_H
 #define IX_NATIVE_EVLOOP_H
@@ -20,9 +19,9 @@
 
 #define IX_EVLOOP_CONNECTED 0xffffffffu
 /* In the cookie of a listener, beside its number. */
-#define IX_EVLOOP_LISTENER  0x8000000000000000u
+#define IX_EVLOOP_LISTENER 0x8000000000000000u
 /* In what a turn returns: not only reads are due. */
-#define IX_EVLOOP_MORE      0x100000000
+#define IX_EVLOOP_MORE 0x100000000
 
 /* A call whose result is to be looked at after the poll. */
 struct ix_evpending {
@@ -37,9 +36,9 @@ struct ix_evloop {
     struct ix_evbuffer closed; /* always empty, takes nothing: what closed bufferevents have */
     struct ix_bev **pages;     /* bufferevents, IX_EVLOOP_PAGE a page; they never move */
     uint32_t page_count;
-    uint32_t free_head;        /* index of a free one, or UINT32_MAX */
-    uint32_t bev_count;        /* in use, those that end by themselves included */
-    uint32_t attached;         /* in use by the application */
+    uint32_t free_head;           /* index of a free one, or UINT32_MAX */
+    uint32_t bev_count;           /* in use, those that end by themselves included */
+    uint32_t attached;            /* in use by the application */
     struct ix_evpending *pending; /* [io->max_calls] */
     uint32_t pending_count;
     uint32_t *early, *read, *write, *late, *timers_due; /* [2 * n], [n], [n], [2 * n], [timers] */
@@ -56,8 +55,8 @@ struct ix_evloop *ix_evloop_new(struct ix_app *app);
 /* Frees it. Connections are left to the dataplane: close them before, or end the shard. */
 void ix_evloop_free(struct ix_evloop *loop);
 
-/* Runs cycles until something is due or max_wait_ns have passed, at least one. Returns how many read callbacks are due, plus
- * IX_EVLOOP_MORE if anything else is; -1: it is time to stop. */
+/* Runs cycles until something is due or max_wait_ns have passed, at least one. Returns how many
+ * read callbacks are due, plus IX_EVLOOP_MORE if anything else is; -1: it is time to stop. */
 int64_t ix_evloop_turn(struct ix_evloop *loop, uint64_t max_wait_ns);
 /* The time now on the loop's clock, ns. */
 uint64_t ix_evloop_now(const struct ix_evloop *loop);
@@ -67,7 +66,8 @@ uint32_t ix_evloop_active(const struct ix_evloop *loop);
 int ix_evloop_timer_set(struct ix_evloop *loop, struct ix_evtimer *timer, uint64_t delay_ns);
 void ix_evloop_timer_cancel(struct ix_evloop *loop, struct ix_evtimer *timer);
 
-/* A bufferevent without connection, or NULL: no memory. READ disabled, WRITE enabled, as in libevent. */
+/* A bufferevent without connection, or NULL: no memory. READ disabled, WRITE enabled, as in
+ * libevent. */
 struct ix_bev *ix_evloop_bev(struct ix_evloop *loop);
 /* Bufferevent number `index`, which must have been given out. */
 struct ix_bev *ix_evloop_at(const struct ix_evloop *loop, uint32_t index);

@@ -10,7 +10,7 @@ enum { SLAB_EXTENTS = 1024, CHUNK_MIN_BYTES = 4096 - 16 };
 
 struct ix_evslab {
     struct ix_evslab *next;
-    struct ix_extent extents[SLAB_EXTENTS];
+    struct ix_evextent extents[SLAB_EXTENTS];
 };
 
 struct ix_evchunk {
@@ -104,45 +104,45 @@ bool ix_evpool_reserve(struct ix_evpool *pool)
     return pool->free_extents || grow(pool);
 }
 
-static struct ix_extent *extent_new(struct ix_evpool *pool, uint8_t kind, uint8_t *data)
+static struct ix_evextent *extent_new(struct ix_evpool *pool, uint8_t kind, uint8_t *data)
 {
     if (!ix_evpool_reserve(pool))
         return NULL;
-    struct ix_extent *e = pool->free_extents;
+    struct ix_evextent *e = pool->free_extents;
     pool->free_extents = e->next;
     pool->extents_used++;
-    *e = (struct ix_extent){.data = data, .kind = kind};
+    *e = (struct ix_evextent){.data = data, .kind = kind};
     return e;
 }
 
-static void extent_free(struct ix_evpool *pool, struct ix_extent *e)
+static void extent_free(struct ix_evpool *pool, struct ix_evextent *e)
 {
     e->next = pool->free_extents;
     pool->free_extents = e;
     pool->extents_used--;
 }
 
-static uint64_t addr_of(const struct ix_evpool *pool, const struct ix_extent *e)
+static uint64_t addr_of(const struct ix_evpool *pool, const struct ix_evextent *e)
 {
     return (uint64_t)(e->data - pool->io->umem);
 }
 
-static uint32_t arena_index(const struct ix_evpool *pool, const struct ix_extent *e)
+static uint32_t arena_index(const struct ix_evpool *pool, const struct ix_evextent *e)
 {
     return (uint32_t)(addr_of(pool, e) >> pool->io->frame_shift) - pool->io->arena_frame;
 }
 
 /* The offset of the extent's end in its arena frame. */
-static uint32_t arena_end(const struct ix_evpool *pool, const struct ix_extent *e)
+static uint32_t arena_end(const struct ix_evpool *pool, const struct ix_evextent *e)
 {
     uint32_t mask = (1u << pool->io->frame_shift) - 1;
     return (uint32_t)(addr_of(pool, e) & mask) + e->bytes;
 }
 
-struct ix_extent *ix_extent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t bytes,
-                                 uint64_t handle)
+struct ix_evextent *ix_extent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t bytes,
+                                   uint64_t handle)
 {
-    struct ix_extent *e = extent_new(pool, IX_EXTENT_LENT, data);
+    struct ix_evextent *e = extent_new(pool, IX_EXTENT_LENT, data);
     if (!e)
         return NULL;
     e->bytes = bytes;
@@ -151,22 +151,22 @@ struct ix_extent *ix_extent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t
     return e;
 }
 
-/* Half of the arena goes to whoever asks first. Of the other half each owner gets only a few frames, so
- * that some peers who stopped reading can't keep all others from sending. */
+/* Half of the arena goes to whoever asks first. Of the other half each owner gets only a few
+ * frames, so that some peers who stopped reading can't keep all others from sending. */
 static bool arena_may_give(const struct ix_evpool *pool, const struct ix_evowner *owner)
 {
     return pool->arena_free_count && (pool->arena_free_count > pool->io->arena_frames / 2 ||
                                       owner->arena_frames < IX_EVPOOL_FAIR_FRAMES);
 }
 
-struct ix_extent *ix_extent_arena(struct ix_evpool *pool, struct ix_evowner *owner)
+struct ix_evextent *ix_extent_arena(struct ix_evpool *pool, struct ix_evowner *owner)
 {
     if (!arena_may_give(pool, owner))
         return NULL;
     const struct ix_io *io = pool->io;
     uint32_t i = pool->arena_free[pool->arena_free_count - 1];
     uint64_t addr = ((uint64_t)(io->arena_frame + i) << io->frame_shift) + io->tx_headroom;
-    struct ix_extent *e = extent_new(pool, IX_EXTENT_ARENA, io->umem + addr);
+    struct ix_evextent *e = extent_new(pool, IX_EXTENT_ARENA, io->umem + addr);
     if (!e)
         return NULL;
     pool->arena_free_count--;
@@ -175,13 +175,13 @@ struct ix_extent *ix_extent_arena(struct ix_evpool *pool, struct ix_evowner *own
     return e;
 }
 
-struct ix_extent *ix_extent_heap(struct ix_evpool *pool, size_t room, size_t front)
+struct ix_evextent *ix_extent_heap(struct ix_evpool *pool, size_t room, size_t front)
 {
     size_t size = room + front < CHUNK_MIN_BYTES ? CHUNK_MIN_BYTES : room + front;
     if (size > UINT32_MAX / 2)
         return NULL;
     struct ix_evchunk *chunk = malloc(sizeof *chunk + size);
-    struct ix_extent *e = chunk ? extent_new(pool, IX_EXTENT_HEAP, chunk->bytes + front) : NULL;
+    struct ix_evextent *e = chunk ? extent_new(pool, IX_EXTENT_HEAP, chunk->bytes + front) : NULL;
     if (!e) {
         free(chunk);
         return NULL;
@@ -196,7 +196,7 @@ struct ix_extent *ix_extent_heap(struct ix_evpool *pool, size_t room, size_t fro
 
 /* ---- growing, cutting, releasing ----------------------------------------- */
 
-uint32_t ix_extent_room(const struct ix_evpool *pool, const struct ix_extent *e)
+uint32_t ix_extent_room(const struct ix_evpool *pool, const struct ix_evextent *e)
 {
     if (e->kind == IX_EXTENT_ARENA) {
         const struct ix_arena_frame *frame = &pool->arena[arena_index(pool, e)];
@@ -208,7 +208,7 @@ uint32_t ix_extent_room(const struct ix_evpool *pool, const struct ix_extent *e)
     return 0;
 }
 
-void ix_extent_append(struct ix_evpool *pool, struct ix_extent *e, const void *data, uint32_t n)
+void ix_extent_append(struct ix_evpool *pool, struct ix_evextent *e, const void *data, uint32_t n)
 {
     memcpy(e->data + e->bytes, data, n);
     e->bytes += n;
@@ -218,7 +218,7 @@ void ix_extent_append(struct ix_evpool *pool, struct ix_extent *e, const void *d
         e->chunk->end += n;
 }
 
-uint32_t ix_extent_put_front(struct ix_extent *e, const uint8_t *data, size_t n)
+uint32_t ix_extent_put_front(struct ix_evextent *e, const uint8_t *data, size_t n)
 {
     if (e->kind != IX_EXTENT_HEAP || e->data != e->chunk->bytes + e->chunk->begin)
         return 0;
@@ -230,9 +230,9 @@ uint32_t ix_extent_put_front(struct ix_extent *e, const uint8_t *data, size_t n)
     return take;
 }
 
-struct ix_extent *ix_extent_split(struct ix_evpool *pool, struct ix_extent *e, uint32_t n)
+struct ix_evextent *ix_extent_split(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n)
 {
-    struct ix_extent *rest = extent_new(pool, e->kind, e->data + n);
+    struct ix_evextent *rest = extent_new(pool, e->kind, e->data + n);
     if (!rest)
         return NULL;
     rest->bytes = e->bytes - n;
@@ -247,7 +247,7 @@ struct ix_extent *ix_extent_split(struct ix_evpool *pool, struct ix_extent *e, u
     return rest;
 }
 
-static void put_done(struct ix_evpool *pool, struct ix_extent *e)
+static void put_done(struct ix_evpool *pool, struct ix_evextent *e)
 {
     e->next = NULL;
     if (pool->done_tail)
@@ -268,7 +268,7 @@ static void arena_unref(struct ix_evpool *pool, uint32_t i)
     pool->arena_free[pool->arena_free_count++] = i;
 }
 
-void ix_extent_release(struct ix_evpool *pool, struct ix_extent *e)
+void ix_extent_release(struct ix_evpool *pool, struct ix_evextent *e)
 {
     if (e->kind == IX_EXTENT_LENT) {
         put_done(pool, e);
@@ -283,19 +283,19 @@ void ix_extent_release(struct ix_evpool *pool, struct ix_extent *e)
     extent_free(pool, e);
 }
 
-void ix_extent_release_all(struct ix_evpool *pool, struct ix_extent *e)
+void ix_extent_release_all(struct ix_evpool *pool, struct ix_evextent *e)
 {
     while (e) {
-        struct ix_extent *next = e->next;
+        struct ix_evextent *next = e->next;
         ix_extent_release(pool, e);
         e = next;
     }
 }
 
-int ix_extent_trim(struct ix_evpool *pool, struct ix_extent *e, uint32_t n)
+int ix_extent_trim(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n)
 {
     if (e->kind == IX_EXTENT_LENT) {
-        struct ix_extent *done = extent_new(pool, IX_EXTENT_LENT, e->data);
+        struct ix_evextent *done = extent_new(pool, IX_EXTENT_LENT, e->data);
         if (!done)
             return -ENOMEM;
         done->bytes = n;
@@ -309,7 +309,7 @@ int ix_extent_trim(struct ix_evpool *pool, struct ix_extent *e, uint32_t n)
 
 bool ix_evpool_pop_done(struct ix_evpool *pool, uint64_t *handle, uint64_t *addr, uint32_t *bytes)
 {
-    struct ix_extent *e = pool->done_head;
+    struct ix_evextent *e = pool->done_head;
     if (!e)
         return false;
     *handle = e->handle;
@@ -336,7 +336,7 @@ const char *ix_evpool_check(const struct ix_evpool *pool)
     uint64_t records = 0, free_records = 0, free_frames = 0;
     for (const struct ix_evslab *slab = pool->slabs; slab; slab = slab->next)
         records += SLAB_EXTENTS;
-    for (const struct ix_extent *e = pool->free_extents; e; e = e->next)
+    for (const struct ix_evextent *e = pool->free_extents; e; e = e->next)
         if (++free_records > records)
             return "the free list of extents loops";
     if (free_records + pool->extents_used != records)
@@ -351,7 +351,7 @@ const char *ix_evpool_check(const struct ix_evpool *pool)
     }
     if (free_frames != pool->arena_free_count)
         return "the stack of free arena frames does not match their records";
-    for (const struct ix_extent *e = pool->done_head; e; e = e->next)
+    for (const struct ix_evextent *e = pool->done_head; e; e = e->next)
         if (e->kind != IX_EXTENT_LENT || !e->bytes || (!e->next && e != pool->done_tail))
             return "what is to be given back is not lent memory";
     return NULL;

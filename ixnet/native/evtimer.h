@@ -1,5 +1,6 @@
 /* Timers of the application's loop: a binary heap of deadlines. The records are their owners' and
- * stand in the heap while they are armed. Unlike TIMER_SET they cost no call, and there may be any number.
+ * stand in the heap while they are armed. Unlike TIMER_SET they cost no call, and there may be any
+ * number.
  */
 #ifndef IX_NATIVE_EVTIMER_H
 #define IX_NATIVE_EVTIMER_H
