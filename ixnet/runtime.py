@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import io
 import os
 import runpy
 import signal
@@ -123,6 +124,10 @@ def become_worker(identity: WorkerIdentity) -> None:
     gc.freeze()
     let_go_of_descriptors(identity.keep)
     os.sched_setaffinity(0, {identity.core})
+    # What an application prints is seen when it prints it, whatever standard output is.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     _app = identity.app
 
 

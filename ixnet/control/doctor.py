@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ixnet.control.errors import IxError
+from ixnet.control.rights import CAPABILITIES, missing_capabilities
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _AF_XDP = 44
-# linux/capability.h
-_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39}
-_CAP_SYS_ADMIN = 21
 # Bytes of UMEM and shard that the defaults take a queue, for advice.
 _HUGE_PAGES_WANTED = 64
 
@@ -104,21 +102,12 @@ def _kernel_config() -> Finding:
 
 
 def _rights() -> Iterator[Finding]:
-    status = dict(
-        line.split(":\t", 1) for line in _read("/proc/self/status").splitlines() if ":\t" in line
-    )
-    effective = int(status.get("CapEff", "0"), 16)
-    has_admin = bool(effective >> _CAP_SYS_ADMIN & 1)
-    missing = [
-        name
-        for name, bit in _CAPABILITIES.items()
-        if not effective >> bit & 1 and not (name == "CAP_BPF" and has_admin)
-    ]
+    missing = missing_capabilities()
     if missing:
-        cure = f"run as root, or with {', '.join(_CAPABILITIES)}"
+        cure = f"run as root, or with {', '.join(CAPABILITIES)}"
         yield Finding("rights", "capabilities", FAIL, f"lacks {', '.join(missing)}", cure)
     else:
-        yield Finding("rights", "capabilities", OK, ", ".join(_CAPABILITIES))
+        yield Finding("rights", "capabilities", OK, ", ".join(CAPABILITIES))
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     locked = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10} KiB"
     if soft != resource.RLIM_INFINITY and os.geteuid() != 0 and soft < 256 << 20:

@@ -37,11 +37,12 @@ from ixnet.control.instance import (
     CONTROL_SOCKET,
     InstanceDirectory,
     create_instance,
+    find_instances,
     shard_path,
 )
 from ixnet.control.neigh import NeighbourMirror
 from ixnet.control.news import NewsBoard
-from ixnet.control.nic import Nic, OpenedQueues, open_queues
+from ixnet.control.nic import Mode, Nic, OpenedQueues, largest_mtu, open_queues
 from ixnet.control.report import StartReport, link_facts, report_line
 from ixnet.control.requests import (
     BadRequest,
@@ -52,6 +53,7 @@ from ixnet.control.requests import (
     encode_reply,
     exit_text,
 )
+from ixnet.control.rights import require_rights
 from ixnet.control.workers import (
     RESTART_DELAY_S,
     Region,
@@ -62,7 +64,7 @@ from ixnet.control.workers import (
     message_ip,
     monotonic_s,
 )
-from ixnet.control.xdp import IpAddress, Proto, Steering, require_capabilities
+from ixnet.control.xdp import IpAddress, Proto, Steering
 from ixnet.control.xsk import QueueSocket
 
 # How long the loop sleeps at most: shards' requests are looked at this often even without a nudge.
@@ -81,6 +83,10 @@ PARTIAL_CSUM_WARNING = (
 )
 
 Say = Callable[[str], None]
+
+
+class InterfaceTaken(IxError):
+    """Another running instance has the interface."""
 
 
 class ControlPlane:
@@ -114,6 +120,7 @@ class ControlPlane:
             self._watch_kernel()
             self._open_control_socket()
             self._describe()
+            stack.callback(self._end_workers)
             for worker in self._workers:
                 self._start(worker)
             self._loop()
@@ -122,8 +129,9 @@ class ControlPlane:
     def _check(self) -> None:
         config = self.config
         config.program.check()
-        require_capabilities()
+        require_rights()
         self.nic = Nic.find(config.interface)
+        self._refuse_second_instance()
         require_mode(config, self.nic)
         self._queues = config.choose_queues(self.nic)
         self._frame_shift = config.choose_frame_shift(self.nic)
@@ -138,6 +146,16 @@ class ControlPlane:
         # Off the cores where workers poll. Restored for callers that go on after the run.
         os.sched_setaffinity(0, spare_cores(self._cores, allowed))
         self._stack.callback(os.sched_setaffinity, 0, allowed)
+
+    def _refuse_second_instance(self) -> None:
+        netns = os.stat("/proc/self/ns/net").st_ino
+        for other in find_instances():
+            if (other.facts.get("interface"), other.facts.get("netns")) == (self.nic.name, netns):
+                raise InterfaceTaken(
+                    f"{self.nic.name} is run by the instance {other.name} (process {other.pid})",
+                    f"stop it (kill {other.pid}), or use another interface",
+                    errno.EBUSY,
+                )
 
     def _claim_signals(self) -> None:
         """Signals arrive as bytes in the loop, and never in the middle of something."""
@@ -408,7 +426,12 @@ class ControlPlane:
             )
             self._exit_status = 2
             self._stop_all()
-        elif link is not None and self.config.own_address is None:
+        elif link is not None and link.present and self.config.own_address is None:
+            if link.mtu > largest_mtu(1 << self._frame_shift):
+                self._warn(
+                    f"the MTU of {self.nic.name} is {link.mtu} now: frames above "
+                    f"{largest_mtu(1 << self._frame_shift)} bytes are dropped (cure: start again)"
+                )
             with contextlib.suppress(IxError):
                 v6 = [ip for ip in self.nic.ips if ip.version == 6]
                 v4 = [address.ip for address in self._board.addresses]
@@ -455,8 +478,6 @@ class ControlPlane:
         # Its queue's frames go to the kernel from here on, which is right for all but claimed ones.
         worker.close_socket()
         worker.shard = None
-        if status is None:
-            raise IxError(f"worker {worker.plan.shard_id} ended without a status")
         if status == 0:
             worker.state = State.ENDED
             self._announce_when_ready()
@@ -502,8 +523,6 @@ class ControlPlane:
                     self._exit_status = 1
 
     def _restart(self, worker: Worker) -> None:
-        from ixnet.control.nic import Mode
-
         sock = QueueSocket.open(
             self.nic.ifindex, worker.renew(), self._opened.mode is Mode.NATIVE_ZEROCOPY
         )
@@ -538,6 +557,14 @@ class ControlPlane:
             worker.kick()
             if worker.state is State.WAITING:
                 worker.state = State.FAILED
+
+    def _end_workers(self) -> None:
+        """Whatever ended the loop, no worker outlives it."""
+        for worker in self._workers:
+            if worker.is_running:
+                worker.kill()
+                worker.reap()
+                worker.state = State.ENDED
 
     def _kill_all(self) -> None:
         for worker in self._workers:

@@ -90,8 +90,10 @@ class ShardFile:
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), stats_bytes(), prot=mmap.PROT_READ)
+        except PermissionError as error:
+            raise StatsError(f"{path} is not for this user to read", "run as root") from error
         except (OSError, ValueError) as error:
-            raise StatsError(f"can't read {path}: {error}") from error
+            raise StatsError(f"can't read {path}: {error}", "is the instance ending?") from error
         self._stats = ffi.cast("struct ix_stats *", ffi.from_buffer(self._map))
         if self._stats.magic != STATS_MAGIC:
             raise StatsError(

@@ -107,6 +107,12 @@ class Region:
         """Whether it lies on huge pages."""
         return bool(self._region.huge)
 
+    def zero(self) -> None:
+        """Zeroes all of it."""
+        chunk = bytes(1 << 20)
+        for at in range(0, self.nbytes, len(chunk)):
+            ffi.memmove(self.base + at, chunk, min(len(chunk), self.nbytes - at))
+
     def close(self) -> None:
         """Unmaps it. Safe to repeat."""
         lib.ix_region_unmap(self._region)
@@ -218,7 +224,7 @@ class Worker:
         """After a death: zeroes the memory, with fresh secrets. The old socket must be closed."""
         self.shard = None
         self._news.clear()
-        ffi.memmove(self.memory.base, bytes(self._shard_bytes), self._shard_bytes)
+        self.memory.zero()
         self._cfg = fill_config(self.plan, self._config, self._nic)
         lib.ix_shard_bytes(self._cfg)
         return self.queue_config()
@@ -288,11 +294,9 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
-    def reap(self) -> int | None:
-        """The wait status, once it has ended; then its descriptors are closed."""
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if pid == 0:
-            return None
+    def reap(self) -> int:
+        """Waits for its end; returns the wait status. Its descriptors are closed then."""
+        _, status = os.waitpid(self.pid, 0)
         self.exit_status = status
         self._close_process()
         return status
