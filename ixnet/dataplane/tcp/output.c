@@ -136,8 +136,12 @@ static void sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, boo
 
 static bool fin_due(const struct ix_tcb *tcb)
 {
-    return (tcb->flags & IX_TF_CLOSED_WR) &&
-           !((tcb->flags & IX_TF_FIN_SENT) && tcb->snd_nxt == ix_tcb_data_end(tcb) + 1);
+    if (!(tcb->flags & IX_TF_CLOSED_WR))
+        return false;
+    if (!(tcb->flags & IX_TF_FIN_SENT))
+        return true;
+    bool acked = tcb->snd_una == tcb->snd_max;
+    return !acked && tcb->snd_nxt != ix_tcb_data_end(tcb) + 1;
 }
 
 static uint32_t unsent_bytes(const struct ix_tcb *tcb)
