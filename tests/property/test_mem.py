@@ -39,10 +39,17 @@ POOL, ARENA = 6, 2
 HANDLES = (1, 2)
 
 
-class FramesMachine(RuleBasedStateMachine):
-    """Calls of all kinds on any frame; those that would trip an assertion are left out, those that
-    the link or the application could provoke are made and must be refused."""
+def one_of(frames: list[int], pick: int) -> int:
+    """One of the frames, chosen by a number."""
+    return frames[pick % len(frames)]
 
+
+class FramesMachine(RuleBasedStateMachine):
+    """Each rule picks a frame that the call fits, so that frames get far in their lives. `intrude`
+    makes the calls that the link and the application can provoke, on any frame; those that don't
+    fit must be refused. Calls that would trip an assertion are left out."""
+
+    picks = st.integers(0, POOL + ARENA - 1)
     frames = st.integers(0, POOL + ARENA + 1)
 
     def __init__(self) -> None:
@@ -55,12 +62,22 @@ class FramesMachine(RuleBasedStateMachine):
         self.lent: dict[int, tuple[int, int]] = {}  # frame: (handle, bytes out)
         self.flow: dict[int, int] = {}
 
+    @initialize(lent=st.integers(0, POOL))
+    def begin_in_mid_traffic(self, lent: int) -> None:
+        for _ in range(lent):
+            self.take_fill()
+            self.from_rx(0)
+            self.lend(0, HANDLES[0], 3)
+
+    def _owned(self, *owners: int) -> list[int]:
+        return [frame for frame, owner in enumerate(self.owner) if owner in owners]
+
     def _freed(self, frame: int) -> None:
         self.owner[frame] = FREE
         self.flow.pop(frame, None)
 
     def _taken(self, frame: int, owner: int) -> None:
-        if FREE in self.owner[:POOL]:
+        if FREE in self.owner:
             assert self.owner[frame] == FREE
             self.owner[frame] = owner
         else:
@@ -74,37 +91,45 @@ class FramesMachine(RuleBasedStateMachine):
     def take_fill(self) -> None:
         self._taken(lib.ix_frame_take_fill(self.f), FILL)
 
-    @rule(frame=frames)
-    def untake_fill(self, frame: int) -> None:
-        if frame < POOL and self.owner[frame] == FILL:
-            lib.ix_frame_untake_fill(self.f, frame)
-            self._freed(frame)
+    @precondition(lambda self: self._owned(FILL))
+    @rule(pick=picks)
+    def untake_fill(self, pick: int) -> None:
+        frame = one_of(self._owned(FILL), pick)
+        lib.ix_frame_untake_fill(self.f, frame)
+        self._freed(frame)
 
-    @rule(frame=frames)
-    def from_rx(self, frame: int) -> None:
-        legal = frame < POOL and self.owner[frame] == FILL
+    def _from_rx(self, frame: int) -> None:
+        legal = frame in self._owned(FILL)
         assert lib.ix_frame_from_rx(self.f, frame) == legal
         if legal:
             self.owner[frame] = RX
 
-    @rule(frame=frames)
-    def free(self, frame: int) -> None:
-        if frame < POOL and self.owner[frame] in (RX, TX) and self.refs[frame] == 0:
-            lib.ix_frame_free(self.f, frame)
-            self._freed(frame)
+    @precondition(lambda self: self._owned(FILL))
+    @rule(pick=picks)
+    def from_rx(self, pick: int) -> None:
+        self._from_rx(one_of(self._owned(FILL), pick))
 
-    @rule(frame=frames, handle=st.sampled_from(HANDLES), nbytes=st.integers(1, 5))
-    def lend(self, frame: int, handle: int, nbytes: int) -> None:
-        may = sum(o == APP for o in self.owner[:POOL]) < self.f.lend_max
-        assert lib.ix_frame_may_lend(self.f) == may
+    def _may_be_freed(self) -> list[int]:
+        return [frame for frame in self._owned(RX, TX) if not self.refs[frame]]
+
+    @precondition(_may_be_freed)
+    @rule(pick=picks)
+    def free(self, pick: int) -> None:
+        frame = one_of(self._may_be_freed(), pick)
+        lib.ix_frame_free(self.f, frame)
+        self._freed(frame)
+
+    @precondition(lambda self: self._owned(RX))
+    @rule(pick=picks, handle=st.sampled_from(HANDLES), nbytes=st.integers(1, 5))
+    def lend(self, pick: int, handle: int, nbytes: int) -> None:
         # The reserve is the caller's to keep; lending beyond it is a decision, not an error.
-        if frame < POOL and self.owner[frame] == RX:
-            lib.ix_frame_lend(self.f, frame, handle, 10, nbytes)
-            self.owner[frame] = APP
-            self.lent[frame] = (handle, nbytes)
+        assert lib.ix_frame_may_lend(self.f) == (len(self._owned(APP)) - ARENA < self.f.lend_max)
+        frame = one_of(self._owned(RX), pick)
+        lib.ix_frame_lend(self.f, frame, handle, 10, nbytes)
+        self.owner[frame] = APP
+        self.lent[frame] = (handle, nbytes)
 
-    @rule(frame=frames, handle=st.sampled_from((0, *HANDLES)), nbytes=st.integers(0, 6))
-    def done(self, frame: int, handle: int, nbytes: int) -> None:
+    def _done(self, frame: int, handle: int, nbytes: int) -> None:
         to, out = self.lent.get(frame, (None, 0))
         legal = to == handle and nbytes <= out
         result = lib.ix_frame_done(self.f, frame, handle, nbytes)
@@ -119,17 +144,26 @@ class FramesMachine(RuleBasedStateMachine):
             else:
                 self._freed(frame)
 
-    @rule(frame=frames, flow=st.none() | st.integers(0, 3))
-    def tx_begin(self, frame: int, flow: int | None) -> None:
-        if frame >= POOL + ARENA or self.owner[frame] not in (APP, TX):
-            return
+    @precondition(lambda self: self.lent)
+    @rule(pick=picks, handle=st.sampled_from((0, *HANDLES)), nbytes=st.integers(0, 6))
+    def done(self, pick: int, handle: int, nbytes: int) -> None:
+        self._done(one_of(sorted(self.lent), pick), handle, nbytes)
+
+    @precondition(lambda self: self.lent)
+    @rule(pick=picks)
+    def done_with_all(self, pick: int) -> None:
+        frame = one_of(sorted(self.lent), pick)
+        self._done(frame, *self.lent[frame])
+
+    @rule(pick=picks, flow=st.none() | st.integers(0, 3))
+    def tx_begin(self, pick: int, flow: int | None) -> None:
+        frame = one_of(self._owned(APP, TX), pick)
         lib.ix_frame_tx_begin(self.f, frame)
         self.refs[frame] += 1
         if flow is not None:
             self.meta[frame].flow = self.flow[frame] = flow
 
-    @rule(frame=frames)
-    def tx_end(self, frame: int) -> None:
+    def _tx_end(self, frame: int) -> None:
         told = lib.ix_frame_tx_end(self.f, frame)
         if frame >= POOL + ARENA or self.refs[frame] == 0:
             assert told == lib.IX_NONE
@@ -142,6 +176,17 @@ class FramesMachine(RuleBasedStateMachine):
         if self.owner[frame] == TX:
             self._freed(frame)
 
+    @precondition(lambda self: any(self.refs))
+    @rule(pick=picks)
+    def tx_end(self, pick: int) -> None:
+        self._tx_end(one_of([f for f, refs in enumerate(self.refs) if refs], pick))
+
+    @rule(frame=frames, handle=st.sampled_from((0, *HANDLES)), nbytes=st.integers(0, 6))
+    def intrude(self, frame: int, handle: int, nbytes: int) -> None:
+        self._from_rx(frame)
+        self._done(frame, handle, nbytes)
+        self._tx_end(frame)
+
     @invariant()
     def same_as_model(self) -> None:
         wrong = lib.ix_frames_check(self.f)
@@ -150,6 +195,7 @@ class FramesMachine(RuleBasedStateMachine):
             m = self.meta[frame]
             assert m.owner == self.owner[frame]
             assert m.tx_refs == self.refs[frame]
+            assert m.flow == self.flow.get(frame, lib.IX_NONE)
             if frame in self.lent:
                 assert (m.handle, m.lent_bytes) == self.lent[frame]
         for owner in range(lib.IX_FRAME_OWNERS):

@@ -60,7 +60,7 @@ def test_fill_is_used_in_order_and_low_address_bits_are_ignored() -> None:
     assert wire.link(1).ops.fill(wire.link(1), addrs, 2) == 2
     wire.send(0, frame(0), frame(1))
     wire.advance(0)
-    assert [addr // FRAME_BYTES for addr, _ in wire.rx_descs(1)] == [3, 1]
+    assert [addr - HEADROOM for addr, _ in wire.rx_descs(1)] == [3 * FRAME_BYTES, FRAME_BYTES]
 
 
 def test_tx_without_wakeup_stays_on_the_ring() -> None:
@@ -465,6 +465,18 @@ def test_corrupt_frame_duplicated_arrives_once_intact() -> None:
     got = wire.receive(1)
     assert len(got) == 2
     assert got.count(frame(1)) == 1
+
+
+def test_held_frame_duplicated_arrives_once_in_time() -> None:
+    wire = Wire()
+    wire.path(reorder_ppm=PPM, reorder_hold_ns=MS, dup_ppm=PPM)
+    wire.fill(1)
+    wire.send(0, frame(1))
+    arrivals = []
+    while wire.next_ns != NEVER:
+        wire.advance(wire.next_ns)
+        arrivals += [(wire.w.now_ns, f) for f in wire.receive(1)]
+    assert arrivals == [(0, frame(1)), (MS, frame(1))]
 
 
 def test_faults_stop_at_their_time() -> None:
