@@ -298,6 +298,10 @@ def run(
     max_flows: Annotated[
         int, typer.Option(metavar="N", help="Connections a queue can hold.")
     ] = 65_536,
+    ports: Annotated[
+        str,
+        typer.Option(metavar="LO-HI", help="Local ports of outgoing connections."),
+    ] = "61000-65535",
     restart_workers: Annotated[
         bool,
         typer.Option(
@@ -331,6 +335,7 @@ def run(
             placement=placement,
             name=name,
             max_flows=max_flows,
+            ports=_parse_ports(ports),
             restart_workers=restart_workers,
         )
         status = run_instance(config, _say, _complain)
@@ -350,6 +355,15 @@ def _parse_queues(text: str) -> int | None:
     if not text.isdecimal():
         raise ConfigError(f"--queues {text} is no number", "use a number, or all")
     return int(text)
+
+
+def _parse_ports(text: str) -> tuple[int, int]:
+    from ixnet.control.config import ConfigError
+
+    low, dash, high = text.partition("-")
+    if not (dash and low.isdecimal() and high.isdecimal()):
+        raise ConfigError(f"--ports {text} is no range", "write it like 61000-65535")
+    return int(low), int(high)
 
 
 def _parse_address(text: str | None) -> IPv4Interface | None:

@@ -26,6 +26,10 @@ FLOWS_MAX = 1 << 22
 # Idle time before a worker sleeps. It costs a wakeup, some 5 us, to be called back.
 SPIN_US_DEFAULT = 50
 BUSY_POLL_US = 20
+# Outgoing ports: just above the kernel's default range of ephemeral ones, so that no frame of a
+# kernel service is taken away; and of an address that only the dataplane has.
+SHARED_PORTS = (61000, 65535)
+OWN_PORTS = (16384, 65535)
 RING_ENTRIES = 2048
 
 
@@ -40,7 +44,8 @@ class RunConfig:
     queues: how many, None all. cores: one a worker, in turn; None chooses. spin_us: idle time
     before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
     frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
-    own_address: an address that only the dataplane has.
+    own_address: an address that only the dataplane has. ports: the first and last of the outgoing
+    ones.
     """
 
     interface: str
@@ -57,6 +62,7 @@ class RunConfig:
     placement: str = "inline"
     name: str | None = None
     max_flows: int = FLOWS_DEFAULT
+    ports: tuple[int, int] = SHARED_PORTS
     restart_workers: bool = True
 
     def __post_init__(self) -> None:
@@ -66,6 +72,10 @@ class RunConfig:
         _within("batch", self.batch, 1, BATCH_MAX)
         _within("frames", self.frames, FRAMES_MIN, FRAMES_MAX)
         _within("max-flows", self.max_flows, 64, FLOWS_MAX)
+        if not 1024 <= self.ports[0] < self.ports[1] <= 65535:
+            raise ConfigError(
+                f"--ports {self.ports[0]}-{self.ports[1]} is no range", "use 1024 to 65535"
+            )
         if self.queues is not None:
             _within("queues", self.queues, 1, 256)
         if self.spin_us is not None:

@@ -73,11 +73,13 @@ _OFFLOADS_OFF = (
 )
 
 # Per namespace. tw_reuse and the port range: a client that opens 20,000 connections a second must
-# not run out of ports; frames of address autoconfiguration would be noise on the link.
+# not run out of ports. Reserved: the outgoing ports of a dataplane. Frames of address
+# autoconfiguration would be noise on the link.
 _SYSCTLS: Mapping[str, str] = {
     "net/core/txrehash": "0",
     "net/ipv4/tcp_tw_reuse": "1",
     "net/ipv4/ip_local_port_range": "10000\t65535",
+    "net/ipv4/ip_local_reserved_ports": "61000-65535",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/default/router_solicitations": "0",
@@ -215,7 +217,11 @@ def _run_in_thread(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=guarded, name="ixnet-lab")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # a signal: nothing is to go on behind the back of the cleaning up
+        thread.join()
+        raise
     if failures:
         raise failures[0]
 
@@ -418,7 +424,7 @@ def lab_up(cfg: LabConfig | None = None, kill: bool = False) -> LabFacts:
                 raise LabError(f"the lab came up wrong: {'; '.join(problems)}")
         except BaseException as error:
             _remove(cfg, _require_own(cfg))
-            if isinstance(error, (NetnsError, KeyboardInterrupt, SystemExit)):
+            if isinstance(error, NetnsError) or not isinstance(error, Exception):
                 raise
             raise LabError(f"can't build the lab: {error}") from error
         return _facts(cfg, created=True)

@@ -29,8 +29,8 @@ from typing import Any
 
 from ixnet import __version__
 from ixnet._core import ffi, lib
-from ixnet.control.claims import Claims, ephemeral_range
-from ixnet.control.config import RunConfig, require_mode
+from ixnet.control.claims import Claims
+from ixnet.control.config import OWN_PORTS, SHARED_PORTS, RunConfig, require_mode
 from ixnet.control.cores import allowed_cores, assign_cores, spare_cores
 from ixnet.control.errors import IxError
 from ixnet.control.instance import (
@@ -73,10 +73,6 @@ TICK_S = 0.1
 BACKLOG_TICK_S = 0.001
 # How long workers may take to end in order.
 STOP_GRACE_S = 5.0
-# Outgoing ports of an own address.
-OWN_PORTS = (16384, 65535)
-# Just above the kernel's default range of ephemeral ports, and as many below where that is taken.
-PORTS_ABOVE = (61000, 65535)
 PARTIAL_CSUM_WARNING = (
     "a peer sends frames with unfinished checksums, which are dropped "
     "(cure: at the peer, ethtool -K PEER tx off; ixnet lab does so by itself)"
@@ -223,17 +219,21 @@ class ControlPlane:
     def _outgoing_ports(self, shards: int) -> list[tuple[int, int]]:
         """Each shard's outgoing ports, (0, 0) where there are none. An own address has all ports to
         itself; on a shared one they must be none that the kernel would choose from."""
-        own = self.config.own_address
+        config = self.config
+        own = config.own_address
         if own is not None:
-            ranges = self._claims.reserve_outgoing(Proto.TCP, shards, own.ip, *OWN_PORTS)
+            ports = config.ports if config.ports != SHARED_PORTS else OWN_PORTS
+            ranges = self._claims.reserve_outgoing(Proto.TCP, shards, own.ip, *ports)
         else:
             try:
-                ranges = self._claims.reserve_outgoing(Proto.TCP, shards, None, *shared_ports())
+                ranges = self._claims.reserve_outgoing(Proto.TCP, shards, None, *config.ports)
             except IxError as error:
+                if config.ports != SHARED_PORTS:
+                    raise
                 self._outgoing_text = f"off: {error}"
                 return [(0, 0)] * shards
         self._outgoing_text = f"from ports {ranges[0].lo}-{ranges[-1].hi}"
-        return [(ports.lo, ports.hi) for ports in ranges]
+        return [(part.lo, part.hi) for part in ranges]
 
     def _open_queues(self) -> None:
         configs = [worker.queue_config() for worker in self._workers]
@@ -580,15 +580,6 @@ class ControlPlane:
                     )
                     worker.kill()
             self._stopping_since = monotonic_s()
-
-
-def shared_ports() -> tuple[int, int]:
-    """Outgoing ports that the kernel does not choose from: above its range, or below it."""
-    low, high = ephemeral_range()
-    if high < PORTS_ABOVE[0]:
-        return PORTS_ABOVE
-    count = PORTS_ABOVE[1] - PORTS_ABOVE[0] + 1
-    return (low - count, low - 1) if low - count >= 1024 else PORTS_ABOVE
 
 
 def run_instance(config: RunConfig, say: Say, complain: Say) -> int:

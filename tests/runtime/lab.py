@@ -1,0 +1,164 @@
+"""Instances of `ixnet run` in a lab of their own, for tests.
+
+ixlab-TAG-srv                          ixlab-TAG-cli
+ixs0 10.77.0.1/24 ------ veth ------ ixc0 10.77.0.2/24
+the instance under test                the kernel's own sockets
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ixnet.control.instance import Instance, find_instances
+from ixnet.control.lab import Lab
+from ixnet.control.namespaces import in_netns
+from ixnet.control.stats import read_instance, total
+
+APPS = Path(__file__).parent / "apps"
+ROOT = Path(__file__).resolve().parents[2]
+ECHO_PORT = 7777
+PATIENCE_S = 20.0
+_numbers = itertools.count()
+
+
+def until(what: str, done: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+    """Waits for `done` to give something true, and returns it."""
+    deadline = time.monotonic() + patience_s
+    while not (result := done()):
+        assert time.monotonic() < deadline, f"waited {patience_s:g} s for {what}"
+        time.sleep(0.02)
+    return result
+
+
+class Run:
+    """One `ixnet run` in the lab's server namespace. said: the lines of its standard output."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        app: Path,
+        args: Sequence[str] = (),
+        options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.lab = lab
+        self.name = f"test-{os.getpid()}-{next(_numbers)}"
+        argv = [*prefix, sys.executable, "-m", "ixnet", "run", "-i", lab.cfg.server_if]
+        argv += ["--name", self.name, "--frames", "2048", "--max-flows", "4096", *options]
+        self.process = lab.start_server(
+            [*argv, str(app), "--", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+        )
+        self.said: list[str] = []
+
+    def wait_ready(self) -> Run:
+        """Reads on until the line that begins with "ready"."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.said or not self.said[-1].startswith("ready"):
+            left = deadline - time.monotonic()
+            assert left > 0, f"not ready: {self.said}"
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                continue
+            line = self.process.stdout.readline()
+            assert line, f"ended before it was ready: {self.said}, {self.errors()}"
+            self.said.append(line.rstrip("\n"))
+        return self
+
+    def instance(self) -> Instance:
+        """What it shows of itself in its directory."""
+        found = [i for i in find_instances() if i.name == self.name]
+        assert found, f"{self.name} is not to be found"
+        return found[0]
+
+    def live(self) -> dict[str, Any]:
+        """What its control plane answers."""
+        return self.instance().ask()
+
+    def worker_pids(self) -> list[int]:
+        """The workers' processes, by shard."""
+        return [int(w["pid"]) for w in self.live()["workers"]]
+
+    def states(self) -> list[str]:
+        """The workers' states, by shard."""
+        return [w["state"] for w in self.live().get("workers", [])]
+
+    def counters(self) -> dict[str, int]:
+        """The sum over the shards."""
+        return total(read_instance(self.instance()))
+
+    def control_pid(self) -> int:
+        """The control plane's process."""
+        return self.instance().pid
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal and waits; returns the exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit status, when it ends."""
+        return self.process.wait(PATIENCE_S)
+
+    def errors(self) -> str:
+        """Its standard error, once it has ended."""
+        assert self.process.stderr is not None
+        self.process.wait(PATIENCE_S)
+        return self.process.stderr.read()
+
+
+def run_to_end(lab: Lab, app: Path, *args: str, **more: Any) -> tuple[int, list[str], str]:
+    """An instance that ends by itself: exit status, lines of standard output, standard error."""
+    run = Run(lab, app, args, **more)
+    try:
+        out, err = run.process.communicate(timeout=PATIENCE_S)
+    finally:
+        if run.process.poll() is None:
+            run.process.kill()
+    return run.process.returncode, out.splitlines(), err
+
+
+def connect(lab: Lab, port: int = ECHO_PORT, timeout_s: float = 5.0) -> socket.socket:
+    """A connection of the client's kernel to the server's address."""
+    with in_netns(lab.cfg.client_netns):
+        return socket.create_connection((lab.facts.server.ip, port), timeout=timeout_s)
+
+
+def echo_once(lab: Lab, port: int = ECHO_PORT, message: bytes = b"hello") -> bytes:
+    """Sends one message and returns what comes back."""
+    with connect(lab, port) as sock:
+        sock.sendall(message)
+        return receive(sock, len(message))
+
+
+def receive(sock: socket.socket, length: int) -> bytes:
+    """Exactly so many bytes, or fewer at the end of the stream."""
+    got = b""
+    while len(got) < length:
+        data = sock.recv(length - len(got))
+        if not data:
+            break
+        got += data
+    return got
+
+
+def serves(lab: Lab, port: int = ECHO_PORT) -> bool:
+    """Whether a message comes back."""
+    try:
+        return echo_once(lab, port) == b"hello"
+    except OSError:
+        return False
