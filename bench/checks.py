@@ -57,7 +57,7 @@ def check_stream(lab: LabConfig, host: str, port: int, mib: int, seed: int = 1) 
                 target=_send_random, args=(connection, mib, seed, sent, failures), daemon=True
             )
             sender.start()
-            while got < total and (chunk := connection.recv(CHUNK_BYTES)):
+            while got < total and (chunk := connection.recv(min(CHUNK_BYTES, total - got))):
                 received.update(chunk)
                 got += len(chunk)
             sender.join(PATIENCE_S)

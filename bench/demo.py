@@ -51,7 +51,8 @@ from ixnet.control.namespaces import NetnsError
 
 PORT = 7000
 SECOND_PORT = 7001
-# One worker beside the client, as there may be no more than two cores.
+# One worker beside the client, as there may be no more than two cores; so these workers sleep when
+# they have nothing to do, while those that are measured have a core for themselves and busy-poll.
 CHECKS_PLACEMENT = Placement(queues=2, cores=(SERVER_CORE, CLIENT_CORE))
 
 
@@ -134,10 +135,14 @@ def _demo(
     record: dict[str, Any] = {"machine": on.as_dict(), "checks": [], "comparison": None}
     checks: list[Check] = []
     if not args.no_checks:
-        dut: Server = KernelServer("kernel") if args.server_only else python_echo()
+        dut: Server = KernelServer("kernel") if args.server_only else python_echo(busy_poll=False)
         checks += _run_checks(console, wide, dut, on_dataplane=not args.server_only, record=record)
     if not args.no_compare:
-        servers: list[Server] = [KernelServer("kernel"), native_echo(), python_echo()]
+        servers: list[Server] = [
+            KernelServer("kernel"),
+            native_echo(busy_poll=True),
+            python_echo(busy_poll=True),
+        ]
         if args.server_only:
             servers = [KernelServer(label) for label in ("kernel", "kernel (2)", "kernel (3)")]
         comparison = _run_comparison(args, console, narrow, servers)

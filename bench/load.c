@@ -22,74 +22,15 @@
 #include <unistd.h>
 
 #include "bytestream.h"
-#include "histogram.h"
 #include "load_options.h"
+#include "load_run.h"
 
 #define EVENTS_MAX       512
-#define BUFFER_BYTES     (256 * 1024)
 #define CONNECTING_MAX   256 /* connects in flight: within any sane listen backlog */
 #define CONNECT_RETRIES  20  /* per connection, for a full backlog */
 #define CRC_FAILURES_MAX 100 /* in a row: then the server is gone */
 #define DRAIN_NS         2000000000ull
 #define SECOND_NS        1000000000ull
-
-enum conn_state {
-    CONN_IDLE = 0,   /* no socket */
-    CONN_CONNECTING, /* connect() is under way */
-    CONN_OPEN,       /* established */
-    CONN_FINISHING,  /* all is echoed and FIN is sent: waiting for the server's FIN */
-    CONN_DONE,       /* closed in order */
-    CONN_FAILED,     /* closed after an error, which is counted */
-};
-
-enum failure {
-    FAIL_REFUSED,
-    FAIL_RESET,
-    FAIL_CLOSED,
-    FAIL_TIMEOUT,
-    FAIL_MISMATCH,
-    FAIL_OTHER,
-    FAILURES
-};
-
-static const char *const failure_names[FAILURES] = {"refused", "reset",    "closed_early",
-                                                    "timeout", "mismatch", "other"};
-
-struct conn {
-    int fd;
-    uint8_t state;          /* enum conn_state */
-    bool want_write;        /* EPOLLOUT is asked for */
-    uint16_t retries;       /* connects that failed so far */
-    uint32_t messages_left; /* after the one under way */
-    uint64_t seed;          /* of its byte stream */
-    uint64_t sent;          /* stream bytes handed to the kernel */
-    uint64_t goal;          /* stream bytes that may be sent by now */
-    uint64_t received;      /* stream bytes that came back, and matched */
-    uint64_t started_ns;    /* when the message under way was sent (crc: when connect was called) */
-};
-
-struct run {
-    struct options opt;
-    int epoll_fd;
-    struct conn *conns;
-    uint64_t now_ns;            /* the latest reading of the clock */
-    uint64_t progress_ns;       /* when something last moved */
-    bool measuring;             /* completions count */
-    bool draining;              /* no new requests */
-    bool over;                  /* ended before its time; the reason is on record */
-    uint32_t live;              /* connections neither idle, done nor failed */
-    uint32_t opened;            /* connections that were established, crc aside */
-    uint32_t busy;              /* connections with a request outstanding */
-    uint32_t failures_in_a_row; /* crc */
-    uint64_t completed;         /* requests, messages or transactions, while measuring */
-    uint64_t verified_bytes;
-    uint64_t port_waits; /* crc: no local port was free for a moment */
-    uint64_t failures[FAILURES];
-    double elapsed_s;
-    char first_error[256];
-    struct histogram latency;
-    uint8_t buffer[BUFFER_BYTES];
-};
 
 static volatile sig_atomic_t stop_requested;
 
@@ -123,15 +64,6 @@ __attribute__((format(printf, 3, 4))) static void note_failure(struct run *r, en
     va_start(args, format);
     vsnprintf(r->first_error, sizeof r->first_error, format, args);
     va_end(args);
-}
-
-static bool any_failure(const struct run *r)
-{
-    for (int i = 0; i < FAILURES; i++) {
-        if (r->failures[i])
-            return true;
-    }
-    return false;
 }
 
 static enum failure failure_of_errno(int error)
@@ -298,6 +230,9 @@ static void conn_receive(struct run *r, struct conn *c)
         conn_message_done(r, c);
     else
         r->progress_ns = r->now_ns;
+    /* Edge-triggered, what is left in the socket would not be announced again. */
+    if (r->opt.mode == MODE_CRC && got == BUFFER_BYTES && c->state == CONN_OPEN)
+        conn_receive(r, c);
 }
 
 /* ---- connecting ---------------------------------------------------------------------------- */
@@ -343,7 +278,7 @@ static void conn_connected(struct run *r, struct conn *c)
     int error = 0;
     socklen_t bytes = sizeof error;
     getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
-    if (error && error != ECONNREFUSED && c->retries < CONNECT_RETRIES) {
+    if ((error == ECONNRESET || error == ETIMEDOUT) && c->retries < CONNECT_RETRIES) {
         c->retries++;
         conn_close(r, c, CONN_IDLE);
         return;
@@ -542,44 +477,6 @@ static void wait_for_server(struct run *r)
             return;
         usleep(20000);
     }
-}
-
-/* ---- the report ---------------------------------------------------------------------------- */
-
-static void print_string(const char *text)
-{
-    putchar('"');
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\')
-            putchar('\\');
-        putchar((unsigned char)*text < 0x20 ? ' ' : *text);
-    }
-    putchar('"');
-}
-
-static void report(const struct run *r)
-{
-    const struct options *o = &r->opt;
-    double elapsed_s = r->elapsed_s > 0 ? r->elapsed_s : 1e-9;
-    printf("{\"mode\": \"%s\", \"target\": ", mode_names[o->mode]);
-    print_string(o->target_text);
-    printf(", \"connections\": %u, \"opened\": %u, ", o->connections, r->opened);
-    if (o->mode == MODE_RR || o->mode == MODE_CRC)
-        printf("\"message_bytes\": %u, ", o->message_bytes);
-    printf("\"seconds\": %.6f, \"completed\": %llu, \"per_second\": %.1f, ", r->elapsed_s,
-           (unsigned long long)r->completed, (double)r->completed / elapsed_s);
-    printf("\"verified_bytes\": %llu, \"us\": ", (unsigned long long)r->verified_bytes);
-    histogram_print_us(&r->latency, stdout);
-    printf(", \"port_waits\": %llu, \"errors\": {", (unsigned long long)r->port_waits);
-    for (int i = 0; i < FAILURES; i++)
-        printf("%s\"%s\": %llu", i ? ", " : "", failure_names[i],
-               (unsigned long long)r->failures[i]);
-    printf("}, \"ok\": %s, \"first_error\": ", any_failure(r) ? "false" : "true");
-    if (r->first_error[0])
-        print_string(r->first_error);
-    else
-        printf("null");
-    printf("}\n");
 }
 
 int main(int argc, char **argv)

@@ -166,6 +166,7 @@ static void parse_options(struct options *o, int argc, char **argv)
                           .seed = 1};
     const char *host = NULL, *port = "7000";
     int opt, which = 0;
+    opterr = 0; /* usage() says it */
     while ((opt = getopt_long(argc, argv, "", known_options, &which)) != -1) {
         if (opt == OPT_HOST)
             host = optarg;

@@ -180,11 +180,15 @@ class IxnetServer(Server):
         return None
 
 
-def native_echo() -> Server:
-    """The C echo app on the dataplane."""
-    return IxnetServer("ixnet native", "build/apps/echo.so")
+def _polling(busy_poll: bool) -> str:
+    return "--busy-poll" if busy_poll else "--block"
 
 
-def python_echo() -> Server:
-    """The Python echo app (ixnet.event) on the dataplane."""
-    return IxnetServer("ixnet Python", "apps/echo.py")
+def native_echo(busy_poll: bool) -> Server:
+    """The C echo app on the dataplane; busy_poll: never sleep, or sleep when idle."""
+    return IxnetServer("ixnet native", "build/apps/echo.so", _polling(busy_poll))
+
+
+def python_echo(busy_poll: bool) -> Server:
+    """The Python echo app (ixnet.event) on the dataplane; busy_poll as for native_echo."""
+    return IxnetServer("ixnet Python", "apps/echo.py", _polling(busy_poll))

@@ -1,0 +1,120 @@
+"""The benchmarks' programs, and a lab to run them on.
+
+ixlab-...-srv                                  ixlab-...-cli
+ixs0 10.77.0.1, fd77:6978::1  --- veth ---  ixc0 10.77.0.2, fd77:6978::2
+kecho, reflect                 2 queues     load, pingpong
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ixnet.control.lab import Lab, LabConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "10.77.0.1"
+PROGRAMS = {
+    "kecho": (),
+    "load": (),
+    "limit/reflect": ("-lxdp", "-lbpf"),
+    "limit/pingpong": ("-lxdp", "-lbpf"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    needs_root = pytest.mark.skip(reason="network namespaces need root")
+    for item in items:
+        if "lab" in getattr(item, "fixturenames", ()):
+            item.add_marker(needs_root)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the C programs lie: build/bench if all are there and newer than their sources, else a
+    directory that they are compiled into now."""
+    built = ROOT / "build/bench"
+    sources = max(p.stat().st_mtime for p in (ROOT / "bench").rglob("*.[ch]"))
+    if all((built / p).exists() and (built / p).stat().st_mtime > sources for p in PROGRAMS):
+        return built
+    made = tmp_path_factory.mktemp("bench")
+    (made / "limit").mkdir()
+    for name, libraries in PROGRAMS.items():
+        words = ["gcc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
+        source = ROOT / "bench" / f"{name}.c"
+        subprocess.run([*words, str(source), "-o", str(made / name), *libraries], check=True)
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bench_build(programs: Path) -> Iterator[None]:
+    """bench.common.program() finds them too, in this process and its children."""
+    before = os.environ.get("IX_BENCH_BUILD")
+    os.environ["IX_BENCH_BUILD"] = str(programs)
+    yield
+    if before is None:
+        del os.environ["IX_BENCH_BUILD"]
+    else:
+        os.environ["IX_BENCH_BUILD"] = before
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(LabConfig.named(f"b{os.getpid()}", queues=2)) as made:
+        yield made
+
+
+@pytest.fixture
+def start_kecho(lab: Lab, programs: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts kecho with the options given and waits for its "ready"; ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        process = lab.start_server([str(programs / "kecho"), *options], stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        return process
+
+    yield start
+    lab.stop(*started)
+
+
+class Loader:
+    """Runs load in the client's namespace. Every run must end within patience_s."""
+
+    def __init__(self, lab: Lab, program: Path) -> None:
+        self._lab = lab
+        self._program = program
+
+    def start(self, mode: str, *options: str, host: str = HOST) -> subprocess.Popen[str]:
+        argv = [str(self._program), mode, "--host", host, *options]
+        return self._lab.start_client(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def finish(
+        self, process: subprocess.Popen[str], patience_s: float = 30
+    ) -> tuple[int, dict[str, Any]]:
+        try:
+            out, err = process.communicate(timeout=patience_s)
+        finally:
+            self._lab.stop(process)
+        assert not err, err
+        report: dict[str, Any] = json.loads(out)
+        assert report["ok"] == (process.returncode == 0)
+        return process.returncode, report
+
+    def run(self, mode: str, *options: str, host: str = HOST) -> tuple[int, dict[str, Any]]:
+        return self.finish(self.start(mode, *options, host=host))
+
+
+@pytest.fixture
+def load(lab: Lab, programs: Path) -> Loader:
+    return Loader(lab, programs / "load")

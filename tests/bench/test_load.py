@@ -1,0 +1,354 @@
+"""The client and the yardstick against each other, and the client against faulty servers."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ixnet.control.lab import Lab
+from ixnet.control.namespaces import in_netns
+from tests.bench.conftest import HOST, Loader
+
+Kecho = Callable[..., subprocess.Popen[str]]
+
+# More than load's own buffer of 256 KiB, kecho's of 64, and what a new socket holds.
+LARGE = 3_000_000
+
+
+@contextlib.contextmanager
+def server(lab: Lab, serve: Callable[[socket.socket], None], port: int = 7000) -> Iterator[None]:
+    """Hands each accepted connection to serve(), in a thread, until the end of the block."""
+    with in_netns(lab.cfg.server_netns):
+        listener = socket.create_server((HOST, port), backlog=64)
+    ended = threading.Event()
+
+    def serve_one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(10)
+            serve(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while not ended.is_set():
+                connection, _ = listener.accept()
+                threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+# ---- all well ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kecho_options", [(), ("--edge",), ("--spin",)])
+def test_rr_counts_and_verifies(
+    start_kecho: Kecho, load: Loader, kecho_options: tuple[str]
+) -> None:
+    kecho = start_kecho(*kecho_options)
+    status, report = load.run("rr", "--connections", "20", "--seconds", "0.3", "--warmup", "0.1")
+    assert status == 0, report
+    assert report["opened"] == 20
+    assert report["completed"] > 100
+    assert report["per_second"] == pytest.approx(report["completed"] / report["seconds"], rel=0.01)
+    # Warm-up and the replies after the end are verified, but not counted.
+    assert report["verified_bytes"] > report["completed"] * 64
+    assert report["verified_bytes"] % 64 == 0
+    us = report["us"]
+    assert 0 < us["p50"] <= us["p90"] <= us["p99"] <= us["p999"] <= us["max"]
+    assert set(report["errors"].values()) == {0}
+    kecho.terminate()
+    assert kecho.stdout is not None
+    accepted, messages, echoed = kecho.stdout.readline().split()[1::2]
+    assert int(accepted) == 20
+    assert int(echoed) == report["verified_bytes"]
+    assert int(messages) >= report["completed"]
+
+
+@pytest.mark.parametrize("kecho_options", [(), ("--edge",)])
+def test_rr_with_messages_beyond_every_buffer(
+    start_kecho: Kecho, load: Loader, kecho_options: tuple[str]
+) -> None:
+    start_kecho(*kecho_options)
+    status, report = load.run("rr", "--connections", "3", "--bytes", str(LARGE), "--seconds", "0.3")
+    assert status == 0, report
+    assert report["verified_bytes"] % LARGE == 0
+    assert report["verified_bytes"] >= 3 * LARGE
+
+
+@pytest.mark.parametrize("size", [1, 64, LARGE])
+def test_crc_opens_a_connection_for_each(start_kecho: Kecho, load: Loader, size: int) -> None:
+    kecho = start_kecho()
+    status, report = load.run("crc", "--slots", "4", "--bytes", str(size), "--seconds", "0.3")
+    assert status == 0, report
+    assert report["completed"] > 0
+    assert report["opened"] >= report["completed"]
+    assert report["verified_bytes"] == report["opened"] * size
+    kecho.terminate()
+    assert kecho.stdout is not None
+    assert int(kecho.stdout.readline().split()[1]) == report["opened"]
+
+
+@pytest.mark.parametrize("kecho_options", [(), ("--edge",)])
+def test_many_verifies_every_message(
+    start_kecho: Kecho, load: Loader, kecho_options: tuple[str]
+) -> None:
+    start_kecho(*kecho_options)
+    options = ("--connections", "100", "--messages", "20", "--max-bytes", "9000")
+    status, report = load.run("many", *options)
+    assert status == 0, report
+    assert report["completed"] == 2000
+    # Sizes are drawn evenly from 1 to 9,000.
+    assert 2000 * 4000 < report["verified_bytes"] < 2000 * 5000
+    again = load.run("many", *options)[1]
+    assert again["verified_bytes"] == report["verified_bytes"]
+    other = load.run("many", *options, "--seed", "2")[1]
+    assert other["verified_bytes"] != report["verified_bytes"]
+
+
+@pytest.mark.parametrize("kecho_options", [(), ("--edge",)])
+@pytest.mark.parametrize("connections", [1, 5])
+def test_stream_comes_back_whole_and_closes_in_order(
+    start_kecho: Kecho, load: Loader, kecho_options: tuple[str], connections: int
+) -> None:
+    start_kecho(*kecho_options)
+    status, report = load.run("stream", "--mib", "6.5", "--connections", str(connections))
+    assert status == 0, report
+    assert report["verified_bytes"] == connections * 6.5 * 1048576
+
+
+def test_ipv6(start_kecho: Kecho, load: Loader) -> None:
+    start_kecho("--address", "::", "--port", "7003")
+    status, report = load.run(
+        "many", "--port", "7003", "--messages", "5", "--connections", "9", host="fd77:6978::1"
+    )
+    assert status == 0, report
+    assert report["target"] == "[fd77:6978::1]:7003"
+
+
+def test_more_connections_than_the_backlog_all_open(
+    lab: Lab, start_kecho: Kecho, load: Loader
+) -> None:
+    start_kecho()
+    status, report = load.run("rr", "--connections", "3000", "--seconds", "0.1")
+    assert status == 0, report
+    assert report["opened"] == 3000
+
+
+def test_kecho_keeps_what_a_peer_does_not_read_yet(lab: Lab, start_kecho: Kecho) -> None:
+    start_kecho()
+    sent = 0
+    with (
+        in_netns(lab.cfg.client_netns),
+        socket.create_connection((HOST, 7000), 5) as slow,
+        socket.create_connection((HOST, 7000), 5) as other,
+    ):
+        slow.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while sent < 1 << 28:
+                sent += slow.send(b"%016d" % (sent // 16) * 4096)
+                time.sleep(0.0001)
+        # It reads no more from one that doesn't listen, and goes on serving the others.
+        assert sent < 1 << 28
+        other.sendall(b"still there?")
+        assert other.recv(100) == b"still there?"
+        slow.settimeout(5)
+        left = sent
+        while left:
+            left -= len(slow.recv(left))
+        slow.shutdown(socket.SHUT_WR)
+        assert slow.recv(1) == b""
+
+
+# ---- servers that fail ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["rr", "crc", "many", "stream"])
+def test_nobody_listens(lab: Lab, load: Loader, mode: str) -> None:
+    started = time.monotonic()
+    status, report = load.run(mode, "--port", "7999", "--connections", "3")
+    assert status == 1
+    assert report["errors"]["refused"] >= 1
+    assert f"{HOST}:7999" in report["first_error"]
+    assert "refused" in report["first_error"]
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("mode", ["rr", "crc", "stream"])
+def test_server_killed_in_the_middle(start_kecho: Kecho, load: Loader, mode: str) -> None:
+    kecho = start_kecho()
+    options = ("--mib", "4000") if mode == "stream" else ("--seconds", "20")
+    client = load.start(mode, "--connections", "8", *options)
+    time.sleep(0.5)
+    kecho.kill()
+    killed = time.monotonic()
+    status, report = load.finish(client)
+    assert status == 1
+    assert time.monotonic() - killed < 5
+    errors = report["errors"]
+    assert errors["reset"] + errors["closed_early"] + errors["refused"] >= 8
+    assert errors["mismatch"] == errors["timeout"] == errors["other"] == 0
+
+
+@pytest.mark.parametrize("mode", ["rr", "crc", "many", "stream"])
+def test_server_stops_answering(start_kecho: Kecho, load: Loader, mode: str) -> None:
+    kecho = start_kecho()
+    client = load.start(
+        mode, "--connections", "4", "--seconds", "20", "--timeout", "0.5", "--messages", "1000000"
+        , "--mib", "4000"
+    )  # fmt: skip
+    time.sleep(0.5)
+    kecho.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    try:
+        status, report = load.finish(client)
+    finally:
+        kecho.send_signal(signal.SIGCONT)
+    assert status == 1
+    assert time.monotonic() - stopped < 6
+    assert report["errors"]["timeout"] >= 1
+    assert "nothing moved for 0.5 s" in report["first_error"]
+
+
+def echo_with_an_error_at(offset: int) -> Callable[[socket.socket], None]:
+    def serve(connection: socket.socket) -> None:
+        seen = 0
+        while data := connection.recv(65536):
+            if seen <= offset < seen + len(data):
+                altered = bytearray(data)
+                altered[offset - seen] ^= 0x10
+                data = bytes(altered)
+            seen += len(data)
+            connection.sendall(data)
+
+    return serve
+
+
+@pytest.mark.parametrize("mode", ["rr", "many", "stream"])
+def test_one_wrong_bit_is_found(lab: Lab, load: Loader, mode: str) -> None:
+    with server(lab, echo_with_an_error_at(777_777 if mode == "stream" else 7_777)):
+        status, report = load.run(mode, "--connections", "2", "--seconds", "20", "--mib", "1")
+    assert status == 1
+    assert report["errors"]["mismatch"] == 2
+    assert "the echo differs" in report["first_error"]
+
+
+def test_bytes_of_another_connection_are_found(lab: Lab, load: Loader) -> None:
+    gate = threading.Barrier(2, timeout=5)
+    pool: dict[int, bytes] = {}
+
+    def swap(connection: socket.socket) -> None:
+        pool[connection.fileno()] = connection.recv(64)
+        gate.wait()
+        [other] = set(pool) - {connection.fileno()}
+        connection.sendall(pool[other])
+        connection.recv(64)
+
+    with server(lab, swap):
+        status, report = load.run("rr", "--connections", "2", "--seconds", "1")
+    assert status == 1
+    assert report["errors"]["mismatch"] == 2
+
+
+def test_more_than_was_sent_is_found(lab: Lab, load: Loader) -> None:
+    def generous(connection: socket.socket) -> None:
+        connection.sendall(connection.recv(64) + b"more")
+        connection.recv(64)
+
+    with server(lab, generous):
+        status, report = load.run("rr", "--seconds", "1")
+    assert status == 1
+    assert "more came back than was sent" in report["first_error"]
+
+
+def test_an_early_close_is_found(lab: Lab, load: Loader) -> None:
+    def brief(connection: socket.socket) -> None:
+        connection.sendall(connection.recv(64)[:30])
+
+    with server(lab, brief):
+        status, report = load.run("rr", "--seconds", "1")
+    assert status == 1
+    assert report["errors"]["closed_early"] == 1
+    assert "after 30 of 64 bytes" in report["first_error"]
+
+
+def test_a_missing_fin_is_found(lab: Lab, load: Loader) -> None:
+    def clinging(connection: socket.socket) -> None:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+        time.sleep(3)
+
+    with server(lab, clinging):
+        status, report = load.run("many", "--messages", "3", "--timeout", "0.5")
+    assert status == 1
+    assert report["completed"] == 3
+    assert report["errors"]["timeout"] == 1
+
+
+def test_waits_for_a_server_that_starts_later(start_kecho: Kecho, load: Loader) -> None:
+    client = load.start("rr", "--wait", "10", "--seconds", "0.1", "--port", "7004")
+    time.sleep(0.3)
+    start_kecho("--port", "7004")
+    status, report = load.finish(client)
+    assert status == 0, report
+
+
+def test_interrupted_it_still_reports(start_kecho: Kecho, load: Loader) -> None:
+    start_kecho()
+    client = load.start("rr", "--connections", "4", "--seconds", "20")
+    time.sleep(0.5)
+    client.terminate()
+    status, report = load.finish(client, 5)
+    assert status == 1
+    assert report["first_error"] == "interrupted"
+    assert report["completed"] > 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["rr"],
+        ["walk", "--host", HOST],
+        ["rr", "--host", "a name"],
+        ["rr", "--host", HOST, "--connections", "0"],
+        ["rr", "--host", HOST, "--seconds", "soon"],
+        ["rr", "--host", HOST, "--seconds", "nan"],
+        ["rr", "--host", HOST, "--bytes", "12x"],
+        ["rr", "--host", HOST, "--unknown"],
+        ["rr", "crc", "--host", HOST],
+        ["rr", "--host", HOST, "--connections", "1000000"],
+    ],
+)
+def test_wrong_options_are_refused(programs: Path, words: list[str]) -> None:
+    # The last: more connections than a process may have files (the limit here is set below that).
+    argv = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", str(programs / "load"), *words]
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=10)
+    assert run.returncode == 2
+    assert run.stderr.startswith("load: ")
+    assert run.stdout == ""
+
+
+def test_kecho_says_why_it_cannot_start(lab: Lab, start_kecho: Kecho, programs: Path) -> None:
+    start_kecho()
+    for words, cause in (([], "Address already in use"), (["--address", "x"], "x port 7000")):
+        second = lab.start_server(
+            [str(programs / "kecho"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _, err = second.communicate(timeout=5)
+        assert second.returncode != 0
+        assert cause in err
