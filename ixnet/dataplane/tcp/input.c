@@ -54,7 +54,9 @@ static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
         tcp->counters->drop_tcp_foreign++;
         return IX_VERDICT_DROP;
     }
-    if (kind == (IX_TCP_SYN | IX_TCP_FIN) || (hdr->flags & 0x3f) == 0) {
+    /* A listener answers neither (3.10.7.2, fourth), or scanners would learn of it. */
+    bool headless = !(kind & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST));
+    if (kind == (IX_TCP_SYN | IX_TCP_FIN) || (hdr->flags & 0x3f) == 0 || (listener && headless)) {
         tcp->counters->drop_tcp_flags++;
         return IX_VERDICT_DROP;
     }
@@ -136,10 +138,7 @@ static bool sequence_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_
     tcp->counters->drop_tcp_seq++;
     if (hdr->flags & IX_TCP_RST)
         return false;
-    if (tcb->state == IX_TCP_SYN_RCVD && hdr->flags & IX_TCP_SYN) {
-        tcb->flags |= IX_TF_SYN_DUE; /* the peer repeats its SYN: our SYN-ACK was lost */
-        ix_tcp_want_output(tcp, tcb);
-    } else if (payload_bytes || tcb->state == IX_TCP_TIME_WAIT) {
+    if (payload_bytes || tcb->state == IX_TCP_TIME_WAIT) {
         ix_tcp_ack_now(tcp, tcb);
     } else {
         ix_tcp_challenge(tcp, tcb); /* limited, or two confused peers would ACK each other for ever */
@@ -159,6 +158,23 @@ static void input_rst(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
     tcp->counters->tcp_rst_in++;
     bool refused = tcb->state == IX_TCP_SYN_RCVD && !(tcb->flags & IX_TF_PASSIVE);
     ix_tcp_finish(tcp, tcb, refused ? -IX_ECONNREFUSED : -IX_ECONNRESET);
+}
+
+/* Fourth: SYN. True: the rest of the segment counts. */
+static bool input_syn(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+{
+    bool repeated = tcb->state == IX_TCP_SYN_RCVD && hdr->seq + 1 == tcb->rcv_nxt;
+    if (repeated && hdr->flags & IX_TCP_ACK) {
+        ix_tcp_ack_now(tcp, tcb); /* the second half of a simultaneous open (3.5, figure 7) */
+        return true;
+    }
+    if (repeated) {
+        tcb->flags |= IX_TF_SYN_DUE; /* our SYN-ACK was lost */
+        ix_tcp_want_output(tcp, tcb);
+    } else {
+        ix_tcp_challenge(tcp, tcb); /* RFC 5961 4.2 */
+    }
+    return false;
 }
 
 /* Fifth: the ACK field. False: the segment is dropped. */
@@ -264,13 +280,12 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
     uint32_t payload_bytes = pkt->l4_bytes - hdr->header_bytes;
     if (!timestamp_ok(tcp, tcb, hdr) || !sequence_ok(tcp, tcb, hdr, payload_bytes))
         return IX_VERDICT_DROP;
-    if (IX_UNLIKELY(hdr->flags & (IX_TCP_RST | IX_TCP_SYN))) {
-        if (hdr->flags & IX_TCP_RST)
-            input_rst(tcp, tcb, hdr);
-        else /* fourth: a SYN in the window (RFC 5961 4.2) */
-            ix_tcp_challenge(tcp, tcb);
+    if (IX_UNLIKELY(hdr->flags & IX_TCP_RST)) {
+        input_rst(tcp, tcb, hdr);
         return IX_VERDICT_DROP;
     }
+    if (IX_UNLIKELY(hdr->flags & IX_TCP_SYN) && !input_syn(tcp, tcb, hdr))
+        return IX_VERDICT_DROP;
     if (IX_UNLIKELY(!(hdr->flags & IX_TCP_ACK))) {
         tcp->counters->drop_tcp_flags++;
         return IX_VERDICT_DROP;
