@@ -109,10 +109,11 @@ enum ix_call_flags {
 };
 
 enum ix_option {
-    IX_OPT_NODELAY = 1,         /* 0: Nagle's algorithm (RFC 9293 3.7.4); default 1 */
-    IX_OPT_KEEPALIVE_NS = 2,    /* idle time before the first probe; 0 off (default) */
-    IX_OPT_USER_TIMEOUT_NS = 3, /* unacknowledged for so long: abort (RFC 9293 3.8.3); 0: default of RTOs */
-    IX_OPT_RCVBUF = 4           /* receive window limit, bytes */
+    IX_OPT_NODELAY = 1,      /* 0: Nagle's algorithm (RFC 9293 3.7.4); default 1 */
+    IX_OPT_KEEPALIVE_NS = 2, /* idle time before the first probe; 0 off (default) */
+    IX_OPT_USER_TIMEOUT_NS =
+        3,            /* unacknowledged for so long: abort (RFC 9293 3.8.3); 0: default of RTOs */
+    IX_OPT_RCVBUF = 4 /* receive window limit, bytes */
 };
 
 /* One call. 64 bytes: one cache line. */

@@ -14,7 +14,8 @@
 struct ix_link;
 struct ix_shard;
 
-/* Sizes and identity of a shard; fixed at creation. 0 where a default is named means the default. */
+/* Sizes and identity of a shard; fixed at creation. 0 where a default is named means the default.
+ */
 struct ix_config {
     uint64_t now_ns;       /* time of creation, on the clock of every later poll */
     uint64_t secret[8];    /* 512 random bits: keys of the flow table, ISNs, ports, timestamps */
@@ -33,12 +34,16 @@ struct ix_config {
     uint32_t sndbuf_bytes; /* most bytes of a connection borrowed at a time (1,048,576) */
     uint32_t time_wait_ms; /* 2 MSL (60,000) */
     uint32_t mtu;          /* IP bytes a frame can carry (1,500) */
-    uint16_t port_lo, port_hi; /* this shard's outgoing ports, both included; 0: no CONNECT without local_port */
+    uint16_t port_lo,
+        port_hi; /* this shard's outgoing ports, both included; 0: no CONNECT without local_port */
     uint16_t all_port_lo, all_port_hi; /* those of all shards of the instance together */
     uint8_t mac[6];
-    uint8_t own_address;   /* 1: answers ARP and echo for its addresses, and resolves neighbours by itself too */
-    uint8_t sg_inplace;    /* 1: arena payload may be sent from where it lies (0 in the dune placement) */
-    uint32_t rss_key_bytes;   /* 0: unknown; then outgoing ports are tried until replies arrive here */
+    uint8_t own_address; /* 1: answers ARP and echo for its addresses, and resolves neighbours by
+                            itself too */
+    uint8_t
+        sg_inplace; /* 1: arena payload may be sent from where it lies (0 in the dune placement) */
+    uint32_t
+        rss_key_bytes; /* 0: unknown; then outgoing ports are tried until replies arrive here */
     uint8_t rss_key[64];
     uint32_t rss_table_len;   /* entries of the indirection table */
     uint16_t rss_table[512];  /* queue of each entry */
@@ -49,10 +54,11 @@ struct ix_config {
  * configuration that can't be. Applies the defaults to *cfg in place. */
 size_t ix_shard_bytes(struct ix_config *cfg);
 
-/* Builds a shard in `memory` (zeroed, page-aligned, ix_shard_bytes() long) on `link`, whose UMEM must hold
- * pool_frames + arena_frames frames. Takes fill_target frames: they stand in `fill` (fill_target
- * entries, UMEM addresses) for the link's FILL ring if the link wants them before it exists, or NULL to let
- * the first poll fill. Returns the shard, or NULL for a bad configuration. */
+/* Builds a shard in `memory` (zeroed, page-aligned, ix_shard_bytes() long) on `link`, whose UMEM
+ * must hold pool_frames + arena_frames frames. Takes fill_target frames: they stand in `fill`
+ * (fill_target entries, UMEM addresses) for the link's FILL ring if the link wants them before it
+ * exists, or NULL to let the first poll fill. Returns the shard, or NULL for a bad configuration.
+ */
 struct ix_shard *ix_shard_create(void *memory, size_t bytes, struct ix_config *cfg,
                                  struct ix_link *link, uint64_t *fill);
 
@@ -65,14 +71,15 @@ enum ix_ctl_type {
     IX_CTL_NONE = 0,
     IX_CTL_NEIGH_SET = 1, /* ip is at mac */
     IX_CTL_NEIGH_DEL = 2, /* ip is not resolved any more */
-    IX_CTL_ROUTE_SET = 3, /* dst ip/prefix via gateway (all 0: on link), preferred source `source` */
+    IX_CTL_ROUTE_SET =
+        3, /* dst ip/prefix via gateway (all 0: on link), preferred source `source` */
     IX_CTL_ROUTE_DEL = 4,
-    IX_CTL_ADDR_ADD = 5,  /* ip is a local address; value 1: own (not the kernel's) */
+    IX_CTL_ADDR_ADD = 5, /* ip is a local address; value 1: own (not the kernel's) */
     IX_CTL_ADDR_DEL = 6,
     IX_CTL_LINK = 7,      /* value 1: carrier, 0: none */
     IX_CTL_ABORT_ALL = 8, /* reset every connection (a shutdown) */
     /* from the shard: */
-    IX_CTL_NEIGH_MISS = 16, /* please resolve ip */
+    IX_CTL_NEIGH_MISS = 16,  /* please resolve ip */
     IX_CTL_PARTIAL_CSUM = 17 /* the peer sends partial checksums: said once */
 };
 
@@ -88,8 +95,8 @@ struct ix_ctl_msg {
     uint8_t source[16];
 };
 
-/* Puts a message on the shard's ring. Returns 0, or -EAGAIN when it is full: try again after a poll.
- * One writer (the control plane), which may be another process that shares the memory. */
+/* Puts a message on the shard's ring. Returns 0, or -EAGAIN when it is full: try again after a
+ * poll. One writer (the control plane), which may be another process that shares the memory. */
 int ix_ctl_send(struct ix_shard *shard, const struct ix_ctl_msg *msg);
 /* Takes a request that the shard made. Returns 1, or 0 when there is none. */
 int ix_ctl_recv(struct ix_shard *shard, struct ix_ctl_msg *msg);
@@ -111,8 +118,8 @@ struct ix_stats {
     uint64_t counters[128];   /* in the order of ix_counter_name() */
 };
 
-/* The statistics lie at the start of the shard's memory, so that a process that only maps it can read them. Gauges are
- * brought up to date by ix_shard_stats(), and every 1,024 cycles. */
+/* The statistics lie at the start of the shard's memory, so that a process that only maps it can
+ * read them. Gauges are brought up to date by ix_shard_stats(), and every 1,024 cycles. */
 struct ix_stats *ix_shard_stats(struct ix_shard *shard);
 /* Name and meaning of counter i, or NULL beyond the last. */
 const char *ix_counter_name(uint32_t i);
@@ -131,7 +138,8 @@ struct ix_conn_info {
     uint32_t retransmits;
 };
 int ix_shard_conn_info(struct ix_shard *shard, uint64_t handle, struct ix_conn_info *info);
-/* Walks the table of connections, open and closing: the handle of the next flow at or after *index (advanced), 0 at the end. */
+/* Walks the table of connections, open and closing: the handle of the next flow at or after *index
+ * (advanced), 0 at the end. */
 uint64_t ix_shard_next_conn(struct ix_shard *shard, uint32_t *index);
 
 #endif

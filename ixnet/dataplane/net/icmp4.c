@@ -13,7 +13,8 @@ enum {
 static void send(struct ix_net *net, const struct ix_packet *pkt, uint32_t frame, uint8_t *message,
                  uint32_t bytes)
 {
-    /* Back to the MAC that it came from: no neighbour lookup for answers (RFC 1122 3.3.1.1 allows it). */
+    /* Back to the MAC that it came from: no neighbour lookup for answers (RFC 1122 3.3.1.1 allows
+     * it). */
     ix_net_output4(net, frame, message, bytes, IX_PROTO_ICMP, pkt->ip.dst, pkt->ip.src,
                    &pkt->eth.src);
 }
@@ -105,7 +106,8 @@ static bool may_send_error(struct ix_net *net)
 
 void ix_icmp4_unreachable(struct ix_net *net, const struct ix_packet *pkt, uint8_t code)
 {
-    /* RFC 1122 3.2.2: never about an ICMP error, a broadcast, or a fragment other than the first. */
+    /* RFC 1122 3.2.2: never about an ICMP error, a broadcast, or a fragment other than the first.
+     */
     if (pkt->ip.proto == IX_PROTO_ICMP || ix_mac_is_group(&pkt->eth.dst) || !may_send_error(net))
         return;
     uint32_t frame = ix_net_tx_room(net) ? ix_net_alloc(net) : IX_NONE;

@@ -66,7 +66,8 @@ struct ix_neigh {
 struct ix_dst {
     struct ix_mac mac;
     bool valid;       /* mac can be used */
-    bool provisional; /* mac is where the peer's last frame came from; the neighbour is being resolved */
+    bool provisional; /* mac is where the peer's last frame came from; the neighbour is being
+                         resolved */
     uint32_t epoch;   /* net->epoch at which mac was looked up */
 };
 
@@ -112,8 +113,9 @@ void ix_net_neigh_del(struct ix_net *net, uint32_t ip);
 const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip);
 /* The source address for packets to dst: the route's, else the first local one; 0 if none. */
 uint32_t ix_net_source_for(const struct ix_net *net, uint32_t dst);
-/* Makes *dst usable for packets to `ip`: route, next hop, MAC. False if the MAC isn't known; then it
- * has been asked for (at most once a second a neighbour). A provisional MAC is used meanwhile. */
+/* Makes *dst usable for packets to `ip`: route, next hop, MAC. False if the MAC isn't known; then
+ * it has been asked for (at most once a second a neighbour). A provisional MAC is used meanwhile.
+ */
 bool ix_net_resolve(struct ix_net *net, uint32_t ip, struct ix_dst *dst);
 static inline bool ix_net_dst_ready(struct ix_net *net, uint32_t ip, struct ix_dst *dst)
 {
@@ -134,9 +136,11 @@ struct ix_icmp_error {
     uint32_t seq; /* TCP: sequence number of the segment that caused it */
     uint32_t mtu; /* FRAG_NEEDED: next-hop MTU, 0 if not given */
 };
-/* Answers echo requests for own addresses; returns true and fills *error for an error about a TCP or UDP flow. */
+/* Answers echo requests for own addresses; returns true and fills *error for an error about a TCP
+ * or UDP flow. */
 bool ix_icmp4_input(struct ix_net *net, const struct ix_packet *pkt, struct ix_icmp_error *error);
-/* Sends a destination unreachable with `code` about pkt, rate limited (RFC 1122 3.2.2, RFC 1812 4.3.2.8). */
+/* Sends a destination unreachable with `code` about pkt, rate limited (RFC 1122 3.2.2, RFC
+ * 1812 4.3.2.8). */
 void ix_icmp4_unreachable(struct ix_net *net, const struct ix_packet *pkt, uint8_t code);
 
 /* ---- output (output.c) */
@@ -144,13 +148,15 @@ static inline bool ix_net_tx_room(const struct ix_net *net)
 {
     return net->tx_tail < IX_TX_STAGE;
 }
-/* Takes a frame of the pool for a packet, or IX_NONE (counted). Headers end and payload begins at IX_TX_HEADROOM. */
+/* Takes a frame of the pool for a packet, or IX_NONE (counted). Headers end and payload begins at
+ * IX_TX_HEADROOM. */
 uint32_t ix_net_alloc(struct ix_net *net);
 static inline uint8_t *ix_net_frame_ptr(const struct ix_net *net, uint32_t frame)
 {
     return net->link->umem + ix_frame_addr(net->frames, frame);
 }
-/* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. The caller has checked ix_net_tx_room(). */
+/* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. The caller
+ * has checked ix_net_tx_room(). */
 void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
                     uint8_t proto, uint32_t src, uint32_t dst, const struct ix_mac *to);
 /* Stages a frame that is complete, `data` its first byte. */

@@ -148,7 +148,8 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     if (frame == IX_NONE)
         return -IX_EAGAIN;
     uint8_t *datagram = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
-    uint32_t sum = ix_csum_copy(datagram + IX_UDP_BYTES, net->link->umem + call->addr, call->bytes, 0);
+    uint32_t sum =
+        ix_csum_copy(datagram + IX_UDP_BYTES, net->link->umem + call->addr, call->bytes, 0);
     ix_udp_emit(datagram,
                 &(struct ix_udp){.src_port = end->port,
                                  .dst_port = call->peer_port,

@@ -32,10 +32,11 @@ static inline uint32_t ix_handle_generation(uint64_t handle) { return (uint32_t)
 int ix_udp_bind(struct ix_udp_table *udp, const struct ix_ip *ip, uint8_t family, uint16_t port,
                 uint64_t cookie, uint64_t *handle);
 int ix_udp_unbind(struct ix_udp_table *udp, uint64_t handle);
-/* Delivers a datagram as an event, or drops it (counted; port unreachable if nobody listens in own-address mode). */
+/* Delivers a datagram as an event, or drops it (counted; port unreachable if nobody listens in
+ * own-address mode). */
 enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt);
-/* Runs UDP_SENDV. The memory is the application's again at UDP_SENT, which comes in the same poll: the
- * datagram is copied, so that several may leave from one frame. Returns bytes or -errno. */
+/* Runs UDP_SENDV. The memory is the application's again at UDP_SENT, which comes in the same poll:
+ * the datagram is copied, so that several may leave from one frame. Returns bytes or -errno. */
 int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call);
 /* Runs UDP_RECV_DONE. */
 int ix_udp_recv_done(struct ix_udp_table *udp, const struct ix_call *call);

@@ -1,8 +1,8 @@
 /* One cycle of a shard (IX, OSDI '14, figure 1b): run to completion, adaptive batching.
  *
  * The order is the design. Transmissions are reclaimed before calls need frames; calls run before
- * input, so that what they free is there; the FILL ring is refilled before anything runs that could take
- * long; output comes last, so that one segment carries all that the cycle has to say.
+ * input, so that what they free is there; the FILL ring is refilled before anything runs that could
+ * take long; output comes last, so that one segment carries all that the cycle has to say.
  */
 #include "shard/shard.h"
 
@@ -39,7 +39,8 @@ static uint32_t run_timers(struct ix_shard *shard)
         if (fired[i] >= flow_timers)
             ix_shard_app_timer(shard, fired[i] - flow_timers);
         else if (shard->tcp.flows[fired[i] / IX_TIMERS_PER_FLOW].state != IX_TCP_CLOSED)
-            ix_tcp_timer_fired(&shard->tcp, fired[i]); /* else: an earlier one of this batch ended the flow */
+            ix_tcp_timer_fired(&shard->tcp,
+                               fired[i]); /* else: an earlier one of this batch ended the flow */
     }
     return n;
 }
@@ -52,7 +53,8 @@ static void refill(struct ix_shard *shard)
     uint32_t have = frames->count[IX_FRAME_FILL];
     uint32_t want = have < shard->cfg.fill_target ? shard->cfg.fill_target - have : 0;
     want = IX_MIN(IX_MIN(want, (uint32_t)IX_BATCH_MAX), shard->link->ops->fill_room(shard->link));
-    /* Frames to answer with come first: an ACK that can't leave holds more than one that can't arrive. */
+    /* Frames to answer with come first: an ACK that can't leave holds more than one that can't
+     * arrive. */
     uint32_t spare = frames->count[IX_FRAME_FREE];
     uint32_t keep = frames->pool_frames / 16;
     want = IX_MIN(want, spare > keep ? spare - keep : 0);

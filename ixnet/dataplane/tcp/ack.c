@@ -82,7 +82,8 @@ static void recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
 {
     uint32_t mss = ix_tcb_mss(tcb);
     if (ix_seq_geq(tcb->snd_una, tcb->recover)) { /* all of it is repaired */
-        tcb->cwnd = IX_MIN(tcb->ssthresh, IX_MAX(ix_tcb_flight(tcb), mss) + mss); /* RFC 6582 3.2 step 3 (1) */
+        tcb->cwnd = IX_MIN(tcb->ssthresh,
+                           IX_MAX(ix_tcb_flight(tcb), mss) + mss); /* RFC 6582 3.2 step 3 (1) */
         tcb->flags &= ~(IX_TF_RECOVERY | IX_TF_REXMIT_ONE);
         return;
     }
@@ -151,7 +152,8 @@ void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr 
         return;
     }
     uint32_t window = (uint32_t)hdr->window << tcb->snd_wscale;
-    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. SACK news counts whatever the window. */
+    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. SACK news
+     * counts whatever the window. */
     bool dup = hdr->ack == tcb->snd_una && ix_tcb_flight(tcb) && payload_bytes == 0 &&
                !(hdr->flags & IX_TCP_FIN) && (window == tcb->snd_wnd || hdr->sack_count);
     ix_tcp_update_window(tcp, tcb, hdr);

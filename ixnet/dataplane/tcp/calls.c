@@ -1,5 +1,5 @@
-/* The application's calls on connections. Everything in a record is checked here: the other side of it
- * is not trusted. */
+/* The application's calls on connections. Everything in a record is checked here: the other side of
+ * it is not trusted. */
 #include "tcp/tcp.h"
 
 static int call_accept(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
@@ -82,7 +82,8 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
         tcb->state = IX_TCP_LAST_ACK;
         break;
     case IX_TCP_FIN_WAIT_2: /* half closed before; now nobody waits for the peer */
-        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + 60000000000ull);
+        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                     tcp->now_ns + 60000000000ull);
         break;
     default:
         break;

@@ -1,8 +1,8 @@
 /* TCBs: where they come from, how they are found, and how they end. */
 #include "tcp/tcp.h"
 
-/* Scoreboards are needed only by flows that lose segments: one for every eight is plenty, and a flow
- * that gets none recovers as NewReno does. */
+/* Scoreboards are needed only by flows that lose segments: one for every eight is plenty, and a
+ * flow that gets none recovers as NewReno does. */
 static uint32_t board_count(const struct ix_config *cfg)
 {
     return IX_MAX(cfg->max_flows / 8, 64u);
@@ -136,7 +136,8 @@ static void tw_remove(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcp->time_wait--;
 }
 
-/* The table is full: the connection that has waited longest in TIME_WAIT makes room, as Linux's does. */
+/* The table is full: the connection that has waited longest in TIME_WAIT makes room, as Linux's
+ * does. */
 static bool reclaim_time_wait(struct ix_tcp *tcp)
 {
     for (uint32_t i = tcp->tw.head; i != IX_NONE; i = tcp->flows[i].tw_next) {
@@ -223,7 +224,8 @@ void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
     tcb->state = IX_TCP_CLOSED;
     ix_sendq_drop(tcp, tcb);
     ix_sack_drop(tcp, tcb);
-    if (status) /* a reset discards what was not delivered; an orderly end has nothing left or delivers it */
+    if (status) /* a reset discards what was not delivered; an orderly end has nothing left or
+                   delivers it */
         ix_tcp_drop_queues(tcp, tcb);
     announce_end(tcp, tcb, status);
     if (tcb->flags & IX_TF_DETACHED)
@@ -246,7 +248,8 @@ void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb)
             tcb->dead_status = 0;
             ix_tcp_want_event(tcp, tcb, IX_TF_EV_DEAD);
         }
-    } else { /* a retransmitted FIN restarts the timer (RFC 9293 3.10.7.4): to the end of the list */
+    } else { /* a retransmitted FIN restarts the timer (RFC 9293 3.10.7.4): to the end of the list
+              */
         tw_remove(tcp, tcb);
         tw_append(tcp, tcb);
     }

@@ -5,8 +5,10 @@
 #include "wire/icmp4.h"
 
 enum {
-    PAWS_VALID_MS = 24 * 24 * 3600 * 1000, /* RFC 7323 5.5: a timestamp older than 24 days proves nothing */
-    FIN_WAIT_2_MS = 60000, /* how long a closed application's peer may keep its half open (Linux: tcp_fin_timeout) */
+    PAWS_VALID_MS =
+        24 * 24 * 3600 * 1000, /* RFC 7323 5.5: a timestamp older than 24 days proves nothing */
+    FIN_WAIT_2_MS = 60000, /* how long a closed application's peer may keep its half open (Linux:
+                              tcp_fin_timeout) */
 };
 IX_STATIC_ASSERT((uint64_t)PAWS_VALID_MS == 24ull * 24 * 3600 * 1000, "24 days fit");
 
@@ -20,7 +22,8 @@ static enum ix_verdict count_parse(struct ix_tcp *tcp, struct ix_packet *pkt, en
     } else if (parse == IX_PARSE_HEADER) {
         n->drop_tcp_header++;
     } else {
-        /* A sender that leaves the checksum to hardware which isn't there puts the pseudo header's sum into the field. */
+        /* A sender that leaves the checksum to hardware which isn't there puts the pseudo header's
+         * sum into the field. */
         uint16_t stored, partial = ~ix_csum_finish(ix_csum_pseudo4(pkt->ip.src, pkt->ip.dst,
                                                                    IX_PROTO_TCP, pkt->l4_bytes));
         __builtin_memcpy(&stored, pkt->l4 + 16, 2);
@@ -50,7 +53,8 @@ static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
     const struct ix_config *cfg = tcp->cfg;
     bool sibling = key->local_port >= cfg->all_port_lo && key->local_port <= cfg->all_port_hi &&
                    (key->local_port < cfg->port_lo || key->local_port > cfg->port_hi);
-    if (sibling && cfg->all_port_lo) { /* another shard's connection, on the wrong queue: not ours to reset */
+    if (sibling &&
+        cfg->all_port_lo) { /* another shard's connection, on the wrong queue: not ours to reset */
         tcp->counters->drop_tcp_foreign++;
         return IX_VERDICT_DROP;
     }
@@ -126,8 +130,8 @@ static bool timestamp_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix
     return true;
 }
 
-/* First: the sequence number. The window's edges count as inside, as they do on Linux: a segment that only repeats
- * or just precedes still carries an ACK worth reading. */
+/* First: the sequence number. The window's edges count as inside, as they do on Linux: a segment
+ * that only repeats or just precedes still carries an ACK worth reading. */
 static bool sequence_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
                         uint32_t payload_bytes)
 {
@@ -141,7 +145,8 @@ static bool sequence_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_
     if (payload_bytes || tcb->state == IX_TCP_TIME_WAIT) {
         ix_tcp_ack_now(tcp, tcb);
     } else {
-        ix_tcp_challenge(tcp, tcb); /* limited, or two confused peers would ACK each other for ever */
+        ix_tcp_challenge(tcp,
+                         tcb); /* limited, or two confused peers would ACK each other for ever */
     }
     return false;
 }
@@ -306,8 +311,8 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
     return input_text(tcp, tcb, pkt, hdr, payload_bytes);
 }
 
-/* A SYN that may follow on a connection in TIME_WAIT (RFC 9293 3.10.7.4, RFC 6191): a newer timestamp,
- * or a higher sequence number. True: the old connection is gone. */
+/* A SYN that may follow on a connection in TIME_WAIT (RFC 9293 3.10.7.4, RFC 6191): a newer
+ * timestamp, or a higher sequence number. True: the old connection is gone. */
 static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
     if (tcb->state != IX_TCP_TIME_WAIT || !(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
@@ -373,7 +378,8 @@ void ix_tcp_icmp_error(struct ix_tcp *tcp, const struct ix_icmp_error *error)
             ix_tcp_want_output(tcp, tcb);
         }
     } else if (tcb->state == IX_TCP_SYN_SENT && error->type == IX_ICMP4_UNREACHABLE) {
-        /* Not yet connected: the user is told (RFC 1122 4.2.3.9). Later such errors are soft (RFC 5927 5.2). */
+        /* Not yet connected: the user is told (RFC 1122 4.2.3.9). Later such errors are soft (RFC
+         * 5927 5.2). */
         bool port = error->code == IX_ICMP4_PORT || error->code == IX_ICMP4_PROTOCOL;
         ix_tcp_finish(tcp, tcb, port ? -IX_ECONNREFUSED : -IX_EHOSTUNREACH);
     }

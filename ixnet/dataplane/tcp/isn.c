@@ -9,15 +9,15 @@ uint32_t ix_tcp_isn(struct ix_tcp *tcp, const struct ix_flow_key *key)
 
 uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key)
 {
-    /* RFC 7323 7.1: per-connection offsets keep the timestamps from telling the uptime. Only the addresses
-     * count, so that timestamps of a reused 4-tuple keep rising (RFC 6191). */
+    /* RFC 7323 7.1: per-connection offsets keep the timestamps from telling the uptime. Only the
+     * addresses count, so that timestamps of a reused 4-tuple keep rising (RFC 6191). */
     struct ix_flow_key addresses = *key;
     addresses.peer_port = addresses.local_port = 0;
     return (uint32_t)ix_siphash(&tcp->ts_key, &addresses, sizeof addresses);
 }
 
-/* The Toeplitz hash that NICs spread flows with (Microsoft, "RSS hashing types"): over source address, destination
- * address, source port, destination port of the packet that arrives. */
+/* The Toeplitz hash that NICs spread flows with (Microsoft, "RSS hashing types"): over source
+ * address, destination address, source port, destination port of the packet that arrives. */
 static uint32_t toeplitz(const uint8_t *key, const uint8_t *data, uint32_t bytes)
 {
     uint32_t hash = 0;
@@ -36,7 +36,8 @@ static bool arrives_here(const struct ix_config *cfg, const struct ix_flow_key *
 {
     uint8_t data[12];
     if (cfg->shard_count == 1 || cfg->rss_key_bytes < sizeof data + 8 || cfg->rss_table_len == 0)
-        return true; /* unknown: replies that arrive elsewhere make the SYN time out, and the next port is tried */
+        return true; /* unknown: replies that arrive elsewhere make the SYN time out, and the next
+                        port is tried */
     __builtin_memcpy(data, &key->peer.v4, 4);
     __builtin_memcpy(data + 4, &key->local.v4, 4);
     ix_store_be16(data + 8, key->peer_port);

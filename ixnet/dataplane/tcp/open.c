@@ -56,9 +56,9 @@ void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struc
         tcb->snd_wscale = tcb->rcv_wscale = 0;
 }
 
-void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
-                         const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key,
-                         uint64_t hash)
+void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
+                         const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
+                         const struct ix_flow_key *key, uint64_t hash)
 {
     if (listener->pending >= listener->backlog) {
         tcp->counters->drop_tcp_backlog++;

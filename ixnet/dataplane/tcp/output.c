@@ -27,7 +27,8 @@ static bool send_syn(struct ix_tcp *tcp, struct ix_tcb *tcb)
     return true;
 }
 
-/* Sends again what lies at seq: at most `bytes` sequence numbers, at most one segment; the FIN counts as one. Returns how many went. */
+/* Sends again what lies at seq: at most `bytes` sequence numbers, at most one segment; the FIN
+ * counts as one. Returns how many went. */
 static uint32_t resend(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes)
 {
     uint32_t left = ix_seq_lt(seq, ix_tcb_data_end(tcb)) ? ix_tcb_data_end(tcb) - seq : 0;
@@ -36,7 +37,8 @@ static uint32_t resend(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uin
     uint8_t flags = IX_TCP_ACK | (data == left ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
     if (data + fin == 0 || !ix_tcp_send_segment(tcp, tcb, seq, data, flags, false))
         return 0;
-    tcb->flags &= ~IX_TF_TIMING; /* Karn: an ACK could mean either transmission (RFC 6298 section 3) */
+    tcb->flags &=
+        ~IX_TF_TIMING; /* Karn: an ACK could mean either transmission (RFC 6298 section 3) */
     tcb->retransmits++;
     tcp->counters->tcp_rexmit++;
     tcb->last_tx_ms = tcp->now_ms;
@@ -177,7 +179,8 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
 }
 
-/* Something is queued, nothing is in flight, and no timer will bring it up again: probe (RFC 9293 3.8.6.1). */
+/* Something is queued, nothing is in flight, and no timer will bring it up again: probe (RFC
+ * 9293 3.8.6.1). */
 static void persist_if_stuck(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (ix_tcb_flight(tcb) || (unsent_bytes(tcb) == 0 && !fin_due(tcb)) ||
@@ -192,7 +195,8 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->state == IX_TCP_CLOSED)
         return true;
     if (IX_UNLIKELY(!ix_net_dst_ready(tcp->net, tcb->key.peer.v4, &tcb->dst))) {
-        tcp->counters->drop_neigh++; /* the retransmission timer tries again; by then it is resolved */
+        tcp->counters
+            ->drop_neigh++; /* the retransmission timer tries again; by then it is resolved */
         tcb->flags &= ~IX_TF_ACK_NOW;
         if (!timer_armed(tcp, tcb, IX_TIMER_RTX) && tcb->state != IX_TCP_TIME_WAIT)
             ix_tcp_arm_rtx(tcp, tcb);

@@ -1,4 +1,5 @@
-/* Received data: in order to the application, out of order into the reassembly queue; and the window. */
+/* Received data: in order to the application, out of order into the reassembly queue; and the
+ * window. */
 #include "tcp/tcp.h"
 
 enum { DELAYED_ACK_MS = 40 }; /* RFC 9293 3.8.6.3 allows 500; what Linux takes at least */
@@ -33,7 +34,8 @@ uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
         space = space >> tcb->rcv_wscale << tcb->rcv_wscale;
     if (space <= offered) /* the right edge never moves left (RFC 9293 3.8.6) */
         return offered;
-    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer. */
+    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
+     */
     uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, (uint32_t)tcb->mss);
     if (space - offered < step && offered)
         return offered;
@@ -66,8 +68,8 @@ static void unlink_free(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t *link)
     tcb->ooo_count--;
 }
 
-/* Puts a frame (seq, offset, bytes set) into the queue; overlaps are cut off the new one, and what it
- * covers wholly goes. Returns false if nothing of it is new. */
+/* Puts a frame (seq, offset, bytes set) into the queue; overlaps are cut off the new one, and what
+ * it covers wholly goes. Returns false if nothing of it is new. */
 static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 {
     struct ix_frame *new = meta_of(tcp, frame);
@@ -111,7 +113,8 @@ uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
         for (i = meta->next; i != IX_NONE && meta_of(tcp, i)->seq == run.end;
              i = meta_of(tcp, i)->next)
             run.end += meta_of(tcp, i)->bytes;
-        bool latest = ix_seq_leq(run.start, tcb->ooo_last_seq) && ix_seq_lt(tcb->ooo_last_seq, run.end);
+        bool latest =
+            ix_seq_leq(run.start, tcb->ooo_last_seq) && ix_seq_lt(tcb->ooo_last_seq, run.end);
         if (latest) { /* the block of the latest arrival comes first (RFC 2018 section 4) */
             for (uint32_t k = IX_MIN(count, max - 1); k > 0; k--)
                 out[k] = out[k - 1];
@@ -163,8 +166,8 @@ static void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
 }
 
-/* Every second segment is acknowledged at once, a single one after a while, or with what the application
- * sends meanwhile (RFC 9293 3.8.6.3). */
+/* Every second segment is acknowledged at once, a single one after a while, or with what the
+ * application sends meanwhile (RFC 9293 3.8.6.3). */
 static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->unacked_segs < 255)
@@ -175,7 +178,8 @@ static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
     uint32_t timer = ix_tcb_timer(tcp, tcb, IX_TIMER_ACK);
     tcb->ack_due_ms = tcp->now_ms + DELAYED_ACK_MS;
-    if (!ix_wheel_armed(tcp->wheel, timer)) /* else it is set again when it fires: no list work per segment */
+    if (!ix_wheel_armed(tcp->wheel,
+                        timer)) /* else it is set again when it fires: no list work per segment */
         ix_wheel_set(tcp->wheel, timer, tcp->now_ns + DELAYED_ACK_MS * 1000000ull);
 }
 
@@ -192,7 +196,8 @@ static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame,
         tcp->counters->tcp_dup_data++;
     }
     /* RFC 5681 4.2: a duplicate ACK for each. With SACK one a batch says as much. */
-    if (tcb->flags & IX_TF_SACK || !ix_tcp_send_segment(tcp, tcb, tcb->snd_nxt, 0, IX_TCP_ACK, false))
+    if (tcb->flags & IX_TF_SACK ||
+        !ix_tcp_send_segment(tcp, tcb, tcb->snd_nxt, 0, IX_TCP_ACK, false))
         ix_tcp_ack_now(tcp, tcb);
 }
 

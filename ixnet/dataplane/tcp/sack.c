@@ -1,8 +1,8 @@
 /* The SACK scoreboard (RFC 2018) and what RFC 6675 computes from it.
  *
  * A flow takes a board from the shard's pool when the first SACK block arrives and gives it back
- * when nothing is outstanding. Without a board (none left), or with more ranges than it holds, information is
- * lost, which RFC 2018 section 8 allows: SACK is advice.
+ * when nothing is outstanding. Without a board (none left), or with more ranges than it holds,
+ * information is lost, which RFC 2018 section 8 allows: SACK is advice.
  */
 #include "tcp/tcp.h"
 
@@ -101,8 +101,8 @@ uint32_t ix_sack_sacked_bytes(const struct ix_tcp *tcp, const struct ix_tcb *tcb
     return bytes;
 }
 
-/* The highest sequence number below which every hole is lost: more than (DupThresh - 1) * SMSS bytes, or
- * DupThresh ranges, are SACKed above it. snd_una if there is none. */
+/* The highest sequence number below which every hole is lost: more than (DupThresh - 1) * SMSS
+ * bytes, or DupThresh ranges, are SACKed above it. snd_una if there is none. */
 static uint32_t lost_below(const struct ix_tcb *tcb, const struct ix_sack_board *board)
 {
     uint32_t above = 0;
@@ -135,11 +135,13 @@ uint32_t ix_sack_pipe(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
         return ix_tcb_flight(tcb);
     uint32_t lost_limit = lost_below(tcb, board);
     uint32_t pipe = 0, at = tcb->snd_una;
-    /* Each octet that is not SACKed counts once if it isn't lost, and once more if it was retransmitted. */
+    /* Each octet that is not SACKed counts once if it isn't lost, and once more if it was
+     * retransmitted. */
     for (uint32_t i = 0; i <= board->count; i++) {
         uint32_t end = i < board->count ? board->range[i].start : tcb->snd_max;
         if (ix_seq_lt(at, end))
-            pipe += (end - at) - part_below(at, end, lost_limit) + part_below(at, end, board->high_rxt);
+            pipe +=
+                (end - at) - part_below(at, end, lost_limit) + part_below(at, end, board->high_rxt);
         if (i < board->count)
             at = board->range[i].end;
     }

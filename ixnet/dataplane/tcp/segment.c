@@ -3,7 +3,9 @@
 
 #include "wire/csum.h"
 
-enum { CHALLENGE_MS = 500 }; /* RFC 5961 section 7 leaves the limit open; Linux: tcp_invalid_ratelimit */
+enum {
+    CHALLENGE_MS = 500
+}; /* RFC 5961 section 7 leaves the limit open; Linux: tcp_invalid_ratelimit */
 
 static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_hdr *hdr)
 {
@@ -42,9 +44,10 @@ static struct ix_tcp_hdr header(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t
     return hdr;
 }
 
-/* Can [at, at + bytes) leave from where it lies? Its headers are written just before it, so that space must hold
- * nothing of value: the old headers of a received frame, or the headroom of an arena frame; and no
- * other transmission of the frame may be under way, which reads headers of its own there. */
+/* Can [at, at + bytes) leave from where it lies? Its headers are written just before it, so that
+ * space must hold nothing of value: the old headers of a received frame, or the headroom of an
+ * arena frame; and no other transmission of the frame may be under way, which reads headers of its
+ * own there. */
 static bool fits_in_place(const struct ix_tcp *tcp, const struct ix_extent *extent, uint32_t offset,
                           uint32_t bytes, uint32_t headers)
 {
@@ -70,8 +73,8 @@ static uint32_t gather(const struct ix_tcp *tcp, struct ix_send_cursor *at, uint
         IX_ASSERT(at->extent != IX_NONE);
         const struct ix_extent *extent = &tcp->extents[at->extent];
         uint32_t part = IX_MIN(bytes - done, extent->bytes - at->offset);
-        uint32_t part_sum =
-            ix_csum_copy(dst + done, ix_link_ptr(tcp->net->link, extent->addr + at->offset), part, 0);
+        uint32_t part_sum = ix_csum_copy(
+            dst + done, ix_link_ptr(tcp->net->link, extent->addr + at->offset), part, 0);
         sum = ix_csum_append(sum, part_sum, done);
         done += part;
         at->offset += part;
@@ -145,7 +148,8 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
         return false;
     struct ix_tcp_hdr hdr = header(tcp, tcb, seq, flags);
     uint32_t header_bytes = ix_tcp_header_bytes(&hdr);
-    if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + IX_IPV4_BYTES + IX_ETH_BYTES, &placed))
+    if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + IX_IPV4_BYTES + IX_ETH_BYTES,
+               &placed))
         return false;
     uint8_t *segment = placed.payload - header_bytes;
     ix_tcp_emit(segment, &hdr, tcb->key.local.v4, tcb->key.peer.v4, bytes, placed.sum);

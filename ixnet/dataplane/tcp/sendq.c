@@ -1,13 +1,14 @@
 /* The send queue: memory that the application lent with SENDV, until the peer has it.
  *
- * A list of extents; the byte at q_head_off of the first is snd_una's. A cursor remembers where snd_nxt
- * lies, so that sending in order never walks the list.
+ * A list of extents; the byte at q_head_off of the first is snd_una's. A cursor remembers where
+ * snd_nxt lies, so that sending in order never walks the list.
  */
 #include "tcp/tcp.h"
 
 uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
 {
-    uint32_t room = tcb->sndbuf_bytes > tcb->queued_bytes ? tcb->sndbuf_bytes - tcb->queued_bytes : 0;
+    uint32_t room =
+        tcb->sndbuf_bytes > tcb->queued_bytes ? tcb->sndbuf_bytes - tcb->queued_bytes : 0;
     uint32_t taken = IX_MIN(bytes, room);
     if (taken == 0)
         return 0;
@@ -60,7 +61,8 @@ void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes)
         bytes -= rest;
         free_head(tcp, tcb);
     }
-    /* At new_una itself too: the cursor may stand behind the last byte of an extent that is gone. */
+    /* At new_una itself too: the cursor may stand behind the last byte of an extent that is gone.
+     */
     if (tcb->cursor.extent != IX_NONE && ix_seq_leq(tcb->cursor.seq, new_una))
         tcb->cursor = (struct ix_send_cursor){
             .seq = new_una, .extent = tcb->q_head, .offset = tcb->q_head_off};

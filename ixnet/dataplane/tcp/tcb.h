@@ -78,10 +78,12 @@ struct ix_extent {
     uint32_t next;  /* in its flow's queue, or in the free list */
 };
 
-/* Scoreboard of a flow in SACK recovery (RFC 2018, RFC 6675). Ranges are sorted, disjoint, above snd_una. */
+/* Scoreboard of a flow in SACK recovery (RFC 2018, RFC 6675). Ranges are sorted, disjoint, above
+ * snd_una. */
 struct ix_sack_board {
     uint32_t count;
-    uint32_t high_rxt; /* highest sequence number retransmitted in this recovery, plus one (HighRxt) */
+    uint32_t
+        high_rxt; /* highest sequence number retransmitted in this recovery, plus one (HighRxt) */
     struct ix_tcp_sack range[IX_SACK_RANGES];
     uint32_t next; /* free list */
 };
@@ -119,7 +121,8 @@ struct ix_tcb {
     uint32_t ooo_head;      /* out-of-order frames by sequence number; IX_NONE */
     uint32_t ooo_last_seq;  /* sequence number of the latest arrival in it (first SACK block) */
     uint16_t ooo_count;
-    uint16_t pinned;        /* frames sent in place and not yet completed: the application's memory is in use */
+    uint16_t
+        pinned; /* frames sent in place and not yet completed: the application's memory is in use */
     uint32_t fin_seq;       /* IX_TF_FIN_OOO: sequence number of the peer's FIN */
 
     /* line 2: send side */
@@ -132,7 +135,8 @@ struct ix_tcb {
     uint32_t max_wnd;      /* the largest window that the peer ever offered */
     uint32_t cwnd;         /* bytes (RFC 5681) */
     uint32_t ssthresh;     /* bytes */
-    uint32_t cwnd_acked;   /* bytes acknowledged towards the next increase in congestion avoidance (RFC 3465) */
+    uint32_t cwnd_acked;   /* bytes acknowledged towards the next increase in congestion avoidance
+                              (RFC 3465) */
     uint32_t recover;      /* snd_max when recovery began (RFC 6582) */
     uint32_t queued_bytes; /* in the send queue from snd_una on */
     uint32_t q_head, q_tail; /* extents; IX_NONE */
@@ -142,7 +146,7 @@ struct ix_tcb {
     /* line 3: sending, RTT, lists */
     struct ix_send_cursor cursor;
     uint32_t iss;          /* initial send sequence number */
-    uint16_t mss;          /* largest segment payload to the peer, options not subtracted (RFC 6691) */
+    uint16_t mss; /* largest segment payload to the peer, options not subtracted (RFC 6691) */
     uint8_t dupacks;
     uint8_t retries;       /* retransmissions of the same data, probes, SYNs */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
@@ -156,7 +160,8 @@ struct ix_tcb {
     struct ix_dst dst;
     uint32_t last_rx_ms;   /* when the peer was last heard of */
     uint32_t last_tx_ms;   /* when data was last sent (RFC 5681 4.1) */
-    uint32_t ack_due_ms;   /* when the delayed ACK is due; the timer may stand earlier and is then set again */
+    uint32_t ack_due_ms; /* when the delayed ACK is due; the timer may stand earlier and is then set
+                            again */
     uint32_t rtx_start_ms; /* when the oldest unacknowledged data was first retransmitted */
     uint32_t challenge_ms; /* when the last challenge ACK was sent */
     uint32_t keepalive_ms; /* 0: off */
@@ -165,7 +170,8 @@ struct ix_tcb {
     uint32_t retransmits;  /* segments, in all */
     int32_t dead_status;   /* of the DEAD or CONNECTED event to come */
 } IX_ALIGNED(IX_CACHE_LINE);
-IX_STATIC_ASSERT(sizeof(struct ix_tcb) <= 384, "an idle connection costs at most 1 KiB, tables included");
+IX_STATIC_ASSERT(sizeof(struct ix_tcb) <= 384,
+                 "an idle connection costs at most 1 KiB, tables included");
 
 struct ix_listener {
     struct ix_ip ip; /* all 0: every local address */
@@ -224,7 +230,8 @@ static inline uint64_t ix_tcb_handle(const struct ix_tcp *tcp, const struct ix_t
 {
     return ix_handle_make(0, ix_tcb_index(tcp, tcb), tcb->generation);
 }
-static inline uint32_t ix_tcb_timer(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t kind)
+static inline uint32_t ix_tcb_timer(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+                                    uint32_t kind)
 {
     return ix_tcb_index(tcp, tcb) * IX_TIMERS_PER_FLOW + kind;
 }

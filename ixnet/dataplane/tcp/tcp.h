@@ -10,7 +10,8 @@ void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory);
 struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash);
 /* The live connection that an application's handle names, or NULL. */
 struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle);
-/* A new TCB in the table, or NULL if the table is full (the oldest TIME_WAIT is given up for it). */
+/* A new TCB in the table, or NULL if the table is full (the oldest TIME_WAIT is given up for it).
+ */
 struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash);
 void ix_tcp_want_output(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_want_event(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t flags);
@@ -19,7 +20,8 @@ static inline void ix_tcp_ack_now(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->flags |= IX_TF_ACK_NOW;
     ix_tcp_want_output(tcp, tcb);
 }
-/* Ends a connection now: state CLOSED, timers off, queues empty; `status` goes into DEAD (or CONNECTED). */
+/* Ends a connection now: state CLOSED, timers off, queues empty; `status` goes into DEAD (or
+ * CONNECTED). */
 void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status);
 /* Frees a CLOSED TCB that nothing waits for any more; else does nothing. */
 void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb);
@@ -36,9 +38,9 @@ void ix_tcp_icmp_error(struct ix_tcp *tcp, const struct ix_icmp_error *error);
 /* ---- open.c: listeners and both opens */
 struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key *key);
 /* A SYN for a listener: RFC 9293 3.10.7.2. */
-void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
-                         const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key,
-                         uint64_t hash);
+void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
+                         const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
+                         const struct ix_flow_key *key, uint64_t hash);
 int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call);
 /* Takes MSS, window scale, SACK-permitted and timestamps from the peer's SYN. */
 void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
@@ -48,7 +50,8 @@ void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* ---- isn.c */
 uint32_t ix_tcp_isn(struct ix_tcp *tcp, const struct ix_flow_key *key);
 uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key);
-/* A free outgoing port whose replies arrive on this shard's queue (RFC 6056 algorithm 3); 0 if there is none. */
+/* A free outgoing port whose replies arrive on this shard's queue (RFC 6056 algorithm 3); 0 if
+ * there is none. */
 uint16_t ix_tcp_choose_port(struct ix_tcp *tcp, const struct ix_flow_key *key);
 
 /* ---- ack.c: what an acceptable ACK does to the send side */
@@ -94,7 +97,8 @@ void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* False if it has to go on in the next cycle (TX full, no frame). */
 bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* ---- segment.c: one segment */
-/* Sends payload [seq, seq + bytes) with `flags`. in_place: may be sent from where it lies. False if no frame is to be had. */
+/* Sends payload [seq, seq + bytes) with `flags`. in_place: may be sent from where it lies. False if
+ * no frame is to be had. */
 bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
                          uint8_t flags, bool in_place);
 /* An RST for a segment that belongs to no connection (RFC 9293 3.10.7.1). */

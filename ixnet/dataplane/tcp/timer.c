@@ -85,8 +85,9 @@ static bool out_of_patience(const struct ix_tcp *tcp, struct ix_tcb *tcb)
     return tcb->retries >= DATA_RETRIES;
 }
 
-/* A segment that the peer must answer: one before what it expects (RFC 9293 3.8.4 for keepalives; 3.8.6.1 asks for a
- * byte of new data to probe a window, Linux and BSD elicit the same answer without one). */
+/* A segment that the peer must answer: one before what it expects (RFC 9293 3.8.4 for
+ * keepalives; 3.8.6.1 asks for a byte of new data to probe a window, Linux and BSD elicit the same
+ * answer without one). */
 static void probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     /* If it can't be sent now the timer brings the next one. */
@@ -101,7 +102,8 @@ static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
     tcb->retries++;
     tcp->counters->tcp_probes++;
-    if (tcb->snd_wnd) { /* a window smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1 (4)) */
+    if (tcb->snd_wnd) { /* a window smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1
+                           (4)) */
         tcb->max_wnd = tcb->snd_wnd;
         tcb->flags &= ~(IX_TF_MORE | IX_TF_PERSIST);
         ix_tcp_want_output(tcp, tcb);
@@ -179,7 +181,8 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
     } else if (idle_ms < tcb->keepalive_ms) {
         wait_ms -= idle_ms;
     }
-    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + wait_ms * 1000000ull);
+    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                 tcp->now_ns + wait_ms * 1000000ull);
 }
 
 void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer)
