@@ -52,7 +52,10 @@ static void refill(struct ix_shard *shard)
     struct ix_frames *frames = &shard->frames;
     uint32_t have = frames->count[IX_FRAME_FILL];
     uint32_t want = have < shard->cfg.fill_target ? shard->cfg.fill_target - have : 0;
-    want = IX_MIN(IX_MIN(want, (uint32_t)IX_BATCH_MAX), shard->link->ops->fill_room(shard->link));
+    /* Asked once, and not inside IX_MIN: the kernel makes room meanwhile, and the second of two
+     * answers may be larger than addrs. */
+    uint32_t room = shard->link->ops->fill_room(shard->link);
+    want = IX_MIN(IX_MIN(want, (uint32_t)IX_BATCH_MAX), room);
     /* Frames to answer with come first: an ACK that can't leave holds more than one that can't
      * arrive. */
     uint32_t spare = frames->count[IX_FRAME_FREE];
