@@ -59,6 +59,17 @@ class StartReport:
         ]
         return [report_line(label, text) for label, text in pairs]
 
+    def notes(self) -> list[str]:
+        """What will not work as one might expect, each with its cure."""
+        used, there = len(self.workers), len(self.nic.queues)
+        if used == there:
+            return []
+        return [
+            f"{used} of {there} queues are taken: what the NIC puts on the others goes to the "
+            f"kernel, claimed or not (cure: --queues all, or ethtool -L {self.nic.name} to have "
+            "only as many)"
+        ]
+
     def idle_text(self) -> str:
         """What a worker does when there is nothing to do."""
         first = self.workers[0]

@@ -281,7 +281,7 @@ class ControlPlane:
         report = StartReport(
             self.config, self.nic, self._opened, self._workers, self._cores, self._outgoing_text
         )
-        self._warnings = list(self.nic.warnings())
+        self._warnings = [*report.notes(), *self.nic.warnings()]
         self._say(f"ixnet {__version__}, instance {self._directory.name}")
         for line in report.lines():
             self._say(line)
