@@ -285,6 +285,7 @@ static bool flush_output(struct ix_bev *bev)
     const struct ix_io *io = bev->loop->app->io;
     struct ix_evextent **at = &bev->output.head;
     struct ix_call *last = NULL;
+    bev->blocked = 0;
     /* A single connection gets at most a quarter of the array. */
     for (uint32_t quota = io->max_calls / 4; *at && quota; quota--) {
         struct ix_evextent *e = ix_evbuffer_sendable(&bev->output, at);
@@ -349,7 +350,8 @@ bool ix_bev_flush(struct ix_bev *bev)
         return true;
     if (bev->options && !flush_options(bev))
         return false;
-    if (bev->output.bytes && bev->enabled & IX_BEV_WRITE && !bev->blocked) {
+    bool waits = bev->blocked && bev->inflight.bytes;
+    if (bev->output.bytes && bev->enabled & IX_BEV_WRITE && !waits) {
         if (bev->write_timeout_ns && !bev->inflight.bytes) {
             bev->last_write_ns = bev->loop->app->now_ns;
             arm(bev);

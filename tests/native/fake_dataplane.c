@@ -260,8 +260,14 @@ static int32_t sendv(struct ix_fake *f, struct ix_fake_conn *c, const struct ix_
         take = f->sendv_max;
     if (f->sndbuf_bytes && c->borrowed_bytes + take > f->sndbuf_bytes)
         take = (uint32_t)(f->sndbuf_bytes - c->borrowed_bytes);
-    if (c->borrow_count == IX_FAKE_BORROWS || !take)
-        return 0;
+    if (take < call->bytes || c->borrow_count == IX_FAKE_BORROWS) {
+        bool again = c->short_poll == f->polls;
+        c->short_poll = f->polls;
+        if (again || !take || c->borrow_count == IX_FAKE_BORROWS)
+            return 0;
+    } else if (c->short_poll == f->polls) {
+        return 0; /* what follows a gap is not taken */
+    }
     uint32_t at = (c->borrow_head + c->borrow_count++) % IX_FAKE_BORROWS;
     c->borrowed_bytes += take;
     f->borrows[call->addr >> FRAME_SHIFT]++;
@@ -408,8 +414,10 @@ int ix_fake_poll(struct ix_shard *shard, uint64_t now_ns)
     if (f->generate_bytes)
         generate(f);
     uint32_t n = f->queued_count < f->io.max_events ? f->queued_count : f->io.max_events;
-    memcpy(f->io.events, f->queued, n * sizeof *f->queued);
-    memmove(f->queued, f->queued + n, (f->queued_count - n) * sizeof *f->queued);
+    if (n) {
+        memcpy(f->io.events, f->queued, n * sizeof *f->queued);
+        memmove(f->queued, f->queued + n, (f->queued_count - n) * sizeof *f->queued);
+    }
     f->queued_count -= n;
     f->io.n_events = n;
     return (int)n;
