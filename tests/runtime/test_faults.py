@@ -436,6 +436,62 @@ def test_partial_checksums_are_counted_and_named(start: Start) -> None:
         assert "ethtool -K" in run.errors()
 
 
+def test_flow_table_full_drops_and_counts_and_recovers(lab: Lab, start: Start) -> None:
+    run = start(options=["--max-flows", "64"]).wait_ready()
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(200):
+            sockets.append(connect(lab, timeout_s=0.3))
+    except OSError:
+        pass
+    assert 64 <= len(sockets) <= 128, "each of two shards holds 64"
+    until("the counter", lambda: run.counters()["drop_tcp_flows"] > 0)
+    for sock in sockets:  # those that are there are none the worse for it
+        sock.settimeout(5)
+        sock.sendall(b"x")
+        assert receive(sock, 1) == b"x"
+        sock.close()
+    until("service again", lambda: serves(lab))
+
+
+def test_application_that_keeps_every_frame_holds_only_itself_up(
+    lab: Lab, start: Start, tmp_path: Path
+) -> None:
+    app = tmp_path / "hoards.py"
+    app.write_text(
+        "from ixnet.shard import EV_KNOCK, EV_RECV, Shard\n"
+        "shard = Shard()\n"
+        f"shard.listen({ECHO_PORT})\n"
+        "kept = []\n"
+        "while (batch := shard.poll(10_000_000)) is not None:\n"
+        "    for kind, handle, _, frame, offset, length in batch.columns():\n"
+        "        if kind == EV_KNOCK:\n"
+        "            shard.calls.accept(handle)\n"
+        "        elif kind == EV_RECV:\n"
+        "            kept.append((handle, (frame << shard.frame_shift) + offset, length))\n"
+    )
+    run = start(app, options=["--frames", "1024"]).wait_ready()
+    sockets = [connect(lab) for _ in range(32)]
+    for sock in sockets:
+        sock.setblocking(False)
+    # Small segments cost a frame each, so that the pool ends before the window does.
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        for sock in sockets:
+            with contextlib.suppress(BlockingIOError):
+                sock.send(b"x" * 100)
+        time.sleep(0.001)
+    counters = run.counters()
+    assert counters["frames_app"] > 500, counters
+    assert run.states() == ["ready", "ready"]
+    # Frames for ACKs are held back: the connections stay alive, and new ones are made.
+    with connect(lab):
+        pass
+    for sock in sockets:
+        sock.close()
+    assert run.end() == 0
+
+
 def test_restart_many_times_at_once(lab: Lab) -> None:
     for _ in range(5):
         run = Run(lab, ECHO, [str(ECHO_PORT)])

@@ -1,0 +1,198 @@
+"""The `ixnet` command as a user meets it: a process with arguments, output and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ixnet.control.lab import LabConfig, lab_down, lab_status
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+
+
+def ixnet(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `ixnet WORDS`."""
+    return subprocess.run(
+        [sys.executable, "-m", "ixnet", *words],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=60, **more,
+    )  # fmt: skip
+
+
+def test_help_is_quick_and_names_the_commands() -> None:
+    ixnet("--help")
+    begin = time.monotonic()
+    run = ixnet("--help")
+    assert time.monotonic() - begin < 1
+    assert run.returncode == 0
+    for command in ("doctor", "lab", "run", "stat"):
+        assert command in run.stdout
+
+
+def test_help_does_not_load_what_commands_need() -> None:
+    code = "import sys, ixnet.cli; print('pyroute2' in sys.modules, 'ixnet._core' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         cwd=ROOT)  # fmt: skip
+    assert run.stdout == "False False\n"
+
+
+def test_version_is_said() -> None:
+    import ixnet as package
+
+    assert ixnet("--version").stdout == f"ixnet {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["run", "-i", "lo", "--mode", "fast", "x.py"], "--mode fast is not known"),
+        (["run", "-i", "lo", "--placement", "dune", "x.py"], "not in this version"),
+        (["run", "-i", "lo", "--queues", "many", "x.py"], "--queues many is no number"),
+        (["run", "-i", "lo", "--cores", "a", "x.py"], "'a' is no list of cores"),
+        (["run", "-i", "lo", "--batch", "0", "x.py"], "--batch 0 is out of range"),
+        (["run", "-i", "lo", "--own-address", "10.0.0.1", "x.py"], "no prefix length"),
+        (["run", "-i", "lo", "--own-address", "fd00::1/64", "x.py"], "--own-address"),
+        (["run", "-i", "lo", "--ports", "5", "x.py"], "--ports 5 is no range"),
+        (["run", "-i", "lo", "--busy-poll", "--spin-us", "5", "x.py"], "give one of them"),
+        (["run", "-i", "lo", "no-such-app.py"], "there is no application no-such-app.py"),
+        (["run", "-i", "lo", "tests"], "tests is a directory"),
+        (["stat", "--name", "no-such-instance"], "no instance is called 'no-such-instance'"),
+    ],
+)
+def test_mistake_is_one_message_with_its_cure(words: list[str], part: str) -> None:
+    run = ixnet(*words)
+    assert run.returncode == 2
+    assert part in run.stderr and "cure: " in run.stderr
+    assert run.stderr.startswith("ixnet: ") and "Traceback" not in run.stderr
+    assert run.stdout == ""
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    run = ixnet("stat", "--name", "nobody", env={**os.environ, "IXNET_DEBUG": "1"})
+    assert run.returncode == 2 and "Traceback" in run.stderr and "cure: " in run.stderr
+
+
+def test_missing_argument_is_a_usage_error() -> None:
+    run = ixnet("run", "app.py")
+    assert run.returncode == 2 and "--interface" in run.stderr
+
+
+def test_doctor_speaks_json_with_a_cure_for_each_trouble() -> None:
+    run = ixnet("doctor", "--json")
+    findings = json.loads(run.stdout)
+    areas = {finding["area"] for finding in findings}
+    assert {"kernel", "rights", "memory", "cpu", "network", "ixnet"} <= areas
+    assert all(finding["cure"] for finding in findings if finding["level"] == "fail")
+    failed = any(finding["level"] == "fail" for finding in findings)
+    assert run.returncode == (1 if failed else 0)
+    whats = {finding["what"] for finding in findings}
+    assert {"capabilities", "huge pages", "busy polling", "KVM", "BTF", "locked memory"} <= whats
+
+
+@needs_root
+def test_doctor_without_rights_says_which_are_missing() -> None:
+    argv = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-m", "ixnet"]
+    run = subprocess.run([*argv, "doctor", "--json"], capture_output=True, text=True, check=False,
+                         cwd=ROOT)  # fmt: skip
+    if "No module named" in run.stderr or "Permission denied" in run.stderr:
+        pytest.skip("another user can't read this tree")
+    finding = next(f for f in json.loads(run.stdout) if f["what"] == "capabilities")
+    assert finding["level"] == "fail" and "CAP_NET_ADMIN" in finding["value"]
+    assert run.returncode == 1
+
+
+def test_doctor_finds_an_interface_that_is_not_there() -> None:
+    run = ixnet("doctor", "--interface", "nope0")
+    assert run.returncode == 1
+    assert "nope0" in run.stdout
+
+
+@needs_root
+def test_lab_comes_up_is_seen_and_goes_down() -> None:
+    name = f"tc{os.getpid()}"
+    cfg = LabConfig.named(name)
+    try:
+        assert ixnet("lab", "status", "--name", name).returncode == 1
+        up = ixnet("lab", "up", "--name", name, "--json")
+        assert up.returncode == 0, up.stderr
+        facts = json.loads(up.stdout)
+        assert facts["server"]["rx_queues"] == 2 and facts["created"] is True
+        again = ixnet("lab", "up", "--name", name)
+        assert again.returncode == 0 and "was up already" in again.stdout
+        status = ixnet("lab", "status", "--name", name)
+        assert status.returncode == 0 and cfg.server_netns in status.stdout
+        doctor = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{cfg.server_netns}", sys.executable, "-m", "ixnet",
+             "doctor", "-i", cfg.server_if, "--json"],
+            capture_output=True, text=True, check=False, cwd=ROOT,
+        )  # fmt: skip
+        findings = {f["what"]: f for f in json.loads(doctor.stdout) if f["area"] == cfg.server_if}
+        assert "native copy" in findings["AF_XDP modes"]["value"]
+        assert findings["queues"]["value"] == "2"
+        assert findings["XDP program"]["level"] == "ok"
+        assert "fits frames of 2048 bytes" in findings["MTU"]["value"]
+        down = ixnet("lab", "down", "--name", name)
+        assert down.returncode == 0 and "lab is down" in down.stdout
+        assert "there was no lab" in ixnet("lab", "down", "--name", name).stdout
+    finally:
+        lab_down(cfg, kill=True)
+    assert lab_status(cfg).state == "absent"
+
+
+@needs_root
+def test_lab_that_can_not_be_is_one_message() -> None:
+    run = ixnet("lab", "up", "--queues", "0")
+    assert run.returncode == 2
+    assert run.stderr.startswith("ixnet: queues must be") and "Traceback" not in run.stderr
+
+
+@needs_root
+def test_stat_shows_a_running_instance() -> None:
+    name = f"ts{os.getpid()}"
+    cfg = LabConfig.named(name)
+    app = ROOT / "tests/runtime/apps/echo.py"
+    argv = ["nsenter", f"--net=/run/netns/{cfg.server_netns}", sys.executable, "-m", "ixnet"]
+    argv += ["run", "-i", cfg.server_if, "--name", name, "--frames", "2048", "--max-flows", "4096"]
+    process = None
+    try:
+        assert ixnet("lab", "up", "--name", name).returncode == 0
+        process = subprocess.Popen(
+            [*argv, str(app), "7000"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert process.stdout is not None
+        assert any(line.startswith("ready") for line in process.stdout)
+        data = json.loads(ixnet("stat", "--name", name, "--json").stdout)
+        assert data["interface"] == cfg.server_if and data["placement"] == "inline"
+        assert data["mode"] == "native copy" and data["state"] == "serving"
+        assert data["claims"] == ["tcp *:7000"]
+        assert [shard["queue"] for shard in data["shards"]] == [0, 1]
+        assert data["total"]["cycles"] > 0 and "redirect_claim" in data["verdicts"]
+        assert {"drop_tcp_csum", "tcp_rexmit"} <= set(data["total"])
+        table = ixnet("stat", "--name", name)
+        assert table.returncode == 0
+        for word in ("native copy", "tcp *:7000", "cycles", "shard 1"):
+            assert word in table.stdout
+        assert "drop_tcp_csum" not in table.stdout, "nothing was dropped"
+        assert "drop_tcp_csum" in ixnet("stat", "--name", name, "--all").stdout
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "ixnet", "stat", "--name", name, "--watch", "--interval", "0.1"],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        out, _ = watch.communicate(timeout=20)
+        assert watch.returncode == 0 and "the instance has ended" in out
+        assert ixnet("stat", "--name", name).returncode == 2
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+        lab_down(cfg, kill=True)
