@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/shard_cost.py [--json]
 
-Arrays filled by hand stand in for a shard's: 64 RECV events, as many as one batch brings. The best of
-many rounds, so that another load of the machine shows less.
+Arrays filled by hand stand in for a shard's: 64 RECV events, as many as one batch brings. The best
+of many rounds, so that another load of the machine shows less.
 """
 
 from __future__ import annotations
