@@ -310,8 +310,8 @@ static int serve(struct echo *e)
                 on_recv(e, ev);
             else if (ev->type == IX_EV_SENT)
                 on_sent(e, ev);
-            else if (ev->type == IX_EV_DEAD)
-                on_dead(e, ev);
+            else if (ev->type == IX_EV_DEAD && ev->cookie != LISTENER)
+                on_dead(e, ev); /* else ACCEPT fails */
         }
     }
 }

@@ -24,7 +24,7 @@ EVBUFFER_EOL_NUL: Final = 4
 BytesLike = bytes | bytearray | memoryview
 
 _ALL: Final = (1 << 64) - 1
-_IN_UMEM: Final = (lib.IX_EXTENT_LENT, lib.IX_EXTENT_ARENA)
+_IN_UMEM: Final = (lib.IX_EVEXTENT_LENT, lib.IX_EVEXTENT_ARENA)
 
 # As globals, these cost one dictionary look-up less for each use.
 _add: Any = lib.ix_evbuffer_add

@@ -422,9 +422,9 @@ void ix_bev_on_recv(struct ix_bev *bev, const struct ix_event *ev)
         return;
     }
     if (bev->detached || bev->state == IX_BEV_DEAD) {
-        struct ix_evextent *e = ix_extent_lent(pool, payload(bev, ev), ev->bytes, ev->handle);
+        struct ix_evextent *e = ix_evextent_lent(pool, payload(bev, ev), ev->bytes, ev->handle);
         if (e)
-            ix_extent_release(pool, e);
+            ix_evextent_release(pool, e);
         return;
     }
     bool direct = bev->enabled & IX_BEV_READ && !bev->read_high && !bev->backlog.bytes;

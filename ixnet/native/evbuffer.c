@@ -33,7 +33,7 @@ void ix_evbuffer_free(struct ix_evbuffer *b)
 
 void ix_evbuffer_clear(struct ix_evbuffer *b)
 {
-    ix_extent_release_all(b->pool, b->head);
+    ix_evextent_release_all(b->pool, b->head);
     b->head = b->tail = NULL;
     b->bytes = 0;
     b->has_arena = 0;
@@ -55,7 +55,7 @@ static void link_tail(struct ix_evbuffer *b, struct ix_evextent *e)
     else
         b->head = e;
     b->tail = e;
-    if (e->kind == IX_EXTENT_ARENA)
+    if (e->kind == IX_EVEXTENT_ARENA)
         b->has_arena = 1;
 }
 
@@ -82,7 +82,7 @@ static struct ix_evextent *unlink_head(struct ix_evbuffer *b)
 /* Cuts the first extent so that it ends after n bytes. Returns 0 or -ENOMEM. */
 static int cut_head(struct ix_evbuffer *b, uint32_t n)
 {
-    struct ix_evextent *e = b->head, *rest = ix_extent_split(b->pool, e, n);
+    struct ix_evextent *e = b->head, *rest = ix_evextent_split(b->pool, e, n);
     if (!rest)
         return -ENOMEM;
     rest->next = e->next;
@@ -98,7 +98,7 @@ static int cut_head(struct ix_evbuffer *b, uint32_t n)
 static void undo_add(struct ix_evbuffer *b, struct ix_evextent *tail, uint32_t tail_bytes,
                      uint64_t bytes)
 {
-    ix_extent_release_all(b->pool, tail ? tail->next : b->head);
+    ix_evextent_release_all(b->pool, tail ? tail->next : b->head);
     if (tail) {
         tail->next = NULL;
         tail->bytes = tail_bytes;
@@ -111,9 +111,9 @@ static void undo_add(struct ix_evbuffer *b, struct ix_evextent *tail, uint32_t t
 
 static struct ix_evextent *new_tail(struct ix_evbuffer *b, size_t n)
 {
-    struct ix_evextent *e = b->sends ? ix_extent_arena(b->pool, b->owner) : NULL;
+    struct ix_evextent *e = b->sends ? ix_evextent_arena(b->pool, b->owner) : NULL;
     if (!e)
-        e = ix_extent_heap(b->pool, n < EXTENT_MAX_BYTES ? n : EXTENT_MAX_BYTES, 0);
+        e = ix_evextent_heap(b->pool, n < EXTENT_MAX_BYTES ? n : EXTENT_MAX_BYTES, 0);
     if (e)
         link_tail(b, e);
     return e;
@@ -130,17 +130,17 @@ int ix_evbuffer_add(struct ix_evbuffer *b, const void *data, size_t n)
     if (!n || b->discards)
         return 0;
     while (n) {
-        uint32_t room = b->tail ? ix_extent_room(b->pool, b->tail) : 0;
+        uint32_t room = b->tail ? ix_evextent_room(b->pool, b->tail) : 0;
         if (!room) {
             struct ix_evextent *e = new_tail(b, n);
             if (!e) {
                 undo_add(b, old_tail, old_tail_bytes, old_bytes);
                 return -ENOMEM;
             }
-            room = ix_extent_room(b->pool, e);
+            room = ix_evextent_room(b->pool, e);
         }
         uint32_t part = n < room ? (uint32_t)n : room;
-        ix_extent_append(b->pool, b->tail, from, part);
+        ix_evextent_append(b->pool, b->tail, from, part);
         b->bytes += part;
         from += part;
         n -= part;
@@ -157,16 +157,16 @@ int ix_evbuffer_prepend(struct ix_evbuffer *b, const void *data, size_t n)
         return 0;
     if (n > EXTENT_MAX_BYTES)
         return -ENOMEM;
-    uint32_t fitted = b->head ? ix_extent_put_front(b->head, data, n) : 0;
+    uint32_t fitted = b->head ? ix_evextent_put_front(b->head, data, n) : 0;
     if (fitted < n) {
         /* Room is left in front for as much again: protocols prepend a header to a header. */
-        struct ix_evextent *e = ix_extent_heap(b->pool, 0, n < 256 ? 512 : 2 * n);
+        struct ix_evextent *e = ix_evextent_heap(b->pool, 0, n < 256 ? 512 : 2 * n);
         if (!e) {
             if (fitted)
-                ix_extent_trim(b->pool, b->head, fitted);
+                ix_evextent_trim(b->pool, b->head, fitted);
             return -ENOMEM;
         }
-        ix_extent_put_front(e, data, n - fitted);
+        ix_evextent_put_front(e, data, n - fitted);
         link_head(b, e);
     }
     b->bytes += n;
@@ -176,7 +176,7 @@ int ix_evbuffer_prepend(struct ix_evbuffer *b, const void *data, size_t n)
 
 int ix_evbuffer_add_lent(struct ix_evbuffer *b, uint8_t *data, uint32_t n, uint64_t handle)
 {
-    struct ix_evextent *e = ix_extent_lent(b->pool, data, n, handle);
+    struct ix_evextent *e = ix_evextent_lent(b->pool, data, n, handle);
     if (!e)
         return -ENOMEM;
     link_tail(b, e);
@@ -192,7 +192,7 @@ static bool may_move(const struct ix_evextent *e, const struct ix_evbuffer *from
                      const struct ix_evbuffer *to)
 {
     return from->pool == to->pool &&
-           (e->kind != IX_EXTENT_ARENA || (from->owner && from->owner == to->owner));
+           (e->kind != IX_EVEXTENT_ARENA || (from->owner && from->owner == to->owner));
 }
 
 /* Moves the first extent. Returns 0 or -ENOMEM. */
@@ -207,7 +207,7 @@ static int move_head(struct ix_evbuffer *from, struct ix_evbuffer *to)
         int err = ix_evbuffer_add(to, e->data, n);
         if (err)
             return err;
-        ix_extent_release(from->pool, unlink_head(from));
+        ix_evextent_release(from->pool, unlink_head(from));
     }
     from->bytes -= n;
     return 0;
@@ -267,23 +267,24 @@ int ix_evbuffer_shift(struct ix_evbuffer *from, struct ix_evbuffer *to, uint32_t
 struct ix_evextent *ix_evbuffer_sendable(struct ix_evbuffer *b, struct ix_evextent **at)
 {
     struct ix_evextent *e = *at;
-    if (e->kind != IX_EXTENT_HEAP)
+    if (e->kind != IX_EVEXTENT_HEAP)
         return e;
-    struct ix_evextent *a = ix_extent_arena(b->pool, b->owner);
+    struct ix_evextent *a = ix_evextent_arena(b->pool, b->owner);
     if (!a)
         return NULL;
     b->has_arena = 1;
-    for (uint32_t room; e && e->kind == IX_EXTENT_HEAP && (room = ix_extent_room(b->pool, a));) {
+    for (uint32_t room;
+         e && e->kind == IX_EVEXTENT_HEAP && (room = ix_evextent_room(b->pool, a));) {
         uint32_t n = e->bytes < room ? e->bytes : room;
-        ix_extent_append(b->pool, a, e->data, n);
+        ix_evextent_append(b->pool, a, e->data, n);
         if (n < e->bytes) {
-            ix_extent_trim(b->pool, e, n);
+            ix_evextent_trim(b->pool, e, n);
             break;
         }
         struct ix_evextent *next = e->next;
         if (b->tail == e)
             b->tail = a;
-        ix_extent_release(b->pool, e);
+        ix_evextent_release(b->pool, e);
         e = next;
     }
     a->next = e;
@@ -299,14 +300,14 @@ static uint64_t drop(struct ix_evbuffer *b, uint64_t n)
     while (left) {
         struct ix_evextent *e = b->head;
         if (e->bytes > left) {
-            if (ix_extent_trim(b->pool, e, (uint32_t)left))
+            if (ix_evextent_trim(b->pool, e, (uint32_t)left))
                 break;
             b->bytes -= left;
             left = 0;
         } else {
             left -= e->bytes;
             b->bytes -= e->bytes;
-            ix_extent_release(b->pool, unlink_head(b));
+            ix_evextent_release(b->pool, unlink_head(b));
         }
     }
     return before - left;
@@ -351,15 +352,15 @@ const char *ix_evbuffer_pullup(struct ix_evbuffer *b, int64_t n)
         return b->head ? (const char *)b->head->data : nothing;
     if (b->head->bytes >= want)
         return (const char *)b->head->data;
-    struct ix_evextent *e = ix_extent_heap(b->pool, want, 0);
+    struct ix_evextent *e = ix_evextent_heap(b->pool, want, 0);
     if (!e || !ix_evpool_reserve(b->pool)) { /* for the cut in the last extent */
-        ix_extent_release_all(b->pool, e);
+        ix_evextent_release_all(b->pool, e);
         return NULL;
     }
     for (uint64_t left = want; left;) {
         const struct ix_evextent *from = b->head;
         uint32_t part = from->bytes < left ? from->bytes : (uint32_t)left;
-        ix_extent_append(b->pool, e, from->data, part);
+        ix_evextent_append(b->pool, e, from->data, part);
         left -= drop(b, part);
     }
     link_head(b, e);
@@ -484,7 +485,7 @@ const char *ix_evbuffer_check(const struct ix_evbuffer *b)
         if (!e->next && e != b->tail)
             return "the last extent is not the tail";
         bytes += e->bytes;
-        arena |= e->kind == IX_EXTENT_ARENA;
+        arena |= e->kind == IX_EVEXTENT_ARENA;
     }
     if (bytes != b->bytes)
         return "the extents don't add up to the length";

@@ -310,9 +310,9 @@ static void give_back(struct ix_evloop *loop, const struct ix_event *ev)
     uint8_t *data = io->umem + ((uint64_t)ev->frame << io->frame_shift) + ev->offset;
     struct ix_evextent *e = NULL;
     if (ev->bytes)
-        e = ix_extent_lent(loop->pool, data, ev->bytes, ev->handle);
+        e = ix_evextent_lent(loop->pool, data, ev->bytes, ev->handle);
     if (e)
-        ix_extent_release(loop->pool, e);
+        ix_evextent_release(loop->pool, e);
 }
 
 static void book_events(struct ix_evloop *loop, uint32_t n)

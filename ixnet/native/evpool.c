@@ -139,10 +139,10 @@ static uint32_t arena_end(const struct ix_evpool *pool, const struct ix_evextent
     return (uint32_t)(addr_of(pool, e) & mask) + e->bytes;
 }
 
-struct ix_evextent *ix_extent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t bytes,
-                                   uint64_t handle)
+struct ix_evextent *ix_evextent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t bytes,
+                                     uint64_t handle)
 {
-    struct ix_evextent *e = extent_new(pool, IX_EXTENT_LENT, data);
+    struct ix_evextent *e = extent_new(pool, IX_EVEXTENT_LENT, data);
     if (!e)
         return NULL;
     e->bytes = bytes;
@@ -159,14 +159,14 @@ static bool arena_may_give(const struct ix_evpool *pool, const struct ix_evowner
                                       owner->arena_frames < IX_EVPOOL_FAIR_FRAMES);
 }
 
-struct ix_evextent *ix_extent_arena(struct ix_evpool *pool, struct ix_evowner *owner)
+struct ix_evextent *ix_evextent_arena(struct ix_evpool *pool, struct ix_evowner *owner)
 {
     if (!arena_may_give(pool, owner))
         return NULL;
     const struct ix_io *io = pool->io;
     uint32_t i = pool->arena_free[pool->arena_free_count - 1];
     uint64_t addr = ((uint64_t)(io->arena_frame + i) << io->frame_shift) + io->tx_headroom;
-    struct ix_evextent *e = extent_new(pool, IX_EXTENT_ARENA, io->umem + addr);
+    struct ix_evextent *e = extent_new(pool, IX_EVEXTENT_ARENA, io->umem + addr);
     if (!e)
         return NULL;
     pool->arena_free_count--;
@@ -175,13 +175,13 @@ struct ix_evextent *ix_extent_arena(struct ix_evpool *pool, struct ix_evowner *o
     return e;
 }
 
-struct ix_evextent *ix_extent_heap(struct ix_evpool *pool, size_t room, size_t front)
+struct ix_evextent *ix_evextent_heap(struct ix_evpool *pool, size_t room, size_t front)
 {
     size_t size = room + front < CHUNK_MIN_BYTES ? CHUNK_MIN_BYTES : room + front;
     if (size > UINT32_MAX / 2)
         return NULL;
     struct ix_evchunk *chunk = malloc(sizeof *chunk + size);
-    struct ix_evextent *e = chunk ? extent_new(pool, IX_EXTENT_HEAP, chunk->bytes + front) : NULL;
+    struct ix_evextent *e = chunk ? extent_new(pool, IX_EVEXTENT_HEAP, chunk->bytes + front) : NULL;
     if (!e) {
         free(chunk);
         return NULL;
@@ -196,31 +196,31 @@ struct ix_evextent *ix_extent_heap(struct ix_evpool *pool, size_t room, size_t f
 
 /* ---- growing, cutting, releasing ----------------------------------------- */
 
-uint32_t ix_extent_room(const struct ix_evpool *pool, const struct ix_evextent *e)
+uint32_t ix_evextent_room(const struct ix_evpool *pool, const struct ix_evextent *e)
 {
-    if (e->kind == IX_EXTENT_ARENA) {
+    if (e->kind == IX_EVEXTENT_ARENA) {
         const struct ix_arena_frame *frame = &pool->arena[arena_index(pool, e)];
         uint32_t limit = pool->io->tx_headroom + pool->segment_bytes;
         return frame->end == arena_end(pool, e) ? limit - frame->end : 0;
     }
-    if (e->kind == IX_EXTENT_HEAP && e->data + e->bytes == e->chunk->bytes + e->chunk->end)
+    if (e->kind == IX_EVEXTENT_HEAP && e->data + e->bytes == e->chunk->bytes + e->chunk->end)
         return e->chunk->size - e->chunk->end;
     return 0;
 }
 
-void ix_extent_append(struct ix_evpool *pool, struct ix_evextent *e, const void *data, uint32_t n)
+void ix_evextent_append(struct ix_evpool *pool, struct ix_evextent *e, const void *data, uint32_t n)
 {
     memcpy(e->data + e->bytes, data, n);
     e->bytes += n;
-    if (e->kind == IX_EXTENT_ARENA)
+    if (e->kind == IX_EVEXTENT_ARENA)
         pool->arena[arena_index(pool, e)].end += n;
     else
         e->chunk->end += n;
 }
 
-uint32_t ix_extent_put_front(struct ix_evextent *e, const uint8_t *data, size_t n)
+uint32_t ix_evextent_put_front(struct ix_evextent *e, const uint8_t *data, size_t n)
 {
-    if (e->kind != IX_EXTENT_HEAP || e->data != e->chunk->bytes + e->chunk->begin)
+    if (e->kind != IX_EVEXTENT_HEAP || e->data != e->chunk->bytes + e->chunk->begin)
         return 0;
     uint32_t take = n < e->chunk->begin ? (uint32_t)n : e->chunk->begin;
     e->chunk->begin -= take;
@@ -230,16 +230,16 @@ uint32_t ix_extent_put_front(struct ix_evextent *e, const uint8_t *data, size_t 
     return take;
 }
 
-struct ix_evextent *ix_extent_split(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n)
+struct ix_evextent *ix_evextent_split(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n)
 {
     struct ix_evextent *rest = extent_new(pool, e->kind, e->data + n);
     if (!rest)
         return NULL;
     rest->bytes = e->bytes - n;
     rest->handle = e->handle;
-    if (e->kind == IX_EXTENT_ARENA)
+    if (e->kind == IX_EVEXTENT_ARENA)
         pool->arena[arena_index(pool, e)].extents++;
-    else if (e->kind == IX_EXTENT_HEAP) {
+    else if (e->kind == IX_EVEXTENT_HEAP) {
         rest->chunk = e->chunk;
         e->chunk->extents++;
     }
@@ -268,13 +268,13 @@ static void arena_unref(struct ix_evpool *pool, uint32_t i)
     pool->arena_free[pool->arena_free_count++] = i;
 }
 
-void ix_extent_release(struct ix_evpool *pool, struct ix_evextent *e)
+void ix_evextent_release(struct ix_evpool *pool, struct ix_evextent *e)
 {
-    if (e->kind == IX_EXTENT_LENT) {
+    if (e->kind == IX_EVEXTENT_LENT) {
         put_done(pool, e);
         return;
     }
-    if (e->kind == IX_EXTENT_ARENA)
+    if (e->kind == IX_EVEXTENT_ARENA)
         arena_unref(pool, arena_index(pool, e));
     else if (!--e->chunk->extents) {
         pool->heap_bytes -= e->chunk->size;
@@ -283,19 +283,19 @@ void ix_extent_release(struct ix_evpool *pool, struct ix_evextent *e)
     extent_free(pool, e);
 }
 
-void ix_extent_release_all(struct ix_evpool *pool, struct ix_evextent *e)
+void ix_evextent_release_all(struct ix_evpool *pool, struct ix_evextent *e)
 {
     while (e) {
         struct ix_evextent *next = e->next;
-        ix_extent_release(pool, e);
+        ix_evextent_release(pool, e);
         e = next;
     }
 }
 
-int ix_extent_trim(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n)
+int ix_evextent_trim(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n)
 {
-    if (e->kind == IX_EXTENT_LENT) {
-        struct ix_evextent *done = extent_new(pool, IX_EXTENT_LENT, e->data);
+    if (e->kind == IX_EVEXTENT_LENT) {
+        struct ix_evextent *done = extent_new(pool, IX_EVEXTENT_LENT, e->data);
         if (!done)
             return -ENOMEM;
         done->bytes = n;
@@ -325,7 +325,7 @@ bool ix_evpool_pop_done(struct ix_evpool *pool, uint64_t *handle, uint64_t *addr
 
 void ix_evpool_drop_taken(struct ix_evpool *pool)
 {
-    ix_extent_release_all(pool, pool->taken);
+    ix_evextent_release_all(pool, pool->taken);
     pool->taken = NULL;
 }
 
@@ -352,7 +352,7 @@ const char *ix_evpool_check(const struct ix_evpool *pool)
     if (free_frames != pool->arena_free_count)
         return "the stack of free arena frames does not match their records";
     for (const struct ix_evextent *e = pool->done_head; e; e = e->next)
-        if (e->kind != IX_EXTENT_LENT || !e->bytes || (!e->next && e != pool->done_tail))
+        if (e->kind != IX_EVEXTENT_LENT || !e->bytes || (!e->next && e != pool->done_tail))
             return "what is to be given back is not lent memory";
     return NULL;
 }

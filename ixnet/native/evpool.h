@@ -31,7 +31,7 @@ enum { IX_EVPOOL_SEGMENT_BYTES = 1448 };
 /* The arena frames that every owner may have, however little is left for the others. */
 enum { IX_EVPOOL_FAIR_FRAMES = 2 };
 
-enum ix_extent_kind { IX_EXTENT_LENT = 1, IX_EXTENT_ARENA = 2, IX_EXTENT_HEAP = 3 };
+enum ix_evextent_kind { IX_EVEXTENT_LENT = 1, IX_EVEXTENT_ARENA = 2, IX_EVEXTENT_HEAP = 3 };
 
 struct ix_evchunk; /* counted heap memory */
 
@@ -39,7 +39,7 @@ struct ix_evextent {
     struct ix_evextent *next;
     uint8_t *data;  /* first byte */
     uint32_t bytes; /* how many; never 0 in a buffer */
-    uint8_t kind;   /* enum ix_extent_kind */
+    uint8_t kind;   /* enum ix_evextent_kind */
     union {
         uint64_t handle;          /* LENT: whom RECV lent it to */
         struct ix_evchunk *chunk; /* HEAP: what data lies in */
@@ -93,32 +93,33 @@ struct ix_evowner *ix_evpool_unqueue(struct ix_evpool *pool);
 
 /* A LENT extent, in no buffer yet. NULL: no memory; the bytes are still the caller's to give back.
  */
-struct ix_evextent *ix_extent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t bytes,
-                                   uint64_t handle);
+struct ix_evextent *ix_evextent_lent(struct ix_evpool *pool, uint8_t *data, uint32_t bytes,
+                                     uint64_t handle);
 /* An empty ARENA extent at the start of a fresh frame. NULL: the arena has none for this owner now.
  */
-struct ix_evextent *ix_extent_arena(struct ix_evpool *pool, struct ix_evowner *owner);
+struct ix_evextent *ix_evextent_arena(struct ix_evpool *pool, struct ix_evowner *owner);
 /* An empty HEAP extent with room for `room` bytes and, put before data, `front` more. NULL: no
  * memory. */
-struct ix_evextent *ix_extent_heap(struct ix_evpool *pool, size_t room, size_t front);
+struct ix_evextent *ix_evextent_heap(struct ix_evpool *pool, size_t room, size_t front);
 /* How many bytes can be appended at the extent's end, in place. */
-uint32_t ix_extent_room(const struct ix_evpool *pool, const struct ix_evextent *e);
+uint32_t ix_evextent_room(const struct ix_evpool *pool, const struct ix_evextent *e);
 /* Appends n bytes, at most its room. */
-void ix_extent_append(struct ix_evpool *pool, struct ix_evextent *e, const void *data, uint32_t n);
+void ix_evextent_append(struct ix_evpool *pool, struct ix_evextent *e, const void *data,
+                        uint32_t n);
 /* Puts bytes before the first one, where there is room for it. Returns how many of the last of n
  * fitted. */
-uint32_t ix_extent_put_front(struct ix_evextent *e, const uint8_t *data, size_t n);
+uint32_t ix_evextent_put_front(struct ix_evextent *e, const uint8_t *data, size_t n);
 /* Cuts: e keeps the first n bytes; returns the rest, or NULL: no memory. 0 < n < e->bytes. */
-struct ix_evextent *ix_extent_split(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n);
+struct ix_evextent *ix_evextent_split(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n);
 /* Makes sure that one extent record is at hand, so that one trim or split can't fail. */
 bool ix_evpool_reserve(struct ix_evpool *pool);
 /* Gives the extent up. */
-void ix_extent_release(struct ix_evpool *pool, struct ix_evextent *e);
+void ix_evextent_release(struct ix_evpool *pool, struct ix_evextent *e);
 /* Releases a chain of them. */
-void ix_extent_release_all(struct ix_evpool *pool, struct ix_evextent *e);
+void ix_evextent_release_all(struct ix_evpool *pool, struct ix_evextent *e);
 /* Releases only the first n bytes, fewer than all: a LENT part is given back by itself. Returns 0
  * or -ENOMEM. */
-int ix_extent_trim(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n);
+int ix_evextent_trim(struct ix_evpool *pool, struct ix_evextent *e, uint32_t n);
 
 /* Releases what the last ix_evbuffer_take() took. */
 void ix_evpool_drop_taken(struct ix_evpool *pool);

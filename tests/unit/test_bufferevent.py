@@ -103,6 +103,19 @@ def test_accept_that_fails_is_an_error_event() -> None:
     loop.end()
 
 
+def test_dead_between_knock_and_accept_is_an_error_event() -> None:
+    loop = Loop()
+    conn = loop.fake.knock()
+    loop.fake.die(conn, -errno.ECONNRESET)  # told with the listener's cookie
+    loop.turn()
+    ((index, _),) = loop.early
+    bev = lib.ix_evloop_at(loop.c, index)
+    loop.turn()
+    assert loop.late == [(index, ERROR | READING)]
+    loop.close(bev)
+    loop.end()
+
+
 def test_accepted_and_at_once_aborted_is_rejected() -> None:
     loop = Loop()
     loop.fake.knock()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.evmem import SEGMENT, Memory, content, kinds
 from tests.unit.san import ffi, lib
 
-LENT, ARENA, HEAP = lib.IX_EXTENT_LENT, lib.IX_EXTENT_ARENA, lib.IX_EXTENT_HEAP
+LENT, ARENA, HEAP = lib.IX_EVEXTENT_LENT, lib.IX_EVEXTENT_ARENA, lib.IX_EVEXTENT_HEAP
 EBADF = 9
 # Sizes around what matters: nothing, one, a segment, a chunk of heap, several of them.
 SIZES = st.one_of(

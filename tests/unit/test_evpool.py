@@ -9,14 +9,14 @@ from tests.unit.san import ffi, lib
 def test_arena_extent_starts_behind_the_headroom_of_a_fresh_frame() -> None:
     memory = Memory(arena_frames=2)
     owner = memory.owner()
-    extents = [lib.ix_extent_arena(memory.pool, owner) for _ in range(2)]
+    extents = [lib.ix_evextent_arena(memory.pool, owner) for _ in range(2)]
     addresses = [int(e.data - memory.umem) for e in extents]
     assert {a % FRAME_BYTES for a in addresses} == {HEADROOM}
     assert {a >> FRAME_SHIFT for a in addresses} == {64, 65}
     assert owner.arena_frames == 2
-    assert not lib.ix_extent_arena(memory.pool, owner)
+    assert not lib.ix_evextent_arena(memory.pool, owner)
     for e in extents:
-        lib.ix_extent_release(memory.pool, e)
+        lib.ix_evextent_release(memory.pool, e)
     assert owner.arena_frames == 0
     memory.end()
 
@@ -28,7 +28,7 @@ def test_arena_half_empty_gives_each_owner_a_few_frames_only() -> None:
 
     def take_all(owner: object) -> int:
         count = 0
-        while e := lib.ix_extent_arena(memory.pool, owner):
+        while e := lib.ix_evextent_arena(memory.pool, owner):
             extents.append(e)
             count += 1
         return count
@@ -38,57 +38,57 @@ def test_arena_half_empty_gives_each_owner_a_few_frames_only() -> None:
     assert take_all(memory.owner()) == 0
     memory.check()
     for e in extents:
-        lib.ix_extent_release(memory.pool, e)
+        lib.ix_evextent_release(memory.pool, e)
     memory.end()
 
 
 def test_arena_frame_is_free_when_its_last_extent_is() -> None:
     memory = Memory()
     owner = memory.owner()
-    e = lib.ix_extent_arena(memory.pool, owner)
-    lib.ix_extent_append(memory.pool, e, b"abcdef", 6)
-    rest = lib.ix_extent_split(memory.pool, e, 2)
+    e = lib.ix_evextent_arena(memory.pool, owner)
+    lib.ix_evextent_append(memory.pool, e, b"abcdef", 6)
+    rest = lib.ix_evextent_split(memory.pool, e, 2)
     assert (bytes(ffi.buffer(e.data, e.bytes)), bytes(ffi.buffer(rest.data, rest.bytes))) == (
         b"ab",
         b"cdef",
     )
-    lib.ix_extent_release(memory.pool, e)
+    lib.ix_evextent_release(memory.pool, e)
     assert memory.pool.arena_free_count == 7
     memory.check()
-    lib.ix_extent_release(memory.pool, rest)
+    lib.ix_evextent_release(memory.pool, rest)
     assert memory.pool.arena_free_count == 8
     memory.end()
 
 
 def test_only_the_last_extent_of_a_frame_grows() -> None:
     memory = Memory()
-    e = lib.ix_extent_arena(memory.pool, memory.owner())
-    assert lib.ix_extent_room(memory.pool, e) == SEGMENT
-    lib.ix_extent_append(memory.pool, e, b"abcd", 4)
-    rest = lib.ix_extent_split(memory.pool, e, 1)
-    assert lib.ix_extent_room(memory.pool, e) == 0
-    assert lib.ix_extent_room(memory.pool, rest) == SEGMENT - 4
-    lib.ix_extent_release(memory.pool, e)
-    lib.ix_extent_release(memory.pool, rest)
+    e = lib.ix_evextent_arena(memory.pool, memory.owner())
+    assert lib.ix_evextent_room(memory.pool, e) == SEGMENT
+    lib.ix_evextent_append(memory.pool, e, b"abcd", 4)
+    rest = lib.ix_evextent_split(memory.pool, e, 1)
+    assert lib.ix_evextent_room(memory.pool, e) == 0
+    assert lib.ix_evextent_room(memory.pool, rest) == SEGMENT - 4
+    lib.ix_evextent_release(memory.pool, e)
+    lib.ix_evextent_release(memory.pool, rest)
     memory.end()
 
 
 def test_lent_extent_takes_no_more() -> None:
     memory = Memory()
-    e = lib.ix_extent_lent(memory.pool, memory.lend(b"abc"), 3, 1)
-    assert lib.ix_extent_room(memory.pool, e) == 0
-    assert lib.ix_extent_put_front(e, b"x", 1) == 0
-    lib.ix_extent_release(memory.pool, e)
+    e = lib.ix_evextent_lent(memory.pool, memory.lend(b"abc"), 3, 1)
+    assert lib.ix_evextent_room(memory.pool, e) == 0
+    assert lib.ix_evextent_put_front(e, b"x", 1) == 0
+    lib.ix_evextent_release(memory.pool, e)
     memory.end()
 
 
 def test_trimmed_lent_extent_gives_back_what_was_trimmed() -> None:
     memory = Memory()
-    e = lib.ix_extent_lent(memory.pool, memory.lend(b"abcdef", handle=9), 6, 9)
-    assert lib.ix_extent_trim(memory.pool, e, 4) == 0
+    e = lib.ix_evextent_lent(memory.pool, memory.lend(b"abcdef", handle=9), 6, 9)
+    assert lib.ix_evextent_trim(memory.pool, e, 4) == 0
     assert memory.take_back() == 4
     memory.check()
-    lib.ix_extent_release(memory.pool, e)
+    lib.ix_evextent_release(memory.pool, e)
     assert memory.take_back() == 2
     memory.end()
 
@@ -99,8 +99,8 @@ def test_released_extents_are_given_back_in_order() -> None:
     size = ffi.new("uint32_t *")
     for n in range(3):
         memory.lent[n] = (n, 1)
-        e = lib.ix_extent_lent(memory.pool, memory.umem + n * FRAME_BYTES, 1, n)
-        lib.ix_extent_release(memory.pool, e)
+        e = lib.ix_evextent_lent(memory.pool, memory.umem + n * FRAME_BYTES, 1, n)
+        lib.ix_evextent_release(memory.pool, e)
     for n in range(3):
         assert lib.ix_evpool_pop_done(memory.pool, handle, addr, size)
         assert (handle[0], addr[0], size[0]) == (n, n * FRAME_BYTES, 1)
@@ -111,13 +111,13 @@ def test_released_extents_are_given_back_in_order() -> None:
 
 def test_heap_extent_has_room_in_front_and_behind() -> None:
     memory = Memory()
-    e = lib.ix_extent_heap(memory.pool, 10000, 8)
-    assert lib.ix_extent_room(memory.pool, e) >= 10000
-    lib.ix_extent_append(memory.pool, e, b"tail", 4)
-    assert lib.ix_extent_put_front(e, b"0123456789", 10) == 8
+    e = lib.ix_evextent_heap(memory.pool, 10000, 8)
+    assert lib.ix_evextent_room(memory.pool, e) >= 10000
+    lib.ix_evextent_append(memory.pool, e, b"tail", 4)
+    assert lib.ix_evextent_put_front(e, b"0123456789", 10) == 8
     assert bytes(ffi.buffer(e.data, e.bytes)) == b"23456789tail"
-    assert lib.ix_extent_put_front(e, b"x", 1) == 0
-    lib.ix_extent_release(memory.pool, e)
+    assert lib.ix_evextent_put_front(e, b"x", 1) == 0
+    lib.ix_evextent_release(memory.pool, e)
     memory.end()
 
 
