@@ -228,6 +228,8 @@ static void take_fin(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t fin_seq)
         return;
     }
     tcb->rcv_nxt++;
+    /* A FIN is taken with the window closed, too; what follows it carries this number. */
+    tcb->rcv_adv = ix_seq_max(tcb->rcv_adv, tcb->rcv_nxt);
     tcb->flags = (tcb->flags | IX_TF_FIN_RCVD) & ~IX_TF_FIN_OOO;
     ix_tcp_want_event(tcp, tcb, IX_TF_EV_EOF);
     ix_tcp_ack_now(tcp, tcb);
