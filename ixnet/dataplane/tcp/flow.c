@@ -224,9 +224,12 @@ void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
     tcb->state = IX_TCP_CLOSED;
     ix_sendq_drop(tcp, tcb);
     ix_sack_drop(tcp, tcb);
-    if (status) /* a reset discards what was not delivered; an orderly end has nothing left or
-                   delivers it */
+    if (status) {
+        /* A reset discards what was not delivered; an orderly end has nothing left or delivers it.
+         * The end of the stream goes too, or what came before it would seem to be complete. */
         ix_tcp_drop_queues(tcp, tcb);
+        tcb->flags &= ~IX_TF_EV_EOF;
+    }
     announce_end(tcp, tcb, status);
     if (tcb->flags & IX_TF_DETACHED)
         ix_tcp_drop_queues(tcp, tcb);
