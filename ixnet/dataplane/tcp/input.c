@@ -311,14 +311,15 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
     return input_text(tcp, tcb, pkt, hdr, payload_bytes);
 }
 
-/* A SYN that may follow on a connection in TIME_WAIT (RFC 9293 3.10.7.4, RFC 6191): a newer
- * timestamp, or a higher sequence number. True: the old connection is gone. */
+/* A SYN that may follow on a connection in TIME_WAIT (RFC 9293 3.10.7.4, RFC 6191 section 2): a
+ * newer timestamp, or the same or none and a higher sequence number. True: the old connection is
+ * gone. */
 static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
     if (tcb->state != IX_TCP_TIME_WAIT || !(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
         (hdr->flags & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST)) != IX_TCP_SYN)
         return false;
-    bool newer = hdr->has_ts && tcb->flags & IX_TF_TS
+    bool newer = hdr->has_ts && tcb->flags & IX_TF_TS && hdr->ts_val != tcb->ts_recent
                      ? ix_seq_gt(hdr->ts_val, tcb->ts_recent)
                      : ix_seq_gt(hdr->seq, tcb->rcv_nxt);
     if (!newer || !ix_tcp_listener(tcp, &tcb->key) ||
