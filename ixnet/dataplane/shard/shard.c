@@ -6,7 +6,10 @@
  */
 #include "shard/shard.h"
 
-enum { STATS_EVERY = 1024 }; /* cycles between two updates of the gauges */
+enum {
+    STATS_EVERY = 1024, /* cycles between two updates of the gauges */
+    RECLAIM_MAX_NS = 10000000,
+};
 
 /* 1. Frames whose sending is over. */
 static uint32_t reclaim(struct ix_shard *shard)
@@ -26,6 +29,10 @@ static uint32_t reclaim(struct ix_shard *shard)
         }
         total += n;
     } while (n == IX_BATCH_MAX && total < IX_TX_STAGE);
+    if (total) {
+        shard->tx_out -= IX_MIN(total, shard->tx_out);
+        shard->tx_moved_ns = shard->now_ns;
+    }
     return total;
 }
 
@@ -200,6 +207,10 @@ int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
     uint32_t received = receive(shard);
     output(shard);
     uint32_t sent = ix_net_flush(&shard->net);
+    if (sent) {
+        shard->tx_out += sent;
+        shard->tx_moved_ns = shard->now_ns;
+    }
     wake(shard, sent, received);
     deliver(shard);
     uint32_t events = shard->io->n_events;
@@ -211,11 +222,23 @@ int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
     return (int)events;
 }
 
+/* Nothing else says that a sending is over, and what one wakeup left on the TX ring waits for the
+ * next: a look soon after frames have moved, and ever later ones if they don't. */
+static uint64_t next_reclaim_ns(const struct ix_shard *shard, uint64_t now_ns)
+{
+    if (shard->tx_out == 0)
+        return UINT64_MAX;
+    uint64_t still_ns = now_ns > shard->tx_moved_ns ? now_ns - shard->tx_moved_ns : 0;
+    return now_ns + IX_MIN(still_ns / 4, (uint64_t)RECLAIM_MAX_NS);
+}
+
 uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
 {
     if (shard->tcp.output.head != IX_NONE || shard->tcp.events.head != IX_NONE ||
         shard->net.tx_head != shard->net.tx_tail || shard->timers_due || shard->io->n_calls ||
         shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE))
         return now_ns;
-    return ix_wheel_next_ns(&shard->wheel);
+    uint64_t timer_ns = ix_wheel_next_ns(&shard->wheel);
+    uint64_t reclaim_ns = next_reclaim_ns(shard, now_ns);
+    return IX_MIN(timer_ns, reclaim_ns);
 }

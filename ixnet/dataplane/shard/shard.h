@@ -36,6 +36,8 @@ struct ix_shard {
     uint64_t now_ns; /* of the current cycle; never goes back */
     uint32_t batch;
     bool tx_pending; /* the last flush left work with the kernel side */
+    uint32_t tx_out; /* frames handed to the link and not yet completed */
+    uint64_t tx_moved_ns; /* when that number last changed */
 
     struct ix_frames frames;
     struct ix_wheel wheel;
