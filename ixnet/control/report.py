@@ -61,14 +61,20 @@ class StartReport:
 
     def notes(self) -> list[str]:
         """What will not work as one might expect, each with its cure."""
+        found = []
         used, there = len(self.workers), len(self.nic.queues)
-        if used == there:
-            return []
-        return [
-            f"{used} of {there} queues are taken: what the NIC puts on the others goes to the "
-            f"kernel, claimed or not (cure: --queues all, or ethtool -L {self.nic.name} to have "
-            "only as many)"
-        ]
+        if used < there:
+            found.append(
+                f"{used} of {there} queues are taken: what the NIC puts on the others goes to the "
+                f"kernel, claimed or not (cure: --queues all, or ethtool -L {self.nic.name} to "
+                "have only as many)"
+            )
+        if self.config.busy_poll and len(set(self.cores)) < used:
+            found.append(
+                "workers that never sleep share a core: each waits while another polls in vain "
+                "(cure: as many --cores as workers, or --block)"
+            )
+        return found
 
     def idle_text(self) -> str:
         """What a worker does when there is nothing to do."""
