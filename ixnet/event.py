@@ -37,7 +37,16 @@ from typing import Any, Final
 
 from ixnet._core import ffi, lib
 from ixnet.control.errors import from_errno
-from ixnet.evbuffer import Buffer, BytesLike, refuse
+from ixnet.evbuffer import (
+    EVBUFFER_EOL_ANY,
+    EVBUFFER_EOL_CRLF,
+    EVBUFFER_EOL_CRLF_STRICT,
+    EVBUFFER_EOL_LF,
+    EVBUFFER_EOL_NUL,
+    Buffer,
+    BytesLike,
+    refuse,
+)
 
 __all__ = [
     "BEV_EVENT_CONNECTED",
@@ -46,6 +55,11 @@ __all__ = [
     "BEV_EVENT_READING",
     "BEV_EVENT_TIMEOUT",
     "BEV_EVENT_WRITING",
+    "EVBUFFER_EOL_ANY",
+    "EVBUFFER_EOL_CRLF",
+    "EVBUFFER_EOL_CRLF_STRICT",
+    "EVBUFFER_EOL_LF",
+    "EVBUFFER_EOL_NUL",
     "EVLOOP_NONBLOCK",
     "EVLOOP_NO_EXIT_ON_EMPTY",
     "EVLOOP_ONCE",
@@ -409,7 +423,7 @@ class EventBase:
         return self._ids
 
     def dispatch(self) -> int:
-        """Runs until told to stop. Returns 0, or 1 when nothing is left that could happen."""
+        """Runs until told to stop. Returns 0, or 1 when there is nothing left to do or deliver."""
         return self.loop()
 
     def loop(self, flags: int = 0) -> int:
@@ -430,9 +444,7 @@ class EventBase:
                 if self._leave or self._exit or (ran and flags & (EVLOOP_ONCE | EVLOOP_NONBLOCK)):
                     return 0
                 if not (
-                    self._listeners
-                    or flags & EVLOOP_NO_EXIT_ON_EMPTY
-                    or lib.ix_evloop_active(loop)
+                    self._listeners or flags & EVLOOP_NO_EXIT_ON_EMPTY or lib.ix_evloop_active(loop)
                 ):
                     return 1
                 due = turn(loop, wait)

@@ -428,7 +428,7 @@ uint32_t ix_evloop_active(const struct ix_evloop *loop)
     uint32_t timers = 0;
     for (uint32_t i = 0; i < loop->timers.count && !timers; i++)
         timers += loop->timers.heap[i]->kind == TIMER_APP;
-    return loop->attached + timers;
+    return loop->bev_count + timers;
 }
 
 const char *ix_evloop_check(const struct ix_evloop *loop)

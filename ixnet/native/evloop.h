@@ -60,7 +60,8 @@ void ix_evloop_free(struct ix_evloop *loop);
 int64_t ix_evloop_turn(struct ix_evloop *loop, uint64_t max_wait_ns);
 /* The time now on the loop's clock, ns. */
 uint64_t ix_evloop_now(const struct ix_evloop *loop);
-/* Is anything left that could become due: bufferevents of the application, timers? */
+/* Is anything left to do: bufferevents, those that were closed and whose output is still being
+ * delivered too, or timers? */
 uint32_t ix_evloop_active(const struct ix_evloop *loop);
 /* Arms a timer of the application's; its id is listed when it runs out. Returns 0 or -ENOMEM. */
 int ix_evloop_timer_set(struct ix_evloop *loop, struct ix_evtimer *timer, uint64_t delay_ns);
