@@ -111,6 +111,7 @@ static uint32_t receive(struct generator *g)
     if (n == 0)
         return 0;
     g->now_ns = clock_ns();
+    xsk_pair_heard(p);
     if (xsk_ring_prod__reserve(&p->fill, n, &to) != n)
         die(1, "the fill ring is full, which can't be");
     for (uint32_t i = 0; i < n; i++) {
@@ -171,13 +172,15 @@ static void run_until(struct generator *g, uint64_t until_ns)
 
 static void report(const struct generator *g, double elapsed_s)
 {
-    printf("{\"interface\": \"%s\", \"mode\": \"%s\", \"busy_poll\": %s, \"outstanding\": %u, "
+    printf("{\"interface\": \"%s\", \"mode\": \"%s\", \"busy_poll\": %s, \"napi_id\": %d, "
+           "\"outstanding\": %u, "
            "\"frame_bytes\": %u, \"seconds\": %.6f, \"sent\": %llu, \"received\": %llu, "
            "\"per_second\": %.1f, \"mean_batch\": %.2f, \"lost\": %llu, \"foreign\": %llu, "
            "\"syscalls\": %llu, ",
            g->pair.opt.interface, xsk_pair_mode(&g->pair), g->pair.opt.busy_poll ? "true" : "false",
-           g->outstanding_goal, g->frame_bytes, elapsed_s, (unsigned long long)g->sent,
-           (unsigned long long)g->received, (double)g->received / elapsed_s,
+           g->pair.napi_id, g->outstanding_goal, g->frame_bytes, elapsed_s,
+           (unsigned long long)g->sent, (unsigned long long)g->received,
+           (double)g->received / elapsed_s,
            g->batches ? (double)g->received / (double)g->batches : 0.0, (unsigned long long)g->lost,
            (unsigned long long)g->foreign, (unsigned long long)g->pair.syscalls);
     xsk_pair_print_statistics(&g->pair);

@@ -54,6 +54,7 @@ static uint32_t reflect_batch(struct xsk_pair *p)
         xsk_pair_idle(p);
         return 0;
     }
+    xsk_pair_heard(p);
     if (xsk_ring_prod__reserve(&p->tx, n, &to) != n) {
         xsk_ring_cons__cancel(&p->rx, n);
         xsk_pair_kick(p);

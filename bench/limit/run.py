@@ -129,6 +129,7 @@ def summary(reports: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "lost": sum(run["lost"] for run in runs),
                 "mode": runs[0]["mode"],
                 "busy_poll": runs[0]["busy_poll"],
+                "napi_id": runs[0]["napi_id"],
             }
         )
     return rows
@@ -137,8 +138,7 @@ def summary(reports: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]], on: Machine) -> Table:
     """The rows as a table for people."""
     made = Table(
-        title=f"Limit of the link: bare AF_XDP, {rows[0]['mode']}"
-        f"{', busy polling' if rows[0]['busy_poll'] else ''}",
+        title=f"Limit of the link: bare AF_XDP, {rows[0]['mode']}, {_waiting(rows[0])}",
         caption=f"{on.cpu}, {on.cores} cores, Linux {on.kernel}; "
         f"generator on core {CLIENT_CORE}, reflector on core {SERVER_CORE}",
     )
@@ -153,6 +153,14 @@ def table(rows: list[dict[str, Any]], on: Machine) -> Table:
             str(row["lost"]),
         )
     return made
+
+
+def _waiting(row: dict[str, Any]) -> str:
+    if row["busy_poll"] and row["napi_id"]:
+        return "busy polling"
+    if row["busy_poll"]:
+        return "spinning (this kernel can't busy-poll a socket in copy mode)"
+    return "spinning"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,9 @@
 #ifndef SO_BUSY_POLL_BUDGET
 #define SO_BUSY_POLL_BUDGET 70
 #endif
+#ifndef SO_INCOMING_NAPI_ID
+#define SO_INCOMING_NAPI_ID 56
+#endif
 #ifndef SOL_XDP
 #define SOL_XDP 283
 #endif
@@ -65,6 +68,8 @@ struct xsk_pair {
     struct xsk_ring_prod fill, tx;
     struct xsk_ring_cons completion, rx;
     bool tx_waiting; /* the kernel left frames on the TX ring */
+    bool heard;      /* something was received */
+    int napi_id;     /* of the poll that the socket can drive; 0: none, or nothing received yet */
     uint64_t syscalls;
 };
 
@@ -226,10 +231,25 @@ static inline void xsk_pair_kick(struct xsk_pair *p)
         p->tx_waiting = errno == EAGAIN || errno == EBUSY || errno == ENOBUFS;
 }
 
-/* After nothing was found on the RX ring: busy polling is this call. */
+/* After the first frames arrived. A socket drives the NIC's poll only if it knows the NAPI
+ * instance: older kernels tell it with the first frame; since Linux 6.13 one in copy mode is never
+ * told (xsk_bind() does it for zero-copy alone), and the calls that are to poll do nothing. */
+static inline void xsk_pair_heard(struct xsk_pair *p)
+{
+    if (p->heard)
+        return;
+    p->heard = true;
+    socklen_t bytes = sizeof p->napi_id;
+    if (getsockopt(p->fd, SOL_SOCKET, SO_INCOMING_NAPI_ID, &p->napi_id, &bytes) < 0)
+        p->napi_id = 0;
+}
+
+/* After nothing was found on the RX ring: busy polling is this call, where it can be done at all.
+ */
 static inline void xsk_pair_idle(struct xsk_pair *p)
 {
-    if (p->opt.busy_poll || xsk_ring_prod__needs_wakeup(&p->fill)) {
+    bool polls = p->opt.busy_poll && (p->napi_id || !p->heard);
+    if (polls || xsk_ring_prod__needs_wakeup(&p->fill)) {
         p->syscalls++;
         recvfrom(p->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
     }

@@ -117,7 +117,14 @@ def test_wrong_options_are_refused(
 def test_summary_takes_medians() -> None:
     def run(rate: float, p50: float) -> dict[str, object]:
         us = {"p50": p50, "p99": 9.0}
-        return {"per_second": rate, "us": us, "lost": 1, "mode": "native copy", "busy_poll": True}
+        return {
+            "per_second": rate,
+            "us": us,
+            "lost": 1,
+            "mode": "native copy",
+            "busy_poll": True,
+            "napi_id": 7,
+        }
 
     [row] = limit.summary({16: [run(100, 3), run(300, 1), run(200, 2)]})
     assert row["per_second"] == 200
