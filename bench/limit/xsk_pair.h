@@ -232,8 +232,9 @@ static inline void xsk_pair_kick(struct xsk_pair *p)
 }
 
 /* After the first frames arrived. A socket drives the NIC's poll only if it knows the NAPI
- * instance: older kernels tell it with the first frame; since Linux 6.13 one in copy mode is never
- * told (xsk_bind() does it for zero-copy alone), and the calls that are to poll do nothing. */
+ * instance: older kernels tell it with the first frame; those since Linux 6.13 do so in bind(),
+ * some of them for zero-copy alone, and then the calls of a socket in copy mode that are to poll do
+ * nothing. */
 static inline void xsk_pair_heard(struct xsk_pair *p)
 {
     if (p->heard)
