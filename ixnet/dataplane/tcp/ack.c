@@ -71,8 +71,11 @@ static void duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
         return;
     }
     bool lost = tcb->dupacks >= DUP_THRESH || ix_sack_is_lost(tcp, tcb, tcb->snd_una);
-    /* RFC 6582 3.2 step 2: after a timeout, not for what was outstanding then. */
-    if (lost && !(tcb->flags & IX_TF_RTO) && ix_seq_geq(hdr->ack, tcb->recover))
+    /* RFC 6582 3.2 step 2: not for what was outstanding at a timeout; and at `recover` itself the
+     * duplicates may be answers to segments sent twice, unless a new SACK block says otherwise. */
+    bool beyond = tcb->flags & IX_TF_SACK ? ix_seq_geq(hdr->ack, tcb->recover)
+                                          : ix_seq_gt(hdr->ack, tcb->recover);
+    if (lost && !(tcb->flags & IX_TF_RTO) && beyond)
         enter_recovery(tcp, tcb);
     else
         ix_tcp_want_output(tcp, tcb); /* limited transmit */
@@ -97,13 +100,14 @@ static void recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
     ix_tcp_want_output(tcp, tcb);
 }
 
-static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked, bool was_limited)
+static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
 {
     if (tcb->flags & IX_TF_RECOVERY) {
         recovery_ack(tcp, tcb, acked);
         return;
     }
-    if (was_limited) /* RFC 7661's point: a window that is not used says nothing of the network */
+    /* RFC 7661's point: a window that is not used says nothing of the network. */
+    if (tcb->flags & IX_TF_CWND_LIMITED)
         ix_cc_acked(tcb, acked);
     if (tcb->flags & IX_TF_RTO && ix_seq_geq(tcb->snd_una, tcb->recover))
         tcb->flags &= ~IX_TF_RTO;
@@ -113,8 +117,9 @@ static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acke
 static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t ack)
 {
     uint32_t acked = ack - tcb->snd_una, data = IX_MIN(acked, tcb->queued_bytes);
-    bool was_limited = ix_tcb_flight(tcb) + 2 * ix_tcb_mss(tcb) >= tcb->cwnd;
 
+    tcb->rto_us = ix_tcp_rto_us(tcb); /* Karn: backed off until there is a new sample */
+    tcb->retries = 0;
     if (tcb->flags & IX_TF_TIMING && ix_seq_geq(ack, tcb->rtt_seq)) {
         tcb->flags &= ~IX_TF_TIMING;
         ix_tcp_rtt_sample(tcb, tcp->now_ns - tcb->rtt_start_ns);
@@ -128,9 +133,10 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t ack)
     if (ix_seq_lt(tcb->snd_nxt, ack))
         tcb->snd_nxt = ack;
     tcb->dupacks = 0;
-    tcb->retries = 0;
+    if (!(tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO)) && ack - tcb->recover > 1u << 30)
+        tcb->recover = ack - 1; /* or after 2 GiB without a loss it would seem to lie ahead */
     ix_sack_advance(tcp, tcb);
-    congestion_ack(tcp, tcb, acked, was_limited);
+    congestion_ack(tcp, tcb, acked);
     if (ix_tcb_flight(tcb) == 0) {
         ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)); /* RFC 6298 (5.2) */
         ix_sack_drop(tcp, tcb);
@@ -144,18 +150,19 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t ack)
 void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
                 uint32_t payload_bytes)
 {
-    if (IX_UNLIKELY(hdr->sack_count) && tcb->flags & IX_TF_SACK)
-        ix_sack_update(tcp, tcb, hdr);
+    bool sack = tcb->flags & IX_TF_SACK, sack_news = false;
+    if (IX_UNLIKELY(hdr->sack_count) && sack)
+        sack_news = ix_sack_update(tcp, tcb, hdr);
     if (ix_seq_gt(hdr->ack, tcb->snd_una)) {
         advance(tcp, tcb, hdr->ack);
         ix_tcp_update_window(tcp, tcb, hdr);
         return;
     }
     uint32_t window = (uint32_t)hdr->window << tcb->snd_wscale;
-    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. SACK news
-     * counts whatever the window. */
-    bool dup = hdr->ack == tcb->snd_una && ix_tcb_flight(tcb) && payload_bytes == 0 &&
-               !(hdr->flags & IX_TCP_FIN) && (window == tcb->snd_wnd || hdr->sack_count);
+    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. With SACK: a
+     * block that tells something new (RFC 6675 section 2), whatever the window and the payload. */
+    bool same = payload_bytes == 0 && !(hdr->flags & IX_TCP_FIN) && window == tcb->snd_wnd;
+    bool dup = hdr->ack == tcb->snd_una && ix_tcb_flight(tcb) && (sack ? sack_news : same);
     ix_tcp_update_window(tcp, tcb, hdr);
     if (dup && !(tcb->flags & IX_TF_PERSIST))
         duplicate(tcp, tcb, hdr);

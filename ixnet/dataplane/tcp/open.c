@@ -133,6 +133,11 @@ void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb)
         tcp->half_open--;
     tcb->state = IX_TCP_ESTABLISHED;
     tcb->cwnd = ix_cc_initial_window(ix_tcb_mss(tcb));
+    if (tcb->retries) { /* our SYN was lost, or late: RFC 6298 (5.7), RFC 5681 3.1 */
+        tcb->cwnd = ix_tcb_mss(tcb);
+        tcb->rto_us = 3000000;
+        tcb->retries = 0;
+    }
     tcb->flags &= ~IX_TF_SYN_DUE;
     tcp->counters->tcp_established++;
     ix_tcp_want_event(tcp, tcb, tcb->flags & IX_TF_PASSIVE ? IX_TF_EV_KNOCK : IX_TF_EV_CONNECTED);

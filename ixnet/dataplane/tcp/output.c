@@ -209,6 +209,12 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
             return false;
         if (!send_data(tcp, tcb))
             return false;
+        /* Judged here, where it is known what there was to send: one batch can hold the ACKs of a
+         * whole window. */
+        if (ix_tcb_flight(tcb) + 2 * ix_tcb_mss(tcb) >= tcb->cwnd)
+            tcb->flags |= IX_TF_CWND_LIMITED;
+        else
+            tcb->flags &= ~IX_TF_CWND_LIMITED;
         persist_if_stuck(tcp, tcb);
     }
     if (tcb->flags & IX_TF_ACK_NOW && tcb->state != IX_TCP_SYN_SENT)

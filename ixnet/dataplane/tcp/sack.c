@@ -44,6 +44,15 @@ static void remove_at(struct ix_sack_board *board, uint32_t i)
         board->range[i] = board->range[i + 1];
 }
 
+static bool covers(const struct ix_sack_board *board, const struct ix_tcp_sack *block)
+{
+    for (uint32_t i = 0; i < board->count; i++)
+        if (ix_seq_leq(board->range[i].start, block->start) &&
+            ix_seq_geq(board->range[i].end, block->end))
+            return true;
+    return false;
+}
+
 /* Adds [start, end), merging with what it touches. */
 static void insert(struct ix_sack_board *board, uint32_t start, uint32_t end)
 {
@@ -63,8 +72,9 @@ static void insert(struct ix_sack_board *board, uint32_t start, uint32_t end)
     board->range[i] = (struct ix_tcp_sack){start, end};
 }
 
-void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+bool ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
+    bool news = false;
     for (uint32_t i = 0; i < hdr->sack_count; i++) {
         struct ix_tcp_sack block = hdr->sack[i];
         /* Only what is outstanding and above the ACK: older blocks are D-SACKs, others are lies. */
@@ -73,9 +83,13 @@ void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
             continue;
         struct ix_sack_board *board = board_take(tcp, tcb);
         if (!board)
-            return;
-        insert(board, block.start, block.end);
+            return true;
+        if (!covers(board, &block)) {
+            news = true;
+            insert(board, block.start, block.end);
+        }
     }
+    return news;
 }
 
 void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb)

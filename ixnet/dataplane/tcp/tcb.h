@@ -59,6 +59,7 @@ enum ix_tcb_flag {
     IX_TF_TIMING = 1u << 24,   /* the segment at rtt_seq is being timed */
     IX_TF_PERSIST = 1u << 25,  /* the retransmission timer probes a zero window */
     IX_TF_REXMIT_ONE = 1u << 26, /* send the segment at snd_una again, whatever cwnd says */
+    IX_TF_CWND_LIMITED = 1u << 27, /* after the last output cwnd was all but full */
 };
 
 /* What CLOSE, timers and events look at with a flow in this state. */
@@ -162,7 +163,7 @@ struct ix_tcb {
     uint32_t last_tx_ms;   /* when data was last sent (RFC 5681 4.1) */
     uint32_t ack_due_ms; /* when the delayed ACK is due; the timer may stand earlier and is then set
                             again */
-    uint32_t rtx_start_ms; /* when the oldest unacknowledged data was first retransmitted */
+    uint32_t rtx_start_ms; /* retries > 0: when what is unacknowledged or unanswered was first sent */
     uint32_t challenge_ms; /* when the last challenge ACK was sent */
     uint32_t keepalive_ms; /* 0: off */
     uint32_t user_timeout_ms; /* 0: default */

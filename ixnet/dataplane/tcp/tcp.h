@@ -61,7 +61,8 @@ void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct i
 void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns);
 
 /* ---- sack.c: scoreboard */
-void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
+/* Takes the segment's blocks. True if they told something new. */
+bool ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
 void ix_sack_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* Forgets what lies below snd_una. */
 void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb);

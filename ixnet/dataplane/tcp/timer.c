@@ -29,6 +29,11 @@ uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb)
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t wait_us = IX_UNLIKELY(port_in_doubt(tcp, tcb)) ? PORT_TRY_US : ix_tcp_rto_us(tcb);
+    if (IX_UNLIKELY(tcb->user_timeout_ms && tcb->retries)) { /* not beyond the user's patience */
+        uint32_t gone_ms = tcp->now_ms - tcb->rtx_start_ms;
+        uint32_t left_ms = tcb->user_timeout_ms > gone_ms ? tcb->user_timeout_ms - gone_ms : 1;
+        wait_us = (uint32_t)IX_MIN(wait_us, left_ms * 1000ull);
+    }
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX), tcp->now_ns + wait_us * 1000ull);
 }
 
@@ -79,9 +84,9 @@ static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 static bool out_of_patience(const struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->retries == 0)
-        tcb->rtx_start_ms = tcp->now_ms;
+        tcb->rtx_start_ms = tcp->now_ms - tcb->rto_us / 1000;
     if (tcb->user_timeout_ms)
-        return tcp->now_ms - tcb->rtx_start_ms + ix_tcp_rto_us(tcb) / 1000 > tcb->user_timeout_ms;
+        return tcp->now_ms - tcb->rtx_start_ms >= tcb->user_timeout_ms;
     return tcb->retries >= DATA_RETRIES;
 }
 
