@@ -17,6 +17,7 @@ of shard and wire are checked, and that the shard treated its frames as AF_XDP w
 
 from __future__ import annotations
 
+import random
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -25,7 +26,7 @@ from typing import Any
 
 from tests.unit.packets import ipv4_csum, pseudo_bytes, with_csum, words_sum
 from tests.unit.san import ffi, lib
-from tests.unit.simwire import FRAME_BYTES, FRAME_SHIFT, Wire
+from tests.unit.simwire import FRAME_BYTES, Wire, aligned
 
 LOCAL, REMOTE, ROUTER = "10.0.0.1", "10.0.0.2", "10.0.0.254"
 LOCAL_MAC = bytes.fromhex("02000000aa01")
@@ -37,12 +38,20 @@ START_NS = 5_000_000_000_000
 FLAGS = "FSRPAU"  # bit 0 first
 EVENTS = {
     getattr(lib, f"IX_EV_{name}"): name
-    for name in "KNOCK CONNECTED RECV SENT DEAD UDP_RECV UDP_SENT TIMER".split()
+    for name in ["KNOCK", "CONNECTED", "RECV", "SENT", "DEAD", "UDP_RECV", "UDP_SENT", "TIMER"]
 }
-STATES = (
-    "CLOSED SYN_SENT SYN_RCVD ESTABLISHED FIN_WAIT_1 FIN_WAIT_2 CLOSE_WAIT CLOSING LAST_ACK "
-    "TIME_WAIT"
-).split()
+STATES = [
+    "CLOSED",
+    "SYN_SENT",
+    "SYN_RCVD",
+    "ESTABLISHED",
+    "FIN_WAIT_1",
+    "FIN_WAIT_2",
+    "CLOSE_WAIT",
+    "CLOSING",
+    "LAST_ACK",
+    "TIME_WAIT",
+]
 COUNTERS = [ffi.string(lib.ix_counter_name(i)).decode() for i in range(lib.IX_COUNTER_COUNT)]
 
 EPERM, ENOENT, EAGAIN, EINVAL, ENOSPC, EPIPE, EMSGSIZE = 1, 2, 11, 22, 28, 32, 90
@@ -64,11 +73,28 @@ def signed(number: int) -> int:
     return (number & 0xFFFFFFFF) - ((number & 0x80000000) << 1)
 
 
+_STREAM = random.Random(1).randbytes(1 << 20)
+
+
+def stream(start: int, size: int) -> bytes:
+    """Bytes `start` to `start + size` of the stream that the tests send."""
+    return _STREAM[start : start + size]
+
+
 def pages(size: int) -> Any:
     """Zeroed memory at a page."""
     raw = ffi.new("uint8_t[]", size + 4096)
     skip = -int(ffi.cast("uintptr_t", raw)) % 4096
     return ffi.gc(ffi.cast("uint8_t *", raw + skip), lambda _, keep=raw: None)
+
+
+def struct_at_line(name: str, **fields: Any) -> Any:
+    """A new `struct name *` at a cache line, which C's alignment of some structs asks for."""
+    memory = aligned(ffi.sizeof(f"struct {name}"))
+    pointer = ffi.gc(ffi.cast(f"struct {name} *", memory), lambda _, keep=memory: None)
+    for key, value in fields.items():
+        setattr(pointer, key, value)
+    return pointer
 
 
 # ---- frames ---------------------------------------------------------------------------
@@ -329,7 +355,7 @@ class Stack:
             due = self.deadline
             if due > until:
                 break
-            self.now_ns = max(self.now_ns, due)
+            self.now_ns = max(self.now_ns + 1000, due)  # what is stuck tries again and again
             self.poll()
         else:
             raise AssertionError("the shard never comes to rest")
@@ -447,6 +473,10 @@ class Stack:
 
     def accept(self, handle: int, cookie: int = 5) -> int:
         return self.call("ACCEPT", handle=handle, cookie=cookie)
+
+    def stream(self, handle: int, start: int, size: int, *, flags: int = 0) -> int:
+        """SENDV of that part of the test's stream."""
+        return self.sendv(handle, stream(start, size), flags=flags)
 
     def close(self, handle: int, *, write_only: bool = False) -> int:
         flags = lib.IX_CLOSE_WRITE if write_only else 0
@@ -703,6 +733,13 @@ class Peer:
 
     def expect_nothing(self) -> None:
         assert not self.stack.sent, [self.parse(frame) for frame in self.stack.sent]
+
+    def expect_stream(self, *ranges: tuple[int, int]) -> None:
+        """Takes all segments: they must be these (start, end) parts of the test's stream."""
+        found = self.take_all()
+        assert [(s.seq, s.seq + len(s.payload)) for s in found] == list(ranges)
+        for s in found:
+            assert s.payload == stream(s.seq, len(s.payload)), s
 
     # ---- what most tests start with
 

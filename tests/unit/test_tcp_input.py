@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.peer import ECONNREFUSED, ECONNRESET, LOCAL, REMOTE, Peer, Stack, icmp_error, ipv4
-from tests.unit.peer import EHOSTUNREACH, ROUTER, ethernet, opened
+from tests.unit.peer import (
+    ECONNREFUSED,
+    ECONNRESET,
+    EHOSTUNREACH,
+    LOCAL,
+    REMOTE,
+    ROUTER,
+    Peer,
+    Stack,
+    ethernet,
+    icmp_error,
+    ipv4,
+    opened,
+)
 
 AFTER_SYN = [
     "ESTABLISHED",
@@ -174,7 +186,7 @@ def test_syn_sent_unacceptable_ack_is_reset(flags: str, ack: int) -> None:
 
 @pytest.mark.parametrize("ack", [-1, 1])
 def test_syn_sent_rst_with_unacceptable_ack_is_dropped(ack: int) -> None:
-    stack, peer = in_state("SYN_SENT")
+    _stack, peer = in_state("SYN_SENT")
     peer.send("RA", ack=ack)
     peer.expect_nothing()
     assert peer.state == "SYN_SENT"
@@ -189,7 +201,7 @@ def test_syn_sent_rst_with_ack_refuses() -> None:
 
 
 def test_syn_sent_rst_without_ack_is_dropped() -> None:
-    stack, peer = in_state("SYN_SENT")
+    _stack, peer = in_state("SYN_SENT")
     peer.send("R")
     assert peer.state == "SYN_SENT"
     peer.expect_nothing()
@@ -197,7 +209,7 @@ def test_syn_sent_rst_without_ack_is_dropped() -> None:
 
 @pytest.mark.parametrize("flags", ["A", "PA", "FA", "F", ""])
 def test_syn_sent_neither_syn_nor_rst_is_dropped(flags: str) -> None:
-    stack, peer = in_state("SYN_SENT")
+    _stack, peer = in_state("SYN_SENT")
     peer.send(flags, seq=3, ack=0)
     assert peer.state == "SYN_SENT"
     peer.expect_nothing()
@@ -260,7 +272,7 @@ def test_data_beyond_the_window_is_acknowledged_again(state: str) -> None:
 
 @pytest.mark.parametrize("state", OPEN)
 def test_pure_ack_outside_the_window_is_challenged_once(state: str) -> None:
-    stack, peer = in_state(state)
+    _stack, peer = in_state(state)
     peer.send("A", seq=peer.snd_nxt - 10)
     peer.expect("A", ack=peer.snd_nxt)
     peer.send("A", seq=peer.snd_nxt + 10_000_000)
@@ -292,7 +304,7 @@ def test_syn_rcvd_rst_exact_returns_to_listen_without_a_word() -> None:
 
 def test_time_wait_rst_is_ignored() -> None:
     # RFC 1337: or a stray RST ends TIME_WAIT early.
-    stack, peer = in_state("TIME_WAIT")
+    _stack, peer = in_state("TIME_WAIT")
     peer.send("R")
     assert peer.state == "TIME_WAIT"
     peer.expect_nothing()
@@ -313,7 +325,7 @@ def test_rst_in_window_is_challenged(state: str, offset: int) -> None:
 @pytest.mark.parametrize("state", ["SYN_RCVD", *OPEN])
 @pytest.mark.parametrize("offset", [-1, -1000, 10_000_000, 2**31 - 1])
 def test_rst_outside_the_window_is_dropped(state: str, offset: int) -> None:
-    stack, peer = in_state(state)
+    _stack, peer = in_state(state)
     peer.send("R", seq=peer.snd_nxt + offset)
     peer.expect_nothing()
     assert peer.state == state
@@ -329,7 +341,7 @@ def test_established_rst_with_payload_and_ack_resets() -> None:
 
 
 def test_syn_rcvd_repeated_syn_gets_its_syn_ack_again() -> None:
-    stack, peer = in_state("SYN_RCVD")
+    _stack, peer = in_state("SYN_RCVD")
     peer.send("S", seq=-1)
     peer.expect("SA", seq=-1, ack=0)
     assert peer.state == "SYN_RCVD"
@@ -349,7 +361,7 @@ def test_syn_is_challenged(state: str, offset: int) -> None:
 
 @pytest.mark.parametrize("offset", [0, -1, -1000])
 def test_time_wait_older_syn_is_challenged(offset: int) -> None:
-    stack, peer = in_state("TIME_WAIT")
+    _stack, peer = in_state("TIME_WAIT")
     at = peer.snd_nxt
     peer.send("S", seq=at + offset)
     peer.expect("A", ack=at, seq=1)
@@ -377,14 +389,21 @@ def test_time_wait_syn_without_listener_is_not_reused() -> None:
 
 
 def test_time_wait_syn_is_judged_by_its_timestamp() -> None:
-    # RFC 6191: newer timestamp, whatever the sequence number.
+    # RFC 6191 section 2: newer timestamp, whatever the sequence number.
     stack, peer = in_state("TIME_WAIT", ts=True)
-    peer.send("S", seq=peer.snd_nxt + 1000)
+    peer.send("S", seq=peer.snd_nxt + 1000, ts=(peer.ts_clock - 1, 0))
     peer.expect("A")
     assert stack.stats.flows_time_wait == 1
     again = Peer(stack, iss=peer.iss - 5000, ts=True, ts_clock=peer.ts_clock + 1)
     again.connect()
     assert stack.counter("tcp_time_wait_reused") == 1
+
+
+def test_time_wait_syn_of_the_same_timestamp_needs_a_newer_sequence_number() -> None:
+    stack, peer = in_state("TIME_WAIT", ts=True)
+    peer.send("S", seq=peer.snd_nxt)
+    peer.expect("A")
+    Peer(stack, iss=peer.iss + 1000, ts=True).connect()
 
 
 # ---- fifth: ACK -----------------------------------------------------------------------
@@ -440,7 +459,7 @@ def test_old_ack_within_the_window_is_ignored_but_its_payload_taken(state: str) 
 
 @pytest.mark.parametrize("state", OPEN)
 def test_duplicate_ack_changes_nothing(state: str) -> None:
-    stack, peer = in_state(state)
+    _stack, peer = in_state(state)
     peer.send("A", ack=peer.rcv_nxt - 1)
     peer.expect_nothing()
     assert peer.state == state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.peer import Peer, Stack, opened
+from tests.unit.peer import opened
 
 
 def test_queue_emptied_then_longer_data_is_sent_from_its_start() -> None:
