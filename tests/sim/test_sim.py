@@ -1,0 +1,110 @@
+"""Two shards and their applications on a lossy wire with virtual time, one seed after the other.
+
+What is simulated stands in tests/native/sim_driver.h, what is checked in sim_driver.c.
+
+``IX_SIM_SEEDS=20000 make test PYTEST_ARGS=tests/sim``
+    more seeds (1,000 unless set; ``make sim`` is this);
+``IX_SIM_SEED=123 make test PYTEST_ARGS=tests/sim``
+    that seed alone; with ``IX_SIM_TRACE=1`` every frame, call and event to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.san import ffi, lib
+
+SEEDS = int(os.environ.get("IX_SIM_SEEDS") or 1000)
+SEED = os.environ.get("IX_SIM_SEED")
+TRACE = bool(os.environ.get("IX_SIM_TRACE"))
+CHUNKS = 20
+# make test shows the files of this name when the process dies of a sanitizer's report.
+LAST_SEED = Path("build/sanitizer.seed")
+
+
+def reproduce(seed: int) -> str:
+    return f"reproduce: IX_SIM_SEED={seed} IX_SIM_TRACE=1 make test PYTEST_ARGS='tests/sim -s'"
+
+
+def plan(seed: int, **changes: Any) -> Any:
+    """The case of a seed, with some of its fields changed."""
+    case = ffi.new("struct ix_simd_case *")
+    lib.ix_simd_plan(seed, case)
+    case.trace = TRACE and SEED is not None
+    for name, value in changes.items():
+        setattr(case, name, value)
+    return case
+
+
+def run(case: Any) -> Any:
+    """Plays a case; the result's `failure` is empty if all is well."""
+    result = ffi.new("struct ix_simd_result *")
+    status = lib.ix_simd_run(case, result)
+    assert (status == 0) == (not ffi.string(result.failure))
+    return result
+
+
+def failure(result: Any) -> str:
+    return str(ffi.string(result.failure).decode())
+
+
+def explain(case: Any, result: Any) -> str:
+    text = ffi.new("char[]", 4096)
+    lib.ix_simd_describe(case, text, 4096)
+    return f"{failure(result)}\n{ffi.string(text).decode()}{reproduce(case.seed)}"
+
+
+class Totals:
+    """What all seeds together have seen, to tell whether they reach every corner."""
+
+    def __init__(self) -> None:
+        self.seeds = self.steps = self.bytes = self.orderly = self.lossless = 0
+        self.counters: dict[str, int] = {}
+        self.wire: dict[str, int] = {}
+
+    def add(self, result: Any) -> None:
+        self.seeds += 1
+        for name in ("steps", "bytes", "orderly", "lossless"):
+            setattr(self, name, getattr(self, name) + getattr(result, name))
+        for kind, into in (("counters", self.counters), ("wire", self.wire)):
+            record = getattr(result, kind)
+            for name in dir(record):
+                into[name] = into.get(name, 0) + getattr(record, name)
+
+
+@pytest.fixture(scope="module")
+def totals() -> Iterator[Totals]:
+    totals = Totals()
+    yield totals
+    LAST_SEED.unlink(missing_ok=True)
+    print(
+        f"\nsimulation: {totals.seeds} seeds, {totals.steps} polls, {totals.bytes} bytes, "
+        f"{totals.orderly} connections in order"
+    )
+
+
+def seeds_of(chunk: int) -> range:
+    if SEED is not None:
+        return range(int(SEED), int(SEED) + 1)
+    return range(1 + chunk * SEEDS // CHUNKS, 1 + (chunk + 1) * SEEDS // CHUNKS)
+
+
+def chunk_name(chunk: int) -> str:
+    seeds = seeds_of(chunk)
+    return f"seeds {seeds.start} to {seeds.stop - 1}"
+
+
+@pytest.mark.parametrize("chunk", range(1 if SEED is not None else CHUNKS), ids=chunk_name)
+def test_two_shards_on_a_lossy_wire(chunk: int, totals: Totals) -> None:
+    for seed in seeds_of(chunk):
+        LAST_SEED.write_text(f"simulation: seed {seed}; {reproduce(seed)}\n")
+        case = plan(seed)
+        result = run(case)
+        totals.add(result)
+        if failure(result):
+            pytest.fail(explain(case, result), pytrace=False)
