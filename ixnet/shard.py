@@ -207,10 +207,10 @@ class EventBatch:
             yield view
         finally:
             view.release()
-            if kind == EV_UDP_RECV:
-                shard.calls.udp_recv_done(handle, address)
-            elif length:
-                shard.calls.recv_done(handle, address, length)
+            if length:  # an empty datagram, or the end of a stream, lends nothing
+                calls = shard.calls
+                give_back = calls.udp_recv_done if kind == EV_UDP_RECV else calls.recv_done
+                give_back(handle, address, length)
 
     def event(self, index: int) -> Event:
         """Event `index` as an object of its own, which outlives the batch."""
@@ -355,9 +355,9 @@ class CallBatch:
         self.count = at + 1
         return at
 
-    def udp_recv_done(self, handle: int, address: int) -> int:
-        """Gives back the datagram that lies at UMEM offset `address`."""
-        return self._add(_OP_UDP_RECV_DONE, handle, addr=address)
+    def udp_recv_done(self, handle: int, address: int, length: int) -> int:
+        """Gives back the datagram of `length` bytes that lies at UMEM offset `address`."""
+        return self._add(_OP_UDP_RECV_DONE, handle, addr=address, length=length)
 
     def timer(self, delay_ns: int, cookie: int = 0, handle: int = 0) -> int:
         """A one-shot timer in delay_ns: a new one (handle 0; see `handles`), or `handle` again."""

@@ -119,7 +119,7 @@ def udp(shard: Shard, ip: str, port: int, own_port: int) -> dict[str, Any]:
             found["payload"] = bytes(batch.payload(index)).decode()
             found["peer"] = list(event.peer)
             found["cookie"] = event.cookie
-            shard.calls.udp_recv_done(handle, event.address)
+            shard.calls.udp_recv_done(handle, event.address, event.bytes)
     shard.arena.give(address)
     shard.poll()
     shard.udp_unbind(handle, own_port)
