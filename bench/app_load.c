@@ -451,19 +451,20 @@ int ix_app_main(struct ix_app *app, int argc, char **argv)
     l.slots = calloc(r->opt.connections, sizeof *l.slots);
     l.lent = calloc(app->io->arena_frame, sizeof *l.lent);
     l.call_slot = calloc(app->io->max_calls, sizeof *l.call_slot);
+    int status = 2;
     if (!l.slots || !l.lent || !l.call_slot || !place_messages(&l)) {
         fprintf(stderr, "load: no room in the send arena for %u messages of %u bytes\n",
                 r->opt.connections, r->opt.message_bytes);
-        return 2;
+    } else {
+        memset(l.call_slot, 0xff, app->io->max_calls * sizeof *l.call_slot);
+        for (uint32_t i = 0; i < r->opt.connections; i++)
+            l.slots[i].seed = bytestream_word(r->opt.seed, i);
+        run_load(&l);
+        finish(&l);
+        report(r);
+        fflush(stdout);
+        status = any_failure(r) ? 1 : 0;
     }
-    memset(l.call_slot, 0xff, app->io->max_calls * sizeof *l.call_slot);
-    for (uint32_t i = 0; i < r->opt.connections; i++)
-        l.slots[i].seed = bytestream_word(r->opt.seed, i);
-    run_load(&l);
-    finish(&l);
-    report(r);
-    fflush(stdout);
-    int status = any_failure(r) ? 1 : 0;
     free(l.slots);
     free(l.lent);
     free(l.call_slot);
