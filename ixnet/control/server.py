@@ -18,7 +18,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -53,7 +52,7 @@ from ixnet.control.requests import (
     encode_reply,
     exit_text,
 )
-from ixnet.control.rights import require_rights
+from ixnet.control.rights import require_capabilities, require_locked_memory
 from ixnet.control.workers import (
     RESTART_DELAY_S,
     Region,
@@ -125,7 +124,7 @@ class ControlPlane:
     def _check(self) -> None:
         config = self.config
         config.program.check()
-        require_rights()
+        require_capabilities()
         self.nic = Nic.find(config.interface)
         self._refuse_second_instance()
         require_mode(config, self.nic)
@@ -170,10 +169,6 @@ class ControlPlane:
 
     def _prepare_instance(self) -> None:
         config, nic = self.config, self.nic
-        # UMEM pages are pinned, which counts against this limit without CAP_IPC_LOCK.
-        with contextlib.suppress(ValueError, OSError):
-            unlimited = resource.RLIM_INFINITY
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (unlimited, unlimited))
         self._directory = create_instance(
             config.name,
             nic.name,
@@ -215,6 +210,8 @@ class ControlPlane:
             worker = Worker(plan, config, nic)
             self._workers.append(worker)
             self._stack.callback(worker.close)
+
+        require_locked_memory(sum(worker.umem.nbytes for worker in self._workers))
 
     def _outgoing_ports(self, shards: int) -> list[tuple[int, int]]:
         """Each shard's outgoing ports, (0, 0) where there are none. An own address has all ports to

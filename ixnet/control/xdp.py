@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from ixnet.control.errors import IxError, NotBuilt, NotPermitted, ProgramAttached, from_errno
+from ixnet.control.errors import IxError, NotBuilt, ProgramAttached, from_errno
+from ixnet.control.rights import require_capabilities as require_capabilities
 
 try:
     from ixnet._core import ffi, lib
@@ -278,27 +279,3 @@ class Steering:
 
 def _text(err: Any) -> str:
     return str(ffi.string(err).decode(errors="replace")).strip()
-
-
-# capabilities(7): number and name of what XDP and AF_XDP need.
-_CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW", 39: "CAP_BPF"}
-
-
-def missing_capabilities() -> tuple[str, ...]:
-    """The capabilities that this process lacks to load XDP programs and open AF_XDP sockets."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            have = int(line.split()[1], 16)
-            return tuple(name for bit, name in _CAPABILITIES.items() if not have >> bit & 1)
-    return ()
-
-
-def require_capabilities() -> None:
-    """Raises NotPermitted, with their names, if capabilities are missing."""
-    missing = missing_capabilities()
-    if missing:
-        raise NotPermitted(
-            f"this process lacks {', '.join(missing)}",
-            "run as root, or with CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF",
-            errno.EPERM,
-        )
