@@ -59,7 +59,7 @@ struct ix_neigh {
     struct ix_mac mac;
     uint8_t state;     /* enum ix_neigh_state; GONE keeps the probe chain */
     uint8_t pad;
-    uint64_t asked_ns; /* when resolution was last asked for */
+    uint64_t asked_ns; /* when resolution was last asked for; 0: not since it was known */
 };
 
 /* Where a flow's frames go: kept by the flow, brought up to date by ix_net_resolve(). */
@@ -111,6 +111,8 @@ const struct ix_route *ix_net_route(const struct ix_net *net, uint32_t dst);
 void ix_net_neigh_set(struct ix_net *net, uint32_t ip, const struct ix_mac *mac);
 void ix_net_neigh_del(struct ix_net *net, uint32_t ip);
 const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip);
+/* Is there no route to ip, or did nobody answer when its next hop was asked for? */
+bool ix_net_unreachable(const struct ix_net *net, uint32_t ip);
 /* The source address for packets to dst: the route's, else the first local one; 0 if none. */
 uint32_t ix_net_source_for(const struct ix_net *net, uint32_t dst);
 /* Makes *dst usable for packets to `ip`: route, next hop, MAC. False if the MAC isn't known; then

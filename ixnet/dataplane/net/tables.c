@@ -124,7 +124,8 @@ static struct ix_neigh *neigh_slot(struct ix_net *net, uint32_t ip)
     return reuse;
 }
 
-const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip)
+/* The slot of `ip`, or NULL. */
+static const struct ix_neigh *neigh_find(const struct ix_net *net, uint32_t ip)
 {
     const uint32_t mask = IX_ARRAY_LEN(net->neigh) - 1;
     uint32_t at = (uint32_t)ix_hash_words(&net->neigh_key, ip, 0, 0) & mask;
@@ -133,9 +134,24 @@ const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip)
         if (slot->state == IX_NEIGH_EMPTY)
             return NULL;
         if (slot->ip == ip)
-            return slot->state == IX_NEIGH_KNOWN ? slot : NULL;
+            return slot;
     }
     return NULL;
+}
+
+const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip)
+{
+    const struct ix_neigh *slot = neigh_find(net, ip);
+    return slot && slot->state == IX_NEIGH_KNOWN ? slot : NULL;
+}
+
+bool ix_net_unreachable(const struct ix_net *net, uint32_t ip)
+{
+    const struct ix_route *route = ix_net_route(net, ip);
+    if (!route)
+        return true;
+    const struct ix_neigh *slot = neigh_find(net, route->gateway ? route->gateway : ip);
+    return slot && slot->state == IX_NEIGH_GONE && slot->asked_ns;
 }
 
 static struct ix_neigh *neigh_take(struct ix_net *net, uint32_t ip)
@@ -169,6 +185,8 @@ void ix_net_neigh_del(struct ix_net *net, uint32_t ip)
     struct ix_neigh *slot = neigh_slot(net, ip);
     if (!slot || slot->state == IX_NEIGH_EMPTY || slot->ip != ip)
         return;
+    if (slot->state == IX_NEIGH_KNOWN)
+        slot->asked_ns = 0; /* it went by itself; only a question can have failed */
     slot->state = IX_NEIGH_GONE;
     changed(net);
 }

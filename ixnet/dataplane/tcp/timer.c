@@ -16,7 +16,7 @@ enum {
 static bool port_in_doubt(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     return tcb->state == IX_TCP_SYN_SENT && tcp->cfg->shard_count > 1 &&
-           tcp->cfg->rss_key_bytes == 0 && tcb->retries < PORT_TRIES &&
+           tcp->cfg->rss_key_bytes == 0 &&
            tcb->key.local_port >= tcp->cfg->port_lo && tcb->key.local_port <= tcp->cfg->port_hi;
 }
 
@@ -26,9 +26,20 @@ uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb)
     return (uint32_t)IX_MIN(rto_us, (uint64_t)RTO_MAX_US);
 }
 
+/* How long one port is tried. If none of the quick tries was answered it is not the ports: from
+ * then on as long as any SYN. */
+static uint32_t port_try_us(const struct ix_tcb *tcb)
+{
+    if (tcb->retries < PORT_TRIES)
+        return PORT_TRY_US;
+    uint64_t wait_us = (uint64_t)tcb->rto_us << IX_MIN(tcb->retries - PORT_TRIES, 10);
+    return (uint32_t)IX_MIN(wait_us, (uint64_t)RTO_MAX_US);
+}
+
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    uint32_t wait_us = IX_UNLIKELY(port_in_doubt(tcp, tcb)) ? PORT_TRY_US : ix_tcp_rto_us(tcb);
+    uint32_t wait_us =
+        IX_UNLIKELY(port_in_doubt(tcp, tcb)) ? port_try_us(tcb) : ix_tcp_rto_us(tcb);
     if (IX_UNLIKELY(tcb->user_timeout_ms && tcb->retries)) { /* not beyond the user's patience */
         uint32_t gone_ms = tcp->now_ms - tcb->rtx_start_ms;
         uint32_t left_ms = tcb->user_timeout_ms > gone_ms ? tcb->user_timeout_ms - gone_ms : 1;
@@ -64,14 +75,18 @@ static void next_port(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    bool in_doubt = port_in_doubt(tcp, tcb);
-    uint32_t max = tcb->state == IX_TCP_SYN_SENT ? SYN_RETRIES : SYNACK_RETRIES;
-    if (in_doubt) {
-        next_port(tcp, tcb);
-    } else if (tcb->retries >= max) {
+    bool active = tcb->state == IX_TCP_SYN_SENT, in_doubt = port_in_doubt(tcp, tcb);
+    uint32_t max = active ? SYN_RETRIES + (in_doubt ? PORT_TRIES : 0) : SYNACK_RETRIES;
+    if (active && ix_net_unreachable(tcp->net, tcb->key.peer.v4)) {
+        ix_tcp_finish(tcp, tcb, -IX_EHOSTUNREACH);
+        return;
+    }
+    if (tcb->retries >= max) {
         give_up(tcp, tcb);
         return;
     }
+    if (in_doubt)
+        next_port(tcp, tcb);
     tcb->retries++;
     tcb->flags = (tcb->flags | IX_TF_SYN_DUE) & ~IX_TF_TIMING;
     tcb->retransmits++;
