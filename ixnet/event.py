@@ -93,6 +93,7 @@ DataCallback = Callable[["BufferEvent"], object]
 EventCallback = Callable[["BufferEvent", int], object]
 AcceptCallback = Callable[["Listener", "BufferEvent"], object]
 ErrorCallback = Callable[["BufferEvent | None", Exception], object]
+_Due = tuple[Callable[[Iterator[Any]], None], Iterator[Any]]
 
 # A turn comes back to Python at least this often, so that signal handlers run.
 _SLICE_NS: Final = 50_000_000
@@ -412,7 +413,7 @@ class EventBase:
         self._timers: dict[int, Event] = {}
         self._ids = 0
         # What is due and has not run: (who runs them, an iterator over them).
-        self._due: deque[tuple[Callable[[Iterator[Any]], None], Iterator[Any]]] = deque()
+        self._due: deque[_Due] = deque()
         self._leave = False  # at once
         self._exit = False  # when all that is due has run
         self._running = False
@@ -435,37 +436,38 @@ class EventBase:
         if self._running:
             raise RuntimeError("the loop is running")
         self._running = True
-        self._leave = self._exit = False
-        loop, turn = self._loop, lib.ix_evloop_turn
+        self._leave = False
+        loop, queue, turn = self._loop, self._due, lib.ix_evloop_turn
         wait = 0 if flags & EVLOOP_NONBLOCK else _SLICE_NS
         try:
             while True:
-                ran = bool(self._due) and self._run()
-                if self._leave or self._exit or (ran and flags & (EVLOOP_ONCE | EVLOOP_NONBLOCK)):
+                if queue:
+                    self._run(queue)
+                    if self._leave or flags & (EVLOOP_ONCE | EVLOOP_NONBLOCK):
+                        return 0
+                if self._exit:
                     return 0
                 if not (
                     self._listeners or flags & EVLOOP_NO_EXIT_ON_EMPTY or lib.ix_evloop_active(loop)
                 ):
                     return 1
                 due = turn(loop, wait)
-                if due > 0:
+                if 0 < due < _MORE:
+                    queue.append((self._run_reads, iter(_unpack(loop.read, due))))
+                elif due > 0:
                     self._collect(loop, due)
                 elif due < 0 or flags & EVLOOP_NONBLOCK:
                     return 0
         finally:
-            self._running = False
+            self._running = self._exit = False
 
     def _collect(self, loop: Any, due: int) -> None:
         """Puts what a turn found due into the order in which it runs."""
-        reads = due & _READS
         add = self._due.append
-        if due < _MORE:
-            add((self._run_reads, iter(_unpack(loop.read, reads))))
-            return
         if n := loop.early_count:
             add((self._run_early, _pairs(_unpack(loop.early, 2 * n))))
-        if reads:
-            add((self._run_reads, iter(_unpack(loop.read, reads))))
+        if n := due & _READS:
+            add((self._run_reads, iter(_unpack(loop.read, n))))
         if n := loop.write_count:
             add((self._run_writes, iter(_unpack(loop.write, n))))
         if n := loop.late_count:
@@ -473,15 +475,13 @@ class EventBase:
         if n := loop.timers_due_count:
             add((self._run_timers, iter(_unpack(loop.timers_due, n))))
 
-    def _run(self) -> bool:
+    def _run(self, queue: deque[_Due]) -> None:
         """Runs what is due; loopbreak() leaves the rest for the next loop()."""
-        due = self._due
-        while due and not self._leave:
-            run, iterator = due[0]
+        while queue and not self._leave:
+            run, iterator = queue[0]
             run(iterator)
-            if due[0][1] is iterator:
-                due.popleft()
-        return True
+            if queue[0][1] is iterator:
+                queue.popleft()
 
     def _run_reads(self, due: Iterator[int]) -> None:
         table = self._table
