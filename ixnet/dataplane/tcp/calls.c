@@ -63,7 +63,7 @@ static int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
 /* CLOSE: RFC 9293 3.10.4 */
 static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
 {
-    if (!(tcb->flags & IX_TF_ACCEPTED) && tcb->state != IX_TCP_SYN_SENT)
+    if ((tcb->flags & (IX_TF_ACCEPTED | IX_TF_PASSIVE)) == IX_TF_PASSIVE)
         return -IX_ENOTCONN;
     if (!(call->flags & IX_CLOSE_WRITE)) {
         tcb->flags |= IX_TF_CLOSED_RD;

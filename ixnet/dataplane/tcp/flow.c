@@ -279,7 +279,7 @@ void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (ix_tcp_find(tcp, &tcb->key, tcb->hash) != tcb)
+    if (tcb->hash != ix_tcp_hash(tcp, &tcb->key) || ix_tcp_find(tcp, &tcb->key, tcb->hash) != tcb)
         return "tcp: a flow is not found under its key";
     if (ix_seq_gt(tcb->snd_una, tcb->snd_max) || ix_seq_gt(tcb->snd_nxt, tcb->snd_max))
         return "tcp: snd_una or snd_nxt beyond snd_max";
