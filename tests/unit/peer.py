@@ -365,6 +365,8 @@ class Stack:
     @property
     def deadline(self) -> int:
         """When the shard has to run again by itself, ns."""
+        if lib.ix_sim_end_ready(ffi.addressof(self.wire.w.end[0])):
+            return self.now_ns
         mine = int(lib.ix_shard_next_deadline(self.shard, self.now_ns))
         return min(mine, self.wire.next_ns)
 

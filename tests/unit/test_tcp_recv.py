@@ -1,0 +1,267 @@
+"""tcp/recv: received data, reassembly, the window that is advertised, SACK blocks sent."""
+
+from __future__ import annotations
+
+from tests.unit.peer import MSS, Peer, Stack, opened, stream
+from tests.unit.san import lib
+
+
+def put_stream(peer: Peer, start: int, end: int, **fields: int) -> None:
+    peer.put("A", stream(start, end - start), seq=start, **fields)
+
+
+def send_stream(peer: Peer, start: int, end: int) -> None:
+    put_stream(peer, start, end)
+    peer.stack.poll()
+
+
+# ---- reassembly -----------------------------------------------------------------------
+
+
+def test_gap_is_filled_and_everything_delivered_in_order() -> None:
+    stack, peer, _handle = opened()
+    send_stream(peer, 1000, 2000)
+    send_stream(peer, 3000, 4000)
+    stack.expect_no_event()
+    peer.expect("A", ack=0)
+    peer.expect("A", ack=0)
+    send_stream(peer, 0, 1000)
+    peer.expect("A", ack=2000)  # at once: RFC 5681 4.2
+    send_stream(peer, 2000, 3000)
+    peer.expect("A", ack=4000)
+    assert stack.received() == stream(0, 4000)
+    assert stack.counter("tcp_ooo") == 2
+
+
+def test_overlaps_are_cut() -> None:
+    stack, peer, _handle = opened()
+    for start, end in [(500, 900), (300, 600), (850, 1000), (200, 950), (100, 1000), (0, 150)]:
+        send_stream(peer, start, end)
+    assert stack.received() == stream(0, 1000)
+    send_stream(peer, 900, 1100)
+    assert stack.received() == stream(1000, 100)
+
+
+def test_duplicates_out_of_order_are_counted() -> None:
+    stack, peer, _handle = opened()
+    for _ in range(2):
+        send_stream(peer, 100, 200)
+    send_stream(peer, 120, 180)
+    assert stack.counters("tcp_ooo", "tcp_dup_data") == [1, 2]
+    assert stack.stats.frames_rx == 1
+
+
+def test_each_segment_out_of_order_gets_a_duplicate_ack() -> None:
+    # RFC 5681 4.2: the sender counts them. Without SACK one a batch would not do.
+    stack, peer, _handle = opened()
+    for i in range(1, 5):
+        put_stream(peer, i * 100, i * 100 + 100)
+    stack.poll()
+    acks = peer.take_all()
+    assert len(acks) >= 4
+    assert all((s.flags, s.ack) == ("A", 0) for s in acks)
+
+
+def test_more_out_of_order_frames_than_the_limit_are_dropped() -> None:
+    stack, peer, _handle = opened(sack_ok=True)
+    for i in range(lib.IX_OOO_FRAMES_MAX + 3):
+        put_stream(peer, 2 * i + 1, 2 * i + 2)
+        stack.poll()
+    assert stack.counters("tcp_ooo", "drop_tcp_ooo_limit") == [lib.IX_OOO_FRAMES_MAX, 3]
+    send_stream(peer, 0, 600)
+    stack.settle()
+    assert stack.received() == stream(0, 600)
+    assert stack.stats.frames_rx == 0
+
+
+def test_reset_frees_what_was_out_of_order_and_not_delivered() -> None:
+    stack, peer, _handle = opened()
+    send_stream(peer, 100, 200)
+    send_stream(peer, 300, 400)
+    peer.send("R", seq=0)
+    stack.expect("DEAD")
+    assert stack.is_idle()
+
+
+# ---- the window -----------------------------------------------------------------------
+
+
+def test_window_of_the_syn_is_unscaled_then_grows_to_the_buffer() -> None:
+    stack = Stack(listen=80, rcvbuf_bytes=262144)
+    peer = Peer(stack, wscale=7)
+    syn_ack = peer.knock()
+    assert (syn_ack.window, syn_ack.wscale) == (65535, 3)
+    stack.accept(peer.handle)
+    peer.send("PA", b"12")
+    stack.sleep(ms=40)
+    assert peer.expect("A").window == (262144 - 2) >> 3
+
+
+def test_window_without_scaling_stays_below_64_kib() -> None:
+    stack = Stack(listen=80, rcvbuf_bytes=262144)
+    peer = Peer(stack)
+    syn_ack = peer.knock()
+    assert (syn_ack.window, syn_ack.wscale) == (65535, None)
+
+
+def test_window_closes_with_what_is_lent_and_opens_with_recv_done() -> None:
+    stack, peer, _handle = opened(rcvbuf_bytes=4 * MSS)
+    for i in range(4):
+        send_stream(peer, i * MSS, (i + 1) * MSS)
+    windows = [s.window for s in peer.take_all()]
+    assert windows[-1] == 0
+    events = [stack.expect("RECV") for _ in range(4)]
+    assert stack.done(events[0]) == 0
+    peer.expect_nothing()  # one segment is not worth an update
+    assert stack.done(events[1]) == 0
+    peer.expect("A", window=2 * MSS, ack=4 * MSS)
+    for event in events[2:]:
+        assert stack.done(event) == 0
+    peer.expect("A", window=4 * MSS)
+
+
+def test_zero_window_takes_nothing_and_answers_probes() -> None:
+    stack, peer, handle = opened(rcvbuf_bytes=2 * MSS)
+    send_stream(peer, 0, MSS)
+    send_stream(peer, MSS, 2 * MSS)
+    assert peer.expect("A").window == 0
+    stack.events.clear()
+    send_stream(peer, 2 * MSS, 2 * MSS + 1)
+    assert peer.expect("A", ack=2 * MSS).window == 0
+    stack.expect_no_event()
+    assert stack.info(handle).rcv_wnd == 0
+
+
+def test_silly_window_is_not_offered() -> None:
+    # RFC 9293 3.8.6.2.2: opened by a segment at least, or half of the buffer.
+    stack, peer, _handle = opened(rcvbuf_bytes=10 * MSS)
+    for i in range(10):
+        send_stream(peer, i * MSS, (i + 1) * MSS)
+    peer.take_all()
+    event = stack.expect("RECV")
+    for _ in range(10):
+        assert stack.done(event, 100) == 0
+        stack.sleep(ms=500)
+        peer.send("A", seq=10 * MSS - 1)  # a probe
+        assert peer.expect("A").window == 0
+    assert stack.done(event) == -22  # more than is still lent
+    assert stack.done(event, MSS - 1000) == 0
+    stack.sleep(ms=1000)
+    peer.send("A", seq=10 * MSS - 1)
+    assert peer.take_all()[-1].window == MSS
+
+
+def test_right_edge_never_moves_left() -> None:
+    stack, peer, handle = opened(rcvbuf_bytes=20000)
+    edge = 20000
+    assert stack.option(handle, "RCVBUF", 2000) == 0
+    at = 0
+    while at < 20000 - MSS:
+        send_stream(peer, at, at + MSS)
+        at += MSS
+        for s in peer.take_all():
+            assert s.ack + s.window >= edge
+    assert stack.counter("drop_tcp_wnd") == 0
+    stack.received()
+    send_stream(peer, at, at + MSS)
+    stack.sleep(ms=40)
+    assert peer.take_all()[-1].window <= 2000
+
+
+def test_data_across_the_windows_edge_is_cut() -> None:
+    stack, peer, _handle = opened(rcvbuf_bytes=1000)
+    send_stream(peer, 0, 1400)
+    assert stack.expect("RECV").data == stream(0, 1000)
+    assert stack.counter("drop_tcp_wnd") == 400
+    assert peer.take_all() == []
+    stack.sleep(ms=40)
+    peer.expect("A", ack=1000, window=0)
+
+
+def test_pool_running_low_lowers_the_window() -> None:
+    stack = Stack(listen=80, rcvbuf_bytes=65535)
+    hog, peer = Peer(stack), Peer(stack, sport=50001)
+    hog.connect()
+    peer.connect()
+    for i in range(400):
+        put_stream(hog, i, i + 1)
+        stack.poll()
+    hog.take_all()
+    send_stream(peer, 0, 100)
+    stack.sleep(ms=40)
+    assert peer.take_all()[-1].window == 65535 - 100  # what was offered stays
+    for i in range(100, 10000, 100):
+        send_stream(peer, i, i + 100)
+    last = peer.take_all()[-1]
+    assert last.ack + last.window == 65535
+
+
+def test_lend_limit_drops_and_goes_on_after_recv_done() -> None:
+    stack, peer, _handle = opened()
+    for i in range(600):
+        send_stream(peer, i, i + 1)
+    lent = len(stack.events)
+    assert stack.counter("drop_tcp_lend_limit") > 0
+    assert 500 < lent <= 512
+    assert stack.tcb(peer.handle).rcv_nxt == (peer.iss + 1 + lent) % 2**32
+    assert stack.received() == stream(0, lent)
+    send_stream(peer, lent, lent + 100)
+    assert stack.received() == stream(lent, 100)
+
+
+# ---- SACK blocks ----------------------------------------------------------------------
+
+
+def test_sack_blocks_begin_with_the_latest() -> None:
+    # RFC 2018 section 4
+    _stack, peer, _handle = opened(sack_ok=True)
+    a, b, c = (100, 200), (300, 400), (500, 600)
+    for block, wanted in [(a, [a]), (c, [c, a]), (b, [b, a, c])]:
+        send_stream(peer, *block)
+        assert list(peer.expect("A", ack=0).sack) == wanted
+    send_stream(peer, 200, 300)  # joins a and b
+    assert list(peer.expect("A").sack) == [(100, 400), c]
+    send_stream(peer, 550, 700)
+    assert list(peer.expect("A").sack) == [(500, 700), (100, 400)]
+    send_stream(peer, 0, 100)
+    assert list(peer.expect("A", ack=400).sack) == [(500, 700)]
+    send_stream(peer, 400, 500)
+    assert list(peer.expect("A", ack=700).sack) == []
+
+
+def test_sack_blocks_are_four_and_three_beside_a_timestamp() -> None:
+    for ts, most in ((False, 4), (True, 3)):
+        stack, peer, _handle = opened(sack_ok=True, ts=ts)
+        for i in range(1, 7):
+            send_stream(peer, 200 * i, 200 * i + 100)
+        stack.poll()
+        sack = peer.take_all()[-1].sack
+        assert len(sack) == most
+        assert sack[0] == (1200, 1300)
+
+
+def test_sack_blocks_come_once_a_batch() -> None:
+    stack, peer, _handle = opened(sack_ok=True)
+    for i in range(1, 4):
+        put_stream(peer, 200 * i, 200 * i + 100)
+    stack.poll()
+    assert len(peer.expect("A").sack) == 3
+    peer.expect_nothing()
+
+
+def test_sack_not_negotiated_is_not_sent() -> None:
+    _stack, peer, _handle = opened()
+    send_stream(peer, 100, 200)
+    assert peer.take_all()[-1].sack == ()
+
+
+def test_data_beside_sack_blocks_fits_the_mtu() -> None:
+    stack, peer, handle = opened(sack_ok=True, ts=True)
+    for i in range(1, 5):
+        send_stream(peer, 200 * i, 200 * i + 100)
+    peer.take_all()
+    stack.stream(handle, 0, 3000)
+    found = peer.take_all()
+    assert all(len(s.frame) <= 1514 for s in found)
+    assert b"".join(s.payload for s in found) == stream(0, 3000)
+    assert found[0].sack
