@@ -217,10 +217,7 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
             tcb->flags &= ~IX_TF_CWND_LIMITED;
         persist_if_stuck(tcp, tcb);
     }
-    /* At snd_max, not at a snd_nxt that a timeout has moved back: the peer may have what lies between,
-     * and would drop the segment for its old number without reading the ACK. When both sides had a
-     * timeout neither would ever read one again. */
     if (tcb->flags & IX_TF_ACK_NOW && tcb->state != IX_TCP_SYN_SENT)
-        return ix_tcp_send_segment(tcp, tcb, tcb->snd_max, 0, IX_TCP_ACK, false);
+        return ix_tcp_send_segment(tcp, tcb, ix_tcb_ack_seq(tcb), 0, IX_TCP_ACK, false);
     return true;
 }

@@ -197,7 +197,7 @@ static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame,
     }
     /* RFC 5681 4.2: a duplicate ACK for each. With SACK one a batch says as much. */
     if (tcb->flags & IX_TF_SACK ||
-        !ix_tcp_send_segment(tcp, tcb, tcb->snd_max, 0, IX_TCP_ACK, false))
+        !ix_tcp_send_segment(tcp, tcb, ix_tcb_ack_seq(tcb), 0, IX_TCP_ACK, false))
         ix_tcp_ack_now(tcp, tcb);
 }
 

@@ -261,5 +261,14 @@ static inline uint32_t ix_tcb_flight(const struct ix_tcb *tcb)
 {
     return tcb->snd_max - tcb->snd_una;
 }
+/* The sequence number of a segment without data. Not a snd_nxt that a timeout has moved back: the
+ * peer may have what lies between, and would drop the segment for its old number without reading
+ * the ACK; when both sides had a timeout neither would ever read one again. And not beyond a window
+ * that the peer has taken back, for the same reason. */
+static inline uint32_t ix_tcb_ack_seq(const struct ix_tcb *tcb)
+{
+    uint32_t window_end = tcb->snd_una + tcb->snd_wnd;
+    return ix_seq_lt(window_end, tcb->snd_max) ? window_end : tcb->snd_max;
+}
 
 #endif
