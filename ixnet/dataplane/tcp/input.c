@@ -95,6 +95,7 @@ static void input_syn_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct 
     tcb->rcv_adv += tcb->rcv_nxt; /* held the window of our SYN, counted from 0 */
     tcb->last_ack_sent = tcb->rcv_nxt;
     tcb->snd_wl1 = hdr->seq - 1;
+    tcb->snd_wl2 = tcb->iss;
     ix_tcp_take_syn_options(tcp, tcb, hdr);
     if (has_ack) {
         ix_tcp_established(tcp, tcb);
