@@ -61,6 +61,7 @@ class Service(Run):
         **more: Any,
     ) -> None:
         self.directory = directory
+        self.expected_errors = ""  # what the one line that it may say to standard error contains
         if args is None:
             args = [str(PORT), str(directory)]
         super().__init__(lab, app, args, options, **more)
@@ -83,7 +84,9 @@ class Service(Run):
         try:
             assert not ended_before, f"ended by itself: {self.process.returncode}: {self.errors()}"
             assert self.end() == 0
-            assert self.errors() == ""
+            lines = self.errors().splitlines()
+            expected = self.expected_errors
+            assert not lines or (expected and len(lines) == 1 and expected in lines[0]), lines
         finally:
             self.lab.stop(self.process)
 
