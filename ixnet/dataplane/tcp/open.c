@@ -28,7 +28,7 @@ static uint8_t scale_for(uint32_t bytes)
 /* Our side's offers; take_syn_options() withdraws what the peer does not offer too. */
 static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    tcb->flags |= IX_TF_TS | IX_TF_SACK;
+    tcb->flags |= IX_TF_TS | IX_TF_SACK | IX_TF_WSCALE;
     tcb->rcv_wscale = scale_for(tcb->rcvbuf_bytes);
     tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
     tcb->iss = ix_tcp_isn(tcp, &tcb->key);
@@ -50,10 +50,12 @@ void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struc
     }
     if (!hdr->sack_ok)
         tcb->flags &= ~IX_TF_SACK;
-    if (hdr->wscale >= 0)
+    if (hdr->wscale >= 0) {
         tcb->snd_wscale = (uint8_t)hdr->wscale;
-    else
+    } else {
+        tcb->flags &= ~IX_TF_WSCALE;
         tcb->snd_wscale = tcb->rcv_wscale = 0;
+    }
 }
 
 void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,

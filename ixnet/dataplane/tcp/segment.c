@@ -16,7 +16,8 @@ static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_h
     }
     if (hdr->flags & IX_TCP_SYN) {
         hdr->mss = (uint16_t)(tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES); /* RFC 6691 */
-        hdr->wscale = tcb->rcv_wscale ? (int8_t)tcb->rcv_wscale : -1;
+        /* A shift of 0 is said too: silence would forbid the peer's shift (RFC 7323 2.2). */
+        hdr->wscale = tcb->flags & IX_TF_WSCALE ? (int8_t)tcb->rcv_wscale : -1;
         hdr->sack_ok = tcb->flags & IX_TF_SACK;
     } else if (IX_UNLIKELY(tcb->ooo_head != IX_NONE) && tcb->flags & IX_TF_SACK) {
         uint32_t max = tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX;

@@ -59,6 +59,7 @@ enum ix_tcb_flag {
     IX_TF_TIMING = 1u << 24,   /* the segment at rtt_seq is being timed */
     IX_TF_PERSIST = 1u << 25,  /* the retransmission timer probes a zero window */
     IX_TF_REXMIT_ONE = 1u << 26, /* send the segment at snd_una again, whatever cwnd says */
+    IX_TF_WSCALE = 1u << 29, /* window scaling (RFC 7323), be the shifts 0 */
     IX_TF_CWND_LIMITED = 1u << 27, /* after the last output cwnd was all but full */
 };
 
