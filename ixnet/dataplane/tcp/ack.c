@@ -115,14 +115,26 @@ static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acke
         tcb->flags &= ~IX_TF_RTO;
 }
 
-/* snd_una moves to ack. */
-static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t ack)
+/* After a retransmission only timestamps tell which transmission an ACK answers (RFC 7323 4.1).
+ * Without a sample the backed-off timeout would stay for as long as every segment is sent twice. */
+static void sample_timestamp(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
-    uint32_t acked = ack - tcb->snd_una, data = IX_MIN(acked, tcb->queued_bytes);
+    uint32_t rtt_ms = tcp->now_ms + tcb->ts_offset - hdr->ts_ecr;
+    if (tcb->flags & IX_TF_TS && hdr->has_ts && rtt_ms < 1u << 30)
+        ix_tcp_rtt_sample(tcb, rtt_ms * 1000000ull);
+}
+
+/* snd_una moves to the segment's ACK. */
+static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+{
+    uint32_t ack = hdr->ack, acked = ack - tcb->snd_una;
+    uint32_t data = IX_MIN(acked, tcb->queued_bytes);
 
     tcb->rto_us = ix_tcp_rto_us(tcb); /* Karn: backed off until there is a new sample */
     tcb->retries = 0;
-    if (tcb->flags & IX_TF_TIMING && ix_seq_geq(ack, tcb->rtt_seq)) {
+    if (!(tcb->flags & IX_TF_TIMING)) {
+        sample_timestamp(tcp, tcb, hdr);
+    } else if (ix_seq_geq(ack, tcb->rtt_seq)) {
         tcb->flags &= ~IX_TF_TIMING;
         ix_tcp_rtt_sample(tcb, tcp->now_ns - tcb->rtt_start_ns);
     }
@@ -156,7 +168,7 @@ void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr 
     if (IX_UNLIKELY(hdr->sack_count) && sack)
         sack_news = ix_sack_update(tcp, tcb, hdr);
     if (ix_seq_gt(hdr->ack, tcb->snd_una)) {
-        advance(tcp, tcb, hdr->ack);
+        advance(tcp, tcb, hdr);
         ix_tcp_update_window(tcp, tcb, hdr);
         return;
     }
