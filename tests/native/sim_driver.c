@@ -471,6 +471,22 @@ static void check_end(struct sim_world *w, uint32_t i)
                  side->shard->counters.rx_frames);
 }
 
+/* What no fault can bring about: only a shard that breaks the protocol can. */
+static void check_manners(struct sim_world *w)
+{
+    const struct ix_counters *n = &w->result->counters;
+    uint64_t broken = n->drop_eth_short + n->drop_eth_type + n->drop_ip_short + n->drop_ip_header +
+                      n->drop_ip_csum + n->drop_tcp_short + n->drop_tcp_header + n->drop_tcp_csum +
+                      n->drop_partial_csum;
+    if (broken && w->result->wire.corrupted == 0)
+        sim_fail(w, "%lu broken frames, and the wire broke none", broken);
+    if (n->drop_tcp_wnd)
+        sim_fail(w, "%lu bytes were sent beyond the receiver's window", n->drop_tcp_wnd);
+    if (n->drop_tcp_foreign || n->drop_ip_frag || n->drop_ip_src || n->calls_stale > n->call_errors)
+        sim_fail(w, "foreign %lu, fragments %lu, impossible sources %lu", n->drop_tcp_foreign,
+                 n->drop_ip_frag, n->drop_ip_src);
+}
+
 /* What must not have happened when nothing was lost, delayed beyond measure or refused. */
 static void check_lossless(struct sim_world *w)
 {
@@ -480,7 +496,7 @@ static void check_lossless(struct sim_world *w)
     uint64_t frames_lost = s->sent + s->dup - s->delivered;
     uint64_t slow_ns = 0;
     for (uint32_t i = 0; i < 2; i++)
-        slow_ns += c->side[i].poll_ns + c->path[i].delay_ns + c->path[i].jitter_ns +
+        slow_ns += c->side[i].poll_ns * (1 + 256 / c->side[i].batch) + c->path[i].delay_ns + c->path[i].jitter_ns +
                    c->side[i].completion_delay_ns;
     bool upright = frames_lost == 0 && s->reordered == 0 && s->corrupted == 0 && s->dup == 0 &&
                    c->upset_count == 0 && c->path[0].rate_bytes_per_s == 0 &&
@@ -531,6 +547,7 @@ static void run(struct sim_world *w)
     check(w);
     for (uint32_t i = 0; i < 2; i++)
         check_end(w, i);
+    check_manners(w);
     check_lossless(w);
 }
 

@@ -150,6 +150,15 @@ static void on_knock(struct sim_world *w, struct sim_side *side, const struct ix
     conn_of(w, end)->accept_at_ns = w->now_ns + conn_of(w, end)->accept_delay_ns;
 }
 
+/* More connections at once than a listener, a table or the wire could take: all try again at the same
+ * times, so the same ones may fail over and over. */
+static bool crowded(const struct sim_world *w)
+{
+    const struct ix_counters *a = &w->side[0].shard->counters, *b = &w->side[1].shard->counters;
+    return a->drop_tcp_backlog || a->drop_tcp_flows || b->drop_tcp_backlog || b->drop_tcp_flows ||
+           w->wire.direction[0].counters.overflow || w->wire.direction[1].counters.overflow;
+}
+
 static void on_connected(struct sim_world *w, struct sim_end *end, const struct ix_event *ev)
 {
     struct sim_conn *conn = conn_of(w, end);
@@ -158,9 +167,9 @@ static void on_connected(struct sim_world *w, struct sim_end *end, const struct 
     end->state = ev->status ? SIM_OVER : SIM_OPEN;
     if (conn->kind == SIM_CANCEL && ev->status == 0) /* ABORT or CLOSE came too late to be first */
         end->close_wr = end->close_rd = end->told_epipe;
-    const struct ix_counters *n = &w->side[1 - end->side].shard->counters;
-    if (ev->status == -IX_ETIMEDOUT && (n->drop_tcp_backlog || n->drop_tcp_flows)) {
-        end->state = SIM_IDLE; /* too many at once for the listener: again */
+    bool neighbour_gone = ev->status == -IX_EHOSTUNREACH && w->c->upset_count;
+    if ((ev->status == -IX_ETIMEDOUT && crowded(w)) || neighbour_gone) {
+        end->state = SIM_IDLE; /* again */
         end->handle = 0;
         conn->start_ns = w->now_ns + sim_range(&w->random, 0, SIM_S);
         return;
@@ -256,9 +265,10 @@ static bool end_is_right(const struct sim_world *w, const struct sim_conn *conn,
                          end->rx_got == end->rx_total && peer->rx_got == peer->rx_total;
         bool simopen_failed =
             conn->kind == SIM_SIMOPEN && peer->state == SIM_OVER && peer->status < 0;
+        bool given_up = crowded(w) && end->rx_got == 0 && peer->state == SIM_IDLE;
         bool early = w->c->side[peer->side].time_wait_ms < 60000 ||
                      w->c->side[peer->side].max_flows < 160 || w->c->upset_count;
-        return end->status == -IX_ECONNRESET && ((forgotten && early) || simopen_failed);
+        return end->status == -IX_ECONNRESET && ((forgotten && early) || simopen_failed || given_up);
     }
     if (end->status == -IX_ECONNABORTED)
         return end->told_epipe;

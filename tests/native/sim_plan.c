@@ -149,7 +149,7 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
                             .chunk_next = IX_NONE,
                             .done_head = IX_NONE,
                             .done_tail = IX_NONE};
-    end->chunk_max = (uint32_t)sim_log_range(r, 16, 20000);
+    end->chunk_max = (uint32_t)sim_log_range(r, IX_MAX(16u, end->tx_total / 500), 20000);
     end->hold_frames = sim_chance(r, 700000) ? 1 : (uint32_t)sim_log_range(r, 2, 32);
     end->close_half = sim_chance(r, 500000);
     end->close_after_eof = sim_chance(r, 200000) && !(e == 1 && conn->end[0].close_after_eof);
@@ -161,7 +161,8 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
         end->pause_ns = sim_log_range(r, SIM_MS, 20 * SIM_S);
     }
     if (conn->kind != SIM_ORDERLY || sim_chance(r, 100000))
-        end->keepalive_ns = sim_log_range(r, 500 * SIM_MS, 10 * SIM_S);
+        /* nine probes in a row are not all lost */
+        end->keepalive_ns = sim_log_range(r, 500 * SIM_MS, 10 * SIM_S) + c->faults_until_ns / 8;
     if ((conn->kind == SIM_ABORT || conn->kind == SIM_CLOSE_EARLY) && e == (all & 1))
         end->quit_at = (uint32_t)sim_range(r, 0, all);
 }
