@@ -258,8 +258,9 @@ static int32_t sendv(struct ix_fake *f, struct ix_fake_conn *c, const struct ix_
     uint32_t take = call->bytes;
     if (f->sendv_max && take > f->sendv_max)
         take = f->sendv_max;
-    if (f->sndbuf_bytes && c->borrowed_bytes + take > f->sndbuf_bytes)
-        take = (uint32_t)(f->sndbuf_bytes - c->borrowed_bytes);
+    uint64_t held = c->borrowed_bytes - c->acked;
+    if (f->sndbuf_bytes && held + take > f->sndbuf_bytes)
+        take = held < f->sndbuf_bytes ? (uint32_t)(f->sndbuf_bytes - held) : 0;
     if (take < call->bytes || c->borrow_count == IX_FAKE_BORROWS) {
         bool again = c->short_poll == f->polls;
         c->short_poll = f->polls;

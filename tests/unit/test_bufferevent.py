@@ -275,6 +275,21 @@ def test_full_send_buffer_waits_for_sent() -> None:
     loop.end()
 
 
+def test_each_sent_makes_room_for_as_much() -> None:
+    loop = Loop()
+    conn, bev = loop.accept()
+    loop.fake.c.sndbuf_bytes = 1000
+    add(bev, pattern(3000))
+    loop.turn(2)
+    for acked in (300, 600):
+        loop.fake.ack(conn, 300)
+        loop.turn(2)
+        assert len(loop.fake.got(conn)) == 1000 + acked
+    loop.close(bev, ABORT)
+    loop.turn()
+    loop.end()
+
+
 def test_refused_with_nothing_in_flight_is_tried_again() -> None:
     loop = Loop()
     conn, bev = loop.accept()

@@ -77,6 +77,15 @@ def test_timer_is_due_at_its_deadline_and_not_before() -> None:
     assert heap.pop(100) == 0
 
 
+def test_timer_that_takes_the_place_of_a_cancelled_one_may_move_up() -> None:
+    heap = Heap(7)
+    for i, deadline in enumerate((0, 10, 1, 11, 12, 2, 3)):
+        heap.set(i, deadline)
+    heap.cancel(3)  # the last one, due at 3, lands below the one due at 10
+    heap.check()
+    assert [heap.pop(NEVER) for _ in range(6)] == [0, 2, 5, 6, 1, 4]
+
+
 @given(
     st.lists(
         st.one_of(
