@@ -39,8 +39,10 @@ static enum ix_verdict ip4_input(struct ix_net *net, struct ix_packet *pkt)
         n->drop_ip_dst++;
         return IX_VERDICT_DROP;
     }
-    /* A packet from our own address came from a liar (the land attack). */
-    if (IX_UNLIKELY(source_impossible(pkt->ip.src) || pkt->ip.src == pkt->ip.dst)) {
+    /* A packet from one of our own addresses came from a liar (the land attack). */
+    struct ix_ip src = ix_ip_from_v4(pkt->ip.src);
+    bool own = pkt->ip.src == pkt->ip.dst || (net->addr_count > 1 && ix_net_is_local(net, 4, &src));
+    if (IX_UNLIKELY(source_impossible(pkt->ip.src) || own)) {
         n->drop_ip_src++;
         return IX_VERDICT_DROP;
     }

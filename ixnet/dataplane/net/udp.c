@@ -137,6 +137,8 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     uint32_t dst;
     __builtin_memcpy(&dst, call->peer, 4);
     uint32_t src = end->ip.v4 ? end->ip.v4 : ix_net_source_for(net, dst);
+    if (!src || !ix_net_route(net, dst))
+        return src ? -IX_ENETUNREACH : -IX_EADDRNOTAVAIL;
     struct ix_dst to = {.epoch = 0};
     if (!ix_net_resolve(net, dst, &to)) {
         net->counters->drop_neigh++;
@@ -148,8 +150,10 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     if (frame == IX_NONE)
         return -IX_EAGAIN;
     uint8_t *datagram = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
-    uint32_t sum =
-        ix_csum_copy(datagram + IX_UDP_BYTES, net->link->umem + call->addr, call->bytes, 0);
+    uint32_t sum = 0; /* of an empty datagram the address says nothing, and was not checked */
+    if (call->bytes)
+        sum = ix_csum_copy(datagram + IX_UDP_BYTES, ix_link_ptr(net->link, call->addr),
+                           call->bytes, 0);
     ix_udp_emit(datagram,
                 &(struct ix_udp){.src_port = end->port,
                                  .dst_port = call->peer_port,
