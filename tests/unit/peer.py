@@ -336,8 +336,18 @@ class Stack:
     # ---- time
 
     def poll(self, ms: float = 0) -> int:
-        """Runs one cycle, `ms` later. Returns the number of events."""
+        """Runs one cycle, `ms` later, and the next where an ACK was held back for what the
+        application might have to say. Returns the number of events."""
         self.now_ns += int(ms * MS)
+        n = self.cycle()
+        if n < self.io.max_events and any(
+            self.shard.tcp.flows[i].flags & lib.IX_TF_ACK_HELD for i in range(self.cfg.max_flows)
+        ):
+            n += self.cycle()
+        return n
+
+    def cycle(self) -> int:
+        """Runs one cycle. Returns the number of events."""
         self.wire.advance(self.now_ns)
         n = lib.ix_shard_poll(self.shard, self.now_ns)
         assert n == self.io.n_events

@@ -190,13 +190,23 @@ static void persist_if_stuck(struct ix_tcp *tcp, struct ix_tcb *tcb)
     ix_tcp_arm_rtx(tcp, tcb);
 }
 
+/* The application is about to be told what this ACK is for, and what it answers leaves in the next
+ * cycle, which follows at once: one segment then carries both. Never held twice. */
+static bool hold_ack(struct ix_tcb *tcb)
+{
+    if (!(tcb->flags & IX_TF_ON_EVENTS) || tcb->flags & (IX_TF_ACK_HELD | IX_TF_DETACHED))
+        return false;
+    tcb->flags |= IX_TF_ACK_HELD;
+    return true;
+}
+
 bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->state == IX_TCP_CLOSED)
         return true;
     if (IX_UNLIKELY(!ix_net_dst_ready(tcp->net, tcb->key.peer.v4, &tcb->dst))) {
-        tcp->counters
-            ->drop_neigh++; /* the retransmission timer tries again; by then it is resolved */
+        /* The retransmission timer tries again; by then it is resolved. */
+        tcp->counters->drop_neigh++;
         tcb->flags &= ~IX_TF_ACK_NOW;
         if (!timer_armed(tcp, tcb, IX_TIMER_RTX) && tcb->state != IX_TCP_TIME_WAIT)
             ix_tcp_arm_rtx(tcp, tcb);
@@ -217,7 +227,9 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
             tcb->flags &= ~IX_TF_CWND_LIMITED;
         persist_if_stuck(tcp, tcb);
     }
-    if (tcb->flags & IX_TF_ACK_NOW && tcb->state != IX_TCP_SYN_SENT)
-        return ix_tcp_send_segment(tcp, tcb, ix_tcb_ack_seq(tcb), 0, IX_TCP_ACK, false);
-    return true;
+    if (!(tcb->flags & IX_TF_ACK_NOW) || tcb->state == IX_TCP_SYN_SENT)
+        return true;
+    if (hold_ack(tcb))
+        return false;
+    return ix_tcp_send_segment(tcp, tcb, ix_tcb_ack_seq(tcb), 0, IX_TCP_ACK, false);
 }

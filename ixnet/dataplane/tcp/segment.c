@@ -136,7 +136,7 @@ static void ack_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool pure)
 {
     tcb->last_ack_sent = tcb->rcv_nxt;
     tcb->unacked_segs = 0;
-    tcb->flags &= ~IX_TF_ACK_NOW;
+    tcb->flags &= ~(IX_TF_ACK_NOW | IX_TF_ACK_HELD);
     tcp->counters->tcp_pure_acks += pure;
 }
 

@@ -61,6 +61,7 @@ enum ix_tcb_flag {
     IX_TF_REXMIT_ONE = 1u << 26, /* send the segment at snd_una again, whatever cwnd says */
     IX_TF_WSCALE = 1u << 29, /* window scaling (RFC 7323), be the shifts 0 */
     IX_TF_CWND_LIMITED = 1u << 27, /* after the last output cwnd was all but full */
+    IX_TF_ACK_HELD = 1u << 28, /* the ACK waits one cycle for what the application has to say */
 };
 
 /* What CLOSE, timers and events look at with a flow in this state. */
