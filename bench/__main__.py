@@ -1,9 +1,9 @@
 """`python -m bench`: the benchmark tables, each also a command of its own.
 
-    python -m bench [--json FILE] [--seconds T] [--rounds N] [limit] [compare]
+    python -m bench [--json FILE] [--seconds T] [--rounds N] [limit] [native] [compare]
 
-limit: bare AF_XDP over the lab's link. compare: the servers against each other (bench/demo.py
-without its checks). Both, if none is named.
+limit: bare AF_XDP over the lab's link. native: the dataplane at both ends against that. compare:
+the servers against each other (bench/demo.py without its checks). All, if none is named.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import demo
+from bench import demo, native
 from bench.limit import run as limit
 
-TABLES = ("limit", "compare")
+TABLES = ("limit", "native", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             words += ["--json", str(args.json.with_stem(f"{args.json.stem}-{name}"))]
         if name == "limit":
             status = max(status, limit.main(words))
+        elif name == "native":
+            status = max(status, native.main(words))
         else:
             status = max(status, demo.main(["--no-checks", *words]))
     return status

@@ -21,7 +21,6 @@
 #define CRC_FAILURES_MAX 100
 #define SECOND_NS        1000000000ull
 #define MAX_WAIT_NS      1000000u
-#define DRAIN_NS         SECOND_NS
 
 enum slot_state { SLOT_IDLE = 0, SLOT_CONNECTING, SLOT_OPEN, SLOT_FAILED };
 enum todo { TODO_CONNECT = 1, TODO_SEND = 2, TODO_CLOSE = 4 };
@@ -403,13 +402,15 @@ static void run_load(struct load *l)
 static void finish(struct load *l)
 {
     struct run *r = l->run;
-    uint64_t until_ns = r->now_ns + DRAIN_NS;
+    uint64_t until_ns = r->now_ns + (uint64_t)(r->opt.timeout_s * 1e9);
     r->draining = true;
-    while (!r->over && r->busy && r->now_ns < until_ns)
+    /* crc: transactions whose connection is still being opened are carried through. */
+    const uint32_t *left = r->opt.mode == MODE_CRC ? &r->live : &r->busy;
+    while (!r->over && *left && r->now_ns < until_ns)
         turn(l);
-    if (r->busy && !r->over) {
+    if (*left && !r->over) {
         r->failures[FAIL_TIMEOUT]++;
-        snprintf(r->first_error, sizeof r->first_error, "%u replies are still missing", r->busy);
+        snprintf(r->first_error, sizeof r->first_error, "%u replies are still missing", *left);
     }
     for (uint32_t i = 0; i < r->opt.connections; i++)
         if (l->slots[i].state == SLOT_OPEN)
