@@ -81,14 +81,14 @@ static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
             break;
         if (ix_seq_leq(old_end, new->seq)) {
             link = &old->next;
+        } else if (ix_seq_leq(old->seq, new->seq) && ix_seq_geq(old_end, new_end)) {
+            return false;
         } else if (ix_seq_leq(new->seq, old->seq) && ix_seq_geq(new_end, old_end)) {
             unlink_free(tcp, tcb, link);
         } else if (ix_seq_lt(new->seq, old->seq)) { /* its tail is there already */
             new->bytes = (uint16_t)(old->seq - new->seq);
             break;
         } else { /* its head is there already */
-            if (ix_seq_leq(new_end, old_end))
-                return false;
             uint32_t cut = old_end - new->seq;
             new->seq += cut;
             new->offset = (uint16_t)(new->offset + cut);
