@@ -192,7 +192,11 @@ int main(int argc, char **argv)
     pthread_join(thread, NULL);
     if (status || pair.side[0].status)
         return status ? status : pair.side[0].status;
-    if (anything_left())
-        fprintf(stderr, "native_pair: frames or flows are left\n");
+    for (int i = 0; i < 2; i++) {
+        const struct ix_stats *stats = ix_shard_stats(pair.side[i].app.shard);
+        if (stats->flows || stats->frames_app)
+            fprintf(stderr, "native_pair: %llu flows and %llu lent frames are left at end %d\n",
+                    (unsigned long long)stats->flows, (unsigned long long)stats->frames_app, i);
+    }
     return anything_left() ? 3 : 0;
 }
