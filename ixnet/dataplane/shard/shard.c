@@ -53,11 +53,12 @@ static uint32_t run_timers(struct ix_shard *shard)
 }
 
 /* 5. Empty frames for the NIC. */
-static void refill(struct ix_shard *shard)
+static void refill(struct ix_shard *shard, uint32_t received)
 {
     uint64_t addrs[IX_BATCH_MAX];
     struct ix_frames *frames = &shard->frames;
-    uint32_t have = frames->count[IX_FRAME_FILL];
+    /* Those that this cycle took from RX still count as FILL: they are looked at later. */
+    uint32_t have = frames->count[IX_FRAME_FILL] - IX_MIN(received, frames->count[IX_FRAME_FILL]);
     uint32_t want = have < shard->cfg.fill_target ? shard->cfg.fill_target - have : 0;
     /* Asked once, and not inside IX_MIN: the kernel makes room meanwhile, and the second of two
      * answers may be larger than addrs. */
@@ -78,7 +79,7 @@ static void refill(struct ix_shard *shard)
     uint32_t taken = n ? shard->link->ops->fill(shard->link, addrs, n) : 0;
     for (uint32_t i = taken; i < n; i++)
         ix_frame_untake_fill(frames, ix_frame_of(frames, addrs[i]));
-    if (frames->count[IX_FRAME_FILL] == 0)
+    if (have + taken == 0)
         shard->counters.fill_starved++;
 }
 
@@ -100,20 +101,26 @@ static enum ix_verdict input_one(struct ix_shard *shard, struct ix_packet *pkt)
     }
 }
 
+/* A hint, given before the descriptor is checked: an address, not a pointer into the UMEM. */
+static void prefetch(const struct ix_link *link, const struct ix_desc *desc)
+{
+    __builtin_prefetch((const void *)((uintptr_t)link->umem + desc->addr));
+}
+
 /* 4 and 6. What has arrived, through the stack. */
 static uint32_t receive(struct ix_shard *shard)
 {
     struct ix_link *link = shard->link;
     uint32_t n = link->ops->rx_burst(link, shard->rx, shard->batch);
-    refill(shard);
+    refill(shard, n);
     for (uint32_t i = 0; i < IX_MIN(n, 4u); i++)
-        __builtin_prefetch(ix_link_ptr(link, shard->rx[i].addr));
+        prefetch(link, &shard->rx[i]);
     for (uint32_t i = 0; i < n; i++) {
         struct ix_desc *desc = &shard->rx[i];
         if (i + 4 < n)
-            __builtin_prefetch(ix_link_ptr(link, shard->rx[i + 4].addr));
+            prefetch(link, &shard->rx[i + 4]);
         uint32_t frame = ix_frame_of(&shard->frames, desc->addr);
-        if (!ix_frame_from_rx(&shard->frames, frame))
+        if (desc->addr >= link->umem_bytes || !ix_frame_from_rx(&shard->frames, frame))
             continue;
         struct ix_packet pkt = {.data = ix_link_ptr(link, desc->addr),
                                 .bytes = desc->len,
