@@ -66,8 +66,8 @@ struct ix_neigh {
 struct ix_dst {
     struct ix_mac mac;
     bool valid;       /* mac can be used */
-    bool provisional; /* mac is where the peer's last frame came from; the neighbour is being
-                         resolved */
+    bool provisional; /* mac is where the SYN came from, or where the neighbour was before it went;
+                         it is being resolved */
     uint32_t epoch;   /* net->epoch at which mac was looked up */
 };
 

@@ -224,6 +224,7 @@ bool ix_net_resolve(struct ix_net *net, uint32_t ip, struct ix_dst *dst)
         return true;
     }
     neigh_ask(net, hop);
+    dst->provisional |= dst->valid; /* the old MAC serves until the answer comes */
     dst->valid = dst->provisional;
     return dst->valid;
 }
