@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import selectors
+import signal
 import socket
 import struct
 import time
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
@@ -61,6 +63,7 @@ class Service(Run):
         **more: Any,
     ) -> None:
         self.directory = directory
+        self.ended = False  # by a test
         self.expected_errors = ""  # what the one line that it may say to standard error contains
         if args is None:
             args = [str(PORT), str(directory)]
@@ -77,18 +80,24 @@ class Service(Run):
         trace: TracebackType | None,
     ) -> None:
         """Ends it; what it said to standard error, an exit status and lost frames fail the test."""
-        ended_before = self.process.poll() is not None
-        self.lab.stop(self.process) if kind is not None else self._end_cleanly(ended_before)
-
-    def _end_cleanly(self, ended_before: bool) -> None:
+        if kind is not None:
+            self.lab.stop(self.process)
+            return
         try:
-            assert not ended_before, f"ended by itself: {self.process.returncode}: {self.errors()}"
-            assert self.end() == 0
+            if not self.ended:
+                assert self.process.poll() is None, f"ended by itself: {self.errors()}"
+                self.end()
+            assert self.process.returncode == 0
             lines = self.errors().splitlines()
             expected = self.expected_errors
             assert not lines or (expected and len(lines) == 1 and expected in lines[0]), lines
         finally:
             self.lab.stop(self.process)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """As Run's; the end of the block then only looks at what it left."""
+        self.ended = True
+        return super().end(number)
 
     def shards(self) -> list[dict[str, int]]:
         """Each shard's gauges and counters."""
@@ -338,6 +347,19 @@ def iproute(netns: str) -> Iterator[IPRoute]:
     """Netlink in a namespace."""
     with in_netns(netns), IPRoute() as ipr:
         yield ipr
+
+
+def switch_offloads(netns: str, ifname: str, on: bool, *names: str) -> None:
+    """Turns offloads of an interface on or off, by the kernel's names for them."""
+    with in_netns(netns):
+        tool = IoctlEthtool(ifname)
+        try:
+            features = tool.get_features()
+            for name in names:
+                features[name] = on
+            tool.set_features(features)
+        finally:
+            tool.close()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
@@ -29,6 +28,7 @@ from tests.interop.kit import (
     lab_config,
     receive,
     send_and_sink,
+    switch_offloads,
     sysctls,
     take_source,
     tcp_info,
@@ -288,23 +288,11 @@ def test_peer_vanishes_with_data_waiting_user_timeout_ends_it(lab: Lab, service:
 @contextmanager
 def offload_on(lab: Lab, *names: str) -> Iterator[None]:
     """Turns offloads of the client's interface on for a while."""
-
-    def switch(on: bool) -> None:
-        with in_netns(lab.cfg.client_netns):
-            tool = IoctlEthtool(lab.cfg.client_if)
-            try:
-                features = tool.get_features()
-                for name in names:
-                    features[name] = on
-                tool.set_features(features)
-            finally:
-                tool.close()
-
-    switch(True)
+    switch_offloads(lab.cfg.client_netns, lab.cfg.client_if, True, *names)
     try:
         yield
     finally:
-        switch(False)
+        switch_offloads(lab.cfg.client_netns, lab.cfg.client_if, False, *names)
 
 
 def test_peer_with_segmentation_offload_left_on(lab: Lab, service: Service) -> None:
