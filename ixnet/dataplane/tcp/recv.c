@@ -239,16 +239,22 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
                                     uint32_t seq, const uint8_t *payload, uint32_t bytes)
 {
     struct ix_frames *frames = tcp->net->frames;
-    if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > frames->lend_max) {
+    bool in_order = seq == tcb->rcv_nxt;
+    /* What is out of order frees no frame until a hole is filled, so it gets half of them at most: or
+     * a few connections with holes could take all, and nothing that fills a hole could come in. */
+    uint32_t most = in_order ? frames->lend_max : frames->lend_max / 2;
+    if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > most) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
         tcp->counters->drop_tcp_lend_limit++;
+        if (!in_order)
+            ix_tcp_ack_now(tcp, tcb);
         return IX_VERDICT_DROP;
     }
     struct ix_frame *meta = meta_of(tcp, pkt->frame);
     meta->seq = seq;
     meta->offset = (uint16_t)(payload - ix_net_frame_ptr(tcp->net, pkt->frame));
     meta->bytes = (uint16_t)bytes;
-    if (seq != tcb->rcv_nxt) {
+    if (!in_order) {
         bool kept = false;
         out_of_order(tcp, tcb, pkt->frame, &kept);
         return kept ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
