@@ -241,8 +241,12 @@ static uint64_t next_reclaim_ns(const struct ix_shard *shard, uint64_t now_ns)
 
 uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
 {
-    if (shard->tcp.output.head != IX_NONE || shard->tcp.events.head != IX_NONE ||
-        shard->net.tx_head != shard->net.tx_tail || shard->timers_due || shard->io->n_calls ||
+    /* With TX or the pool exhausted nothing leaves before something completes: no need to spin. */
+    bool stuck = shard->tx_out && (shard->net.tx_head != shard->net.tx_tail ||
+                                   shard->frames.count[IX_FRAME_FREE] == 0);
+    bool output = shard->tcp.output.head != IX_NONE || shard->net.tx_head != shard->net.tx_tail;
+    if ((output && !stuck) || shard->tcp.events.head != IX_NONE || shard->timers_due ||
+        shard->io->n_calls ||
         shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE))
         return now_ns;
     uint64_t timer_ns = ix_wheel_next_ns(&shard->wheel);
