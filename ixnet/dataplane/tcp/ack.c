@@ -35,13 +35,15 @@ void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct i
         return;
     uint32_t window = hdr->flags & IX_TCP_SYN ? hdr->window
                                               : (uint32_t)hdr->window << tcb->snd_wscale;
-    if (window > tcb->snd_wnd && (tcb->queued_bytes || tcb->flags & IX_TF_CLOSED_WR))
+    bool opened = window > tcb->snd_wnd;
+    if (opened && (tcb->queued_bytes || tcb->flags & IX_TF_CLOSED_WR))
         ix_tcp_want_output(tcp, tcb);
     tcb->snd_wnd = window;
     tcb->max_wnd = IX_MAX(tcb->max_wnd, window);
     tcb->snd_wl1 = hdr->seq;
     tcb->snd_wl2 = hdr->ack;
-    if (window && tcb->flags & IX_TF_PERSIST) {
+    /* Not for a segment that says the same again: a talkative peer would put the timer off for ever. */
+    if (opened && tcb->flags & IX_TF_PERSIST) {
         tcb->flags &= ~IX_TF_PERSIST;
         tcb->retries = 0;
         ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX));

@@ -10,6 +10,7 @@ enum {
     KEEPALIVE_PROBES = 9,
     PORT_TRIES = 16,      /* outgoing ports tried when the NIC's hash is unknown */
     PORT_TRY_US = 100000, /* ... for so long each */
+    OVERRIDE_US = 500000, /* RFC 9293 3.8.6.2.1 (4): 0.1 to 1 s */
 };
 
 /* The NIC's spreading is unknown: the answer to this SYN may have gone to another shard's queue. */
@@ -40,6 +41,8 @@ void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t wait_us =
         IX_UNLIKELY(port_in_doubt(tcp, tcb)) ? port_try_us(tcb) : ix_tcp_rto_us(tcb);
+    if (tcb->flags & IX_TF_PERSIST && tcb->snd_wnd) /* no probe: data that waits for company */
+        wait_us = IX_MIN(wait_us, (uint32_t)OVERRIDE_US);
     if (IX_UNLIKELY(tcb->user_timeout_ms && tcb->retries)) { /* not beyond the user's patience */
         uint32_t gone_ms = tcp->now_ms - tcb->rtx_start_ms;
         uint32_t left_ms = tcb->user_timeout_ms > gone_ms ? tcb->user_timeout_ms - gone_ms : 1;
