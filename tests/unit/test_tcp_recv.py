@@ -63,7 +63,7 @@ def test_each_segment_out_of_order_gets_a_duplicate_ack() -> None:
 
 
 def test_more_out_of_order_frames_than_the_limit_are_dropped() -> None:
-    stack, peer, _handle = opened(sack_ok=True)
+    stack, peer, _handle = opened(sack_ok=True, pool=2048)
     for i in range(lib.IX_OOO_FRAMES_MAX + 3):
         put_stream(peer, 2 * i + 1, 2 * i + 2)
         stack.poll()
@@ -72,6 +72,27 @@ def test_more_out_of_order_frames_than_the_limit_are_dropped() -> None:
     stack.settle()
     assert stack.received() == stream(0, 600)
     assert stack.stats.frames_rx == 0
+
+
+def test_connections_with_holes_leave_frames_for_what_fills_them() -> None:
+    stack = Stack(listen=80)
+    peers = [Peer(stack, sport=50000 + i, sack_ok=True) for i in range(3)]
+    for peer in peers:
+        peer.connect()
+    for i in range(250):
+        for peer in peers:
+            put_stream(peer, 2 * i + 1, 2 * i + 2)
+        stack.poll()
+    assert stack.counter("drop_tcp_lend_limit") > 0
+    assert stack.stats.frames_rx <= stack.shard.frames.lend_max // 2 + 1
+    stack.sent.clear()
+    for peer in peers:
+        peer.send("A", stream(0, 500), seq=0)
+    got: dict[int, bytes] = {peer.handle: b"" for peer in peers}
+    stack.settle()
+    for event in stack.events:
+        got[event.handle] += event.data
+    assert all(data == stream(0, 500) for data in got.values())
 
 
 def test_reset_frees_what_was_out_of_order_and_not_delivered() -> None:

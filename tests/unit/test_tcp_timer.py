@@ -238,6 +238,25 @@ def test_window_too_small_to_be_worth_filling_is_filled_after_a_while() -> None:
     peer.expect_stream((100, 200))
 
 
+def test_window_too_small_is_filled_though_the_peer_keeps_talking() -> None:
+    # Found by tests/property/test_sender.py: each of its segments put the timer off.
+    stack, peer, handle = opened()
+    stack.stream(handle, 0, 10)
+    stack.sleep(ms=5000)  # the timeout is backed off far
+    peer.take_all()
+    peer.send("A", ack=10, window=1000)
+    stack.stream(handle, 10, 3000)
+    peer.expect_nothing()
+    sent, waited = [], 0
+    while not sent:
+        stack.sleep(ms=90)
+        waited += 90
+        peer.send("PA", b"news", window=1000)
+        sent = [(s.seq, len(s.payload)) for s in peer.take_all() if s.payload]
+    assert sent == [(10, 1000)]
+    assert 400 < waited < 700
+
+
 def test_window_closed_behind_data_in_flight_is_probed() -> None:
     stack, peer, handle = opened()
     stack.stream(handle, 0, 2 * MSS)
