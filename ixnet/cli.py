@@ -308,6 +308,20 @@ def run(
             "--restart-workers/--no-restart-workers", help="Start a worker that died again."
         ),
     ] = True,
+    pcap: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Record every frame that a shard receives and sends, for tcpdump or Wireshark to "
+            "read; one file a shard, several are numbered (t.pcap: t.0.pcap). New files are "
+            "private; a regular file is overwritten, anything else refused. Traffic waits for "
+            "the disk; if it is full, recording ends and traffic goes on.",
+        ),
+    ] = None,
+    snaplen: Annotated[
+        int | None,
+        typer.Option(metavar="BYTES", help="Record only so much of each frame (65535: all)."),
+    ] = None,
 ) -> None:
     """Run an application on an interface's queues.
 
@@ -337,6 +351,8 @@ def run(
             max_flows=max_flows,
             ports=_parse_ports(ports),
             restart_workers=restart_workers,
+            pcap=pcap,
+            snaplen=snaplen,
         )
         status = run_instance(config, _say, _complain)
     raise typer.Exit(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ixnet.control.errors import IxError, ModeUnavailable, NoSuchQueue
@@ -31,6 +32,8 @@ BUSY_POLL_US = 20
 SHARED_PORTS = (61000, 65535)
 OWN_PORTS = (16384, 65535)
 RING_ENTRIES = 2048
+# Of each frame recorded: all, as a frame is never longer.
+SNAPLEN_DEFAULT = 65_535
 
 
 class ConfigError(IxError):
@@ -45,7 +48,7 @@ class RunConfig:
     before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
     frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
     own_address: an address that only the dataplane has. ports: the first and last of the outgoing
-    ones.
+    ones. pcap: where frames are recorded; snaplen: bytes kept of each, None or 0 all.
     """
 
     interface: str
@@ -64,6 +67,8 @@ class RunConfig:
     max_flows: int = FLOWS_DEFAULT
     ports: tuple[int, int] = SHARED_PORTS
     restart_workers: bool = True
+    pcap: Path | None = None
+    snaplen: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)
@@ -85,6 +90,10 @@ class RunConfig:
                     "--busy-poll never sleeps, so --spin-us has no meaning with it",
                     "give one of them",
                 )
+        if self.snaplen is not None:
+            _within("snaplen", self.snaplen, 0, SNAPLEN_DEFAULT)
+            if self.pcap is None:
+                raise ConfigError("--snaplen records nothing by itself", "add --pcap PATH")
         if self.placement == "dune":
             raise ConfigError(
                 "the dune placement is not in this version", "use --placement inline", errno.ENOSYS

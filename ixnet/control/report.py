@@ -56,6 +56,7 @@ class StartReport:
             ("huge pages", self.huge_text()),
             ("address", self.address_text()),
             ("outgoing", self.outgoing),
+            *(("records", f"{w.recorder.path}") for w in self.workers if w.recorder is not None),
         ]
         return [report_line(label, text) for label, text in pairs]
 

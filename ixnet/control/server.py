@@ -42,6 +42,7 @@ from ixnet.control.instance import (
 from ixnet.control.neigh import NeighbourMirror
 from ixnet.control.news import NewsBoard
 from ixnet.control.nic import Mode, Nic, OpenedQueues, largest_mtu, open_queues
+from ixnet.control.recorder import open_recorders
 from ixnet.control.report import StartReport, link_facts, report_line
 from ixnet.control.requests import (
     BadRequest,
@@ -187,6 +188,7 @@ class ControlPlane:
         self._stop_page = Region(4096, "no")
         self._stack.callback(self._stop_page.close)
         self._stop = ffi.cast("uint32_t *", self._stop_page.base)
+        recorders = open_recorders(config, len(self._queues), self._stack)
         self._steering = self._stack.enter_context(Steering.open())
         own = config.own_address
         self._claims = Claims(self._steering, nic, [own.ip] if own is not None else [])
@@ -207,7 +209,7 @@ class ControlPlane:
                 all_ports=(ports[0][0], ports[-1][1]),
                 stats_path=shard_path(self._directory.path, i),
             )
-            worker = Worker(plan, config, nic)
+            worker = Worker(plan, config, nic, recorders[i])
             self._workers.append(worker)
             self._stack.callback(worker.close)
 
@@ -346,6 +348,8 @@ class ControlPlane:
                 self._mirror.resolve(message_ip(message))
             elif message.type == lib.IX_CTL_PARTIAL_CSUM:
                 self._warn(PARTIAL_CSUM_WARNING)
+        if worker.recorder is not None and (problem := worker.recorder.problem()):
+            self._warn(problem)
 
     def _on_request(self, worker: Worker) -> None:
         if worker.requests is None:  # its process has ended in this very round
@@ -453,6 +457,7 @@ class ControlPlane:
                     "pid": w.pid,
                     "state": w.state.value,
                     "socket": w.socket.kernel_stats() | w.socket.stats() if w.socket else {},
+                    "pcap": w.recorder.stats() if w.recorder else {},
                 }
                 for w in self._workers
             ],

@@ -80,9 +80,10 @@ def render(now: Snapshot, before: Snapshot | None, show_all: bool) -> Renderable
     verdicts = now.live.get("verdicts", {})
     if verdicts:
         parts.append(_verdict_table(verdicts, show_all))
-    sockets = _socket_table(now, show_all)
-    if sockets is not None:
-        parts.append(sockets)
+    for title, key in (("AF_XDP socket", "socket"), ("pcap file", "pcap")):
+        table = _worker_table(now, title, key, show_all)
+        if table is not None:
+            parts.append(table)
     for warning in now.live.get("warnings", []):
         parts.append(Text(f"note: {warning}", style="yellow"))
     return Group(*parts)
@@ -150,16 +151,17 @@ def _verdict_table(verdicts: dict[str, int], show_all: bool) -> Table:
     return table
 
 
-def _socket_table(now: Snapshot, show_all: bool) -> Table | None:
+def _worker_table(now: Snapshot, title: str, key: str, show_all: bool) -> Table | None:
+    """What the control plane says of each worker under `key`."""
     workers: Sequence[dict[str, Any]] = now.live.get("workers", [])
-    names = list(dict.fromkeys(name for w in workers for name in w.get("socket", {})))
-    shown = [n for n in names if show_all or any(w["socket"].get(n) for w in workers)]
+    names = list(dict.fromkeys(name for w in workers for name in w.get(key, {})))
+    shown = [n for n in names if show_all or any(w[key].get(n) for w in workers)]
     if not shown:
         return None
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("AF_XDP socket")
+    table.add_column(title)
     for worker in workers:
         table.add_column(f"shard {worker['id']}", justify="right")
     for name in shown:
-        table.add_row(name, *(f"{w['socket'].get(name, 0):,}" for w in workers))
+        table.add_row(name, *(f"{w[key].get(name, 0):,}" for w in workers))
     return table

@@ -29,6 +29,7 @@ from ixnet._core import ffi, lib
 from ixnet.control.config import RING_ENTRIES, RunConfig
 from ixnet.control.errors import IxError, from_errno
 from ixnet.control.nic import Nic
+from ixnet.control.recorder import Recorder
 from ixnet.control.stats import stats_bytes
 from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind
 from ixnet.runtime import Program, WorkerIdentity, run_worker
@@ -151,8 +152,11 @@ def fill_config(plan: WorkerPlan, config: RunConfig, nic: Nic) -> Any:
 class Worker:
     """One worker and everything it owns, as the control plane holds it."""
 
-    def __init__(self, plan: WorkerPlan, config: RunConfig, nic: Nic) -> None:
+    def __init__(
+        self, plan: WorkerPlan, config: RunConfig, nic: Nic, recorder: Recorder | None = None
+    ) -> None:
         self.plan = plan
+        self.recorder = recorder
         self.state = State.NEW
         self.pid = 0
         self.pidfd = -1
@@ -212,7 +216,8 @@ class Worker:
     def make_shard(self, sock: QueueSocket) -> None:
         """Builds the shard on an open socket, whose FILL ring holds queue_config()'s frames."""
         fill = ffi.new("uint64_t[]", int(self._cfg.fill_target))
-        shard = lib.ix_shard_create(self.memory.base, self._shard_bytes, self._cfg, sock.link, fill)
+        link = sock.link if self.recorder is None else self.recorder.attach(sock.link)
+        shard = lib.ix_shard_create(self.memory.base, self._shard_bytes, self._cfg, link, fill)
         if shard == ffi.NULL:
             raise IxError(f"the core refused to make shard {self.plan.shard_id}")
         if list(sock.config.fill) != ffi.unpack(fill, len(fill)):
@@ -253,10 +258,11 @@ class Worker:
             except BaseException as error:
                 os.write(2, f"ixnet: worker can't start: {error}\n".encode())
                 os._exit(1)
-            keep = (theirs.fileno(), kick_fd, self.socket.fileno())
-            run_worker(
-                WorkerIdentity(app, self.plan.shard_id, self.plan.core, parent, keep), program
-            )
+            keep = [theirs.fileno(), kick_fd, self.socket.fileno()]
+            if self.recorder is not None:
+                keep.append(self.recorder.fileno())
+            identity = WorkerIdentity(app, self.plan.shard_id, self.plan.core, parent, tuple(keep))
+            run_worker(identity, program)
         theirs.close()
         ours.setblocking(False)
         self.pid, self.requests, self._kick_fd = pid, ours, kick_fd
@@ -275,6 +281,8 @@ class Worker:
         app.stop = stop
         app.shard_id, app.shard_count = self.plan.shard_id, self.plan.shard_count
         app.stats = lib.ix_shard_stats(self.shard)
+        if self.recorder is not None:
+            app.recorder = self.recorder.pointer
         return app
 
     @property
@@ -298,6 +306,8 @@ class Worker:
         """Waits for its end; returns the wait status. Its descriptors are closed then."""
         _, status = os.waitpid(self.pid, 0)
         self.exit_status = status
+        if self.recorder is not None:
+            self.recorder.trim()
         self._close_process()
         return status
 
@@ -367,6 +377,8 @@ class Worker:
         self.close_socket()
         self.memory.close()
         self.umem.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
 
 def lib_address(name: str) -> Any:

@@ -3,6 +3,7 @@
  */
 #include "native/app.h"
 #include "native/process.h"
+#include "native/recorder.h"
 #include "native/request.h"
 
 #include <arpa/inet.h>
@@ -216,6 +217,16 @@ static void nudge_on_miss(struct ix_app *app)
     tell(app, IX_REQUEST_NUDGE);
 }
 
+static int poll_shard(struct ix_app *app, uint64_t now_ns)
+{
+    if (!app->recorder)
+        return app->poll(app->shard, now_ns);
+    ix_recorder_begin(app->recorder, now_ns);
+    int n = app->poll(app->shard, now_ns);
+    ix_recorder_end(app->recorder);
+    return n;
+}
+
 /* One cycle; keeps idle_since_ns. Frames that only carried ACKs make no event and are not
  * idleness. */
 static int cycle(struct ix_app *app)
@@ -223,7 +234,7 @@ static int cycle(struct ix_app *app)
     bool busy = app->io->n_calls != 0;
     uint64_t empty_cycles = app->stats ? app->stats->batch_hist[0] : 0;
     app->now_ns = app_clock(app);
-    int n = app->poll(app->shard, app->now_ns);
+    int n = poll_shard(app, app->now_ns);
     if (app->stats) {
         busy |= app->stats->batch_hist[0] == empty_cycles;
         nudge_on_miss(app);
@@ -292,7 +303,7 @@ void ix_app_leave(struct ix_app *app, uint64_t drain_ns)
     const struct ix_stats *stats;
     do {
         now = app_clock(app);
-        if (app->poll(app->shard, now) < 0)
+        if (poll_shard(app, now) < 0)
             return;
         stats = ix_shard_stats(app->shard);
     } while (now - start < drain_ns &&

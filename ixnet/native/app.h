@@ -14,6 +14,8 @@
 #include "api/config.h"
 #endif
 
+struct ix_recorder;
+
 struct ix_app {
     struct ix_shard *shard;
     struct ix_io *io;
@@ -33,6 +35,7 @@ struct ix_app {
     uint32_t sequence;      /* of the last request */
     uint64_t misses_told;   /* neighbours missed when the control plane was last told so ... */
     uint64_t misses_told_ns; /* ... and when */
+    struct ix_recorder *recorder; /* writes to a file what passes the shard's link; NULL: none */
 };
 
 /* One cycle: runs io->calls[0..n_calls), and returns the number of events in io->events. Blocks
