@@ -44,6 +44,7 @@ static void mark(struct sim_side *side, uint64_t addr, uint32_t bytes, uint8_t u
         side->blocks[i] = used;
         side->blocks_used += used ? 1 : -1u;
     }
+    side->arena_full = false;
 }
 
 /* Memory of the arena for at most *bytes bytes; 0 if there is none. */
@@ -51,7 +52,7 @@ static uint64_t arena_take(struct sim_world *w, struct sim_side *side, uint32_t 
 {
     const struct ix_simd_side *plan = &w->c->side[side == &w->side[1]];
     uint32_t frame_bytes = 1u << side->io->frame_shift, offset, step = 1;
-    for (;; *bytes /= 2) {
+    for (; !side->arena_full; *bytes /= 2) {
         if (plan->arena_frames_only) {
             *bytes = IX_MIN(*bytes, frame_bytes - IX_TX_HEADROOM);
             offset = IX_TX_HEADROOM;
@@ -66,9 +67,9 @@ static uint64_t arena_take(struct sim_world *w, struct sim_side *side, uint32_t 
             mark(side, addr, *bytes, 1);
             return addr;
         }
-        if (*bytes <= 1)
-            return 0;
+        side->arena_full = *bytes <= 1;
     }
+    return 0;
 }
 
 void sim_chunk_append(struct sim_side *side, struct sim_end *end, uint64_t addr, uint32_t bytes,
@@ -227,7 +228,8 @@ static void act_send(struct sim_world *w, struct sim_side *side, struct sim_conn
     if (end->calling || end->blocked || end->close_wr || end->told_epipe)
         return;
     uint32_t at = end->chunk_next, limit = may_make(conn, end);
-    for (uint32_t n = 0; n < SENDVS_PER_ACT && may_call(side); n++) {
+    uint32_t most = w->c->chunk_max ? 1 : SENDVS_PER_ACT; /* or several would share a segment */
+    for (uint32_t n = 0; n < most && may_call(side); n++) {
         if (at == IX_NONE && end->tx_made < limit) {
             uint32_t bytes = (uint32_t)sim_range(&w->random, 1, end->chunk_max), made = end->tx_made;
             bytes = IX_MIN(bytes, limit - made);
@@ -244,7 +246,8 @@ static void act_send(struct sim_world *w, struct sim_side *side, struct sim_conn
         struct ix_call *c = call(side, end, IX_CALL_SENDV);
         c->addr = chunk->addr + chunk->accepted;
         c->bytes = chunk->bytes - chunk->accepted;
-        c->flags = end->send_more && end->tx_made < limit && n + 1 < SENDVS_PER_ACT ? IX_SEND_MORE : 0;
+        if (end->send_more && end->tx_made < limit && n + 1 < most)
+            c->flags = IX_SEND_MORE;
         side->calls[side->io->n_calls - 1].chunk = at;
         end->calling = true;
         at = chunk->next;
@@ -290,7 +293,6 @@ static void act_pause(struct sim_world *w, struct sim_side *side, struct sim_end
         return;
     end->paused = true;
     end->pause_at = IX_NONE;
-    end->timer_due_ns = w->now_ns + side->clock_ns + end->pause_ns;
     struct ix_call *c = call(side, end, IX_CALL_TIMER_SET);
     c->handle = 0;
     c->cookie = sim_cookie(end->id);

@@ -273,6 +273,7 @@ static void poll_side(struct sim_world *w, uint32_t i)
     if (sim_chance(&w->random, plan->back_ppm))
         now_ns -= sim_range(&w->random, 0, IX_MIN(now_ns, SIM_S));
     (void)ix_shard_poll(side->shard, now_ns);
+    side->shard_ns = IX_MAX(side->shard_ns, now_ns);
     w->result->steps++;
     sim_app_results(w, side, n_calls);
     sim_app_events(w, side);
@@ -344,6 +345,20 @@ static void check(struct sim_world *w)
     }
 }
 
+/* The canaries that live in the world around the applications. */
+static void let_canary_loose(struct sim_world *w)
+{
+    if (w->canary_done || w->result->bytes < 1000)
+        return;
+    if (w->c->canary == IX_SIMD_BLACK_HOLE) {
+        struct ix_sim_path path = {.loss_ppm = IX_SIM_PPM};
+        w->canary_done = ix_sim_wire_set_path(&w->wire, 0, &path) == 0;
+    } else if (w->c->canary == IX_SIMD_ASSERTION) {
+        w->canary_done = true;
+        ix_frame_untake_fill(&w->side[0].shard->frames, w->side[0].io->arena_frame);
+    }
+}
+
 /* Goes on to the next thing that happens. Returns false if nothing will ever happen again. */
 static bool step(struct sim_world *w)
 {
@@ -356,6 +371,7 @@ static bool step(struct sim_world *w)
     if (next_ns == SIM_NEVER)
         return false;
     w->now_ns = IX_MAX(w->now_ns, next_ns);
+    let_canary_loose(w);
     ix_sim_wire_advance(&w->wire, w->now_ns);
     for (uint32_t i = 0; i < 2 && !sim_failed(w); i++)
         if (due_ns[i] <= w->now_ns)
@@ -380,7 +396,8 @@ static bool all_quiet(const struct sim_world *w)
     for (uint32_t i = 0; i < 2; i++) {
         const struct sim_side *side = &w->side[i];
         if (side->shard->tcp.in_use || side->held_count || side->io->n_calls ||
-            side->shard->wheel.armed || ix_sim_wire_in_flight(&w->wire, i))
+            ix_shard_next_deadline(side->shard, 1) != UINT64_MAX ||
+            ix_sim_wire_in_flight(&w->wire, i))
             return false;
         const struct ix_sim_ring *rings[] = {&w->wire.end[i].rx, &w->wire.end[i].tx,
                                              &w->wire.end[i].completion};
@@ -539,6 +556,7 @@ static void run(struct sim_world *w)
     sim_app_act(w, &w->side[0]);
     sim_app_act(w, &w->side[1]);
     run_until(w, all_over, 3 * w->c->faults_until_ns + FINISH_S * SIM_S, "not over");
+    w->result->over_ns = w->now_ns;
     w->quitting = true;
     if (!sim_failed(w))
         run_until(w, all_quiet, w->now_ns + 3 * w->c->faults_until_ns + QUIET_S * SIM_S,
@@ -558,6 +576,7 @@ int ix_simd_run(const struct ix_simd_case *c, struct ix_simd_result *result)
     const char *assertion = sim_guarded(run, w);
     if (assertion)
         sim_fail(w, "%s", assertion);
+    result->canary = w->canary_done;
     free_world(w);
     return result->failure[0] ? -1 : 0;
 }

@@ -20,6 +20,7 @@ enum ix_simd_canary {
     IX_SIMD_LOSE_EOF,       /* one end of stream disappears */
     IX_SIMD_REPEAT_RECV,    /* one RECV event comes twice */
     IX_SIMD_BLACK_HOLE,     /* one direction stops carrying frames for good */
+    IX_SIMD_ASSERTION,      /* a function of the core is called against its rules */
 };
 
 /* One side: its shard's configuration, its link, and how it is polled. */
@@ -60,6 +61,7 @@ struct ix_simd_case {
     uint32_t conns;     /* connections in all */
     uint32_t odd_ppm;   /* chance that a connection does not end in order */
     uint32_t pause_ppm; /* chance that an end stops reading for a while */
+    uint32_t chunk_max; /* most bytes per SENDV; 0: each end draws its own */
     uint64_t spread_ns; /* connections start within this time */
     uint64_t bytes;     /* of all streams together, about */
     uint32_t nonsense_ppm; /* chance of a call that must be refused, per poll */
@@ -74,8 +76,10 @@ struct ix_simd_result {
     char failure[1024]; /* empty: all is well */
     uint64_t steps;     /* polls */
     uint64_t now_ns;    /* virtual time at the end */
+    uint64_t over_ns;   /* ... when the last connection ended */
     uint64_t bytes;     /* delivered to applications */
     uint32_t orderly;   /* connections that ended in order */
+    uint32_t canary;    /* 1: the case's canary was let loose */
     uint32_t lossless;  /* 1: no frame was lost on the way, so nothing may have been resent */
     struct ix_counters counters; /* of both shards together */
     struct ix_sim_counters wire; /* of both directions together */

@@ -63,7 +63,7 @@ static void sendv_result(struct sim_world *w, struct sim_side *side, struct sim_
     end->blocked |= call->result == 0;
     /* The canary: what was taken last has not left yet. */
     if (w->c->canary == IX_SIMD_TOUCH_BORROWED && !w->canary_done &&
-        end->tx_accepted - end->tx_sent > 40000 && call->result > 0) {
+        end->tx_accepted - end->tx_sent > 20000 && call->result > 0) {
         side->io->umem[chunk->addr + chunk->accepted - 1] ^= 1;
         w->canary_done = true;
     }
@@ -93,8 +93,10 @@ static void one_result(struct sim_world *w, struct sim_side *side, const struct 
             end->state = call->op == IX_CALL_ACCEPT ? SIM_OPEN : SIM_OVER;
         break;
     case IX_CALL_TIMER_SET:
-        if (!(call->flags & IX_TIMER_CANCEL))
+        if (!(call->flags & IX_TIMER_CANCEL)) {
             end->timer = call->handle;
+            end->timer_due_ns = side->shard_ns + call->value;
+        }
         break;
     default:
         break;
@@ -168,13 +170,13 @@ static void on_connected(struct sim_world *w, struct sim_end *end, const struct 
     if (conn->kind == SIM_CANCEL && ev->status == 0) /* ABORT or CLOSE came too late to be first */
         end->close_wr = end->close_rd = end->told_epipe;
     bool neighbour_gone = ev->status == -IX_EHOSTUNREACH && w->c->upset_count;
-    if ((ev->status == -IX_ETIMEDOUT && crowded(w)) || neighbour_gone) {
+    if (((ev->status == -IX_ETIMEDOUT && crowded(w)) || neighbour_gone) && conn->tries++ < 3) {
         end->state = SIM_IDLE; /* again */
         end->handle = 0;
         conn->start_ns = w->now_ns + sim_range(&w->random, 0, SIM_S);
         return;
     }
-    bool may_fail = conn->kind == SIM_REFUSED || conn->kind == SIM_SIMOPEN ||
+    bool may_fail = conn->tries || conn->kind == SIM_REFUSED || conn->kind == SIM_SIMOPEN ||
                     conn->kind == SIM_CANCEL || conn->kind == SIM_REJECT;
     REQUIRE(w, end, ev->status == 0 || may_fail, "CONNECTED says %d", ev->status);
     REQUIRE(w, end, ev->status != 0 || conn->kind != SIM_REFUSED, "connected to a closed port");
@@ -301,9 +303,8 @@ static void on_timer(struct sim_world *w, struct sim_side *side, struct sim_end 
 {
     if (ev->handle != end->timer)
         return; /* it was cancelled in this very poll */
-    uint64_t now_ns = w->now_ns + side->clock_ns;
-    REQUIRE(w, end, now_ns >= end->timer_due_ns, "TIMER %lu ns too early",
-            end->timer_due_ns - now_ns);
+    REQUIRE(w, end, side->shard_ns >= end->timer_due_ns, "TIMER %lu ns too early",
+            end->timer_due_ns - side->shard_ns);
     end->timer = 0;
     end->paused = false;
 }
@@ -359,13 +360,17 @@ static void one_event(struct sim_world *w, struct sim_side *side, const struct i
 }
 
 /* The canaries that live between dataplane and application. Returns how often the event counts. */
-static uint32_t times(struct sim_world *w, const struct ix_event *ev)
+static uint32_t times(struct sim_world *w, struct sim_side *side, const struct ix_event *ev)
 {
     uint32_t canary = w->c->canary;
+    if (canary == IX_SIMD_HEALTHY || w->canary_done)
+        return 1;
+    const struct sim_end *end = end_of_event(w, side, ev);
+    bool waits = end && (end->close_half || end->close_after_eof); /* for the end of the stream */
     bool it = (canary == IX_SIMD_LOSE_SENT && ev->type == IX_EV_SENT) ||
-              (canary == IX_SIMD_LOSE_EOF && ev->type == IX_EV_RECV && ev->bytes == 0) ||
+              (canary == IX_SIMD_LOSE_EOF && waits && ev->type == IX_EV_RECV && !ev->bytes) ||
               (canary == IX_SIMD_REPEAT_RECV && ev->type == IX_EV_RECV && ev->bytes);
-    if (!it || w->canary_done)
+    if (!it)
         return 1;
     w->canary_done = true;
     return canary == IX_SIMD_REPEAT_RECV ? 2 : 0;
@@ -378,7 +383,7 @@ void sim_app_events(struct sim_world *w, struct sim_side *side)
         sim_trace(w, "side %u: event %u handle %lx cookie %lx bytes %u frame/status %d",
                   (unsigned)(side - w->side), ev->type, ev->handle, ev->cookie & 0xffff, ev->bytes,
                   ev->status);
-        for (uint32_t n = times(w, ev); n-- > 0;)
+        for (uint32_t n = times(w, side, ev); n-- > 0;)
             one_event(w, side, ev);
     }
 }

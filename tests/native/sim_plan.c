@@ -105,6 +105,51 @@ static void plan_upsets(uint64_t *r, struct ix_simd_case *c)
     }
 }
 
+/* Applications that make it hard: a flood of tiny segments, readers that hold all they get. */
+static void plan_trouble(uint64_t *r, struct ix_simd_case *c, bool faulty)
+{
+    bool tiny = sim_chance(r, 80000), hoard = sim_chance(r, 50000);
+    if (!tiny && !hoard)
+        return;
+    c->conns = (uint32_t)sim_log_range(r, 1, 12);
+    c->bytes = sim_log_range(r, 20000, 100000);
+    c->chunk_max = (uint32_t)sim_log_range(r, 8, 64);
+    if (hoard)
+        c->pause_ppm = 1000000;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct ix_simd_side *s = &c->side[i];
+        s->rcvbuf_bytes = 262144;
+        s->sndbuf_bytes = 0;
+        s->arena_frames = 256;
+        s->max_extents = 0;
+        s->poll_ns = IX_MIN(s->poll_ns, 100000ull);
+        if (faulty && s->max_flows > 100)
+            s->ring_entries = 1u << sim_range(r, 4, 10);
+    }
+}
+
+/* Tiny segments by the hundred on a long way that loses some: reassembly at its limits. */
+static void plan_flood(uint64_t *r, struct ix_simd_case *c)
+{
+    c->conns = (uint32_t)sim_log_range(r, 1, 8);
+    c->bytes = sim_log_range(r, 8000, 30000);
+    c->chunk_max = (uint32_t)sim_log_range(r, 8, 16);
+    c->wire_frames = 8192;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct ix_simd_side *s = &c->side[i];
+        s->rcvbuf_bytes = 262144;
+        s->sndbuf_bytes = s->max_extents = s->completion_delay_ns = s->tx_budget = 0;
+        s->pool_frames = 2048;
+        s->arena_frames = 256;
+        s->ring_entries = 1024;
+        s->batch = 64;
+        s->poll_ns = 5000;
+        c->path[i] = (struct ix_sim_path){.delay_ns = 10 * SIM_MS,
+                                          .loss_ppm = 30000,
+                                          .faults_until_ns = c->faults_until_ns};
+    }
+}
+
 void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
 {
     uint64_t state = state_for(seed, plan_stream), *r = &state;
@@ -126,6 +171,9 @@ void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
     c->pause_ppm = sim_chance(r, 400000) ? 300000 : 0;
     c->spread_ns = sim_log_range(r, 1000, 2 * SIM_S);
     c->bytes = sim_log_range(r, 1000, 600000);
+    plan_trouble(r, c, faulty);
+    if (sim_chance(r, 10000))
+        plan_flood(r, c);
     c->nonsense_ppm = sim_chance(r, 500000) ? 30000 : 0;
     if (faulty)
         plan_upsets(r, c);
@@ -150,6 +198,8 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
                             .done_head = IX_NONE,
                             .done_tail = IX_NONE};
     end->chunk_max = (uint32_t)sim_log_range(r, IX_MAX(16u, end->tx_total / 500), 20000);
+    if (c->chunk_max)
+        end->chunk_max = c->chunk_max;
     end->hold_frames = sim_chance(r, 700000) ? 1 : (uint32_t)sim_log_range(r, 2, 32);
     end->close_half = sim_chance(r, 500000);
     end->close_after_eof = sim_chance(r, 200000) && !(e == 1 && conn->end[0].close_after_eof);
@@ -157,7 +207,7 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
     end->send_more = sim_chance(r, 200000);
     end->rcvbuf_bytes = sim_chance(r, 150000) ? (uint32_t)sim_log_range(r, 536, 65536) : 0;
     if (sim_chance(r, c->pause_ppm)) {
-        end->pause_at = (uint32_t)sim_range(r, 0, end->rx_total);
+        end->pause_at = (uint32_t)sim_range(r, 0, c->pause_ppm < 1000000 ? end->rx_total : 0);
         end->pause_ns = sim_log_range(r, SIM_MS, 20 * SIM_S);
     }
     if (conn->kind != SIM_ORDERLY || sim_chance(r, 100000))
@@ -171,7 +221,13 @@ static void plan_streams(uint64_t *r, const struct ix_simd_case *c, struct sim_c
 {
     uint64_t most = IX_MAX(c->bytes / c->conns, 2u);
     uint32_t a = (uint32_t)sim_log_range(r, 1, most), b = (uint32_t)sim_log_range(r, 1, most);
+    if (c->chunk_max)
+        a = b = (uint32_t)most;
     conn->pattern = (uint32_t)sim_range(r, 0, SIM_PATTERNS - 1);
+    /* An echo holds frames until they are acknowledged. If both sides did, each could hold all that it
+     * has and wait for the other, for ever: applications' fault, not the dataplane's. */
+    if (conn->pattern == SIM_ECHO && conn->opener == 1)
+        conn->pattern = SIM_ECHO_COPY;
     conn->key[0] = ix_random(r);
     conn->key[1] = ix_random(r);
     if (conn->pattern == SIM_ONE_WAY)

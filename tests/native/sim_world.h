@@ -95,6 +95,7 @@ struct sim_conn {
     uint16_t port, server_port; /* of the opener (0: the shard chooses), of the acceptor */
     uint16_t given_port;        /* that the shard chose */
     uint64_t start_ns, accept_delay_ns, accept_at_ns;
+    uint32_t tries; /* CONNECTs that failed for reasons that pass */
     uint32_t request, reply; /* SIM_REQUESTS: bytes of each message */
     uint64_t key[2];         /* of the streams from end 0 and from end 1 */
     struct sim_end end[2];   /* [0] opens */
@@ -122,13 +123,14 @@ struct sim_side {
     struct sim_tap tap;
     uint64_t clock_ns;
     uint64_t last_ns, earliest_ns, app_next_ns, stalled_until_ns;
-    uint64_t shard_ns; /* the last time it was told */
+    uint64_t shard_ns; /* the latest time that the shard was told */
     bool idle_poll;
     struct sim_call *calls;
     struct sim_chunk *chunks;
     uint32_t chunk_free, chunk_count, chunks_used;
     uint8_t *blocks; /* 1: in use */
     uint32_t block_count, blocks_used;
+    bool arena_full; /* nothing was found, and nothing was given back since */
     struct sim_held *held;
     uint32_t held_count;
     uint32_t next_conn; /* whose turn it is to make calls */

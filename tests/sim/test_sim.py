@@ -11,6 +11,7 @@ What is simulated stands in tests/native/sim_driver.h, what is checked in sim_dr
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,60 @@ def test_two_shards_on_a_lossy_wire(chunk: int, totals: Totals) -> None:
         totals.add(result)
         if failure(result):
             pytest.fail(explain(case, result), pytrace=False)
+
+
+# What the thousand seeds must have met, or they test less than they seem to.
+COUNTERS_MET = (
+    "tx_full tx_inplace tx_copied arp_learned arp_replies_out neigh_misses "
+    "drop_neigh drop_ip_csum drop_tcp_csum drop_tcp_short drop_tcp_no_listener drop_tcp_backlog "
+    "drop_tcp_flows drop_tcp_seq drop_tcp_ack drop_tcp_paws drop_tcp_lend_limit "
+    "drop_tcp_ooo_limit drop_tcp_closed "
+    "tcp_rexmit tcp_rto tcp_fast_rexmit tcp_sack_rexmit tcp_dupacks tcp_ooo tcp_dup_data "
+    "tcp_delayed_acks tcp_probes tcp_keepalives tcp_challenge_acks tcp_rst_in tcp_rst_out "
+    "tcp_closed tcp_aborted tcp_time_wait tcp_time_wait_reused calls call_errors events_full "
+    "ctl_messages wakeup_errors"
+)
+WIRE_MET = "dup reordered corrupted overflow lost no_fill rx_full link_down"
+
+
+def test_the_seeds_reach_every_corner(totals: Totals) -> None:
+    if totals.seeds < 1000:
+        pytest.skip("fewer than 1,000 seeds were run")
+    missed = [name for name in COUNTERS_MET.split() if not totals.counters[name]]
+    missed += [f"wire: {name}" for name in WIRE_MET.split() if not totals.wire[name]]
+    assert missed == []
+    assert totals.orderly > 5 * totals.seeds
+    assert totals.lossless > totals.seeds / 100
+
+
+@pytest.mark.parametrize(
+    ("canary", "says"),
+    [
+        ("FLIP_PAYLOAD", "of the stream is wrong"),
+        ("FORGET_DONE", "frames left"),
+        ("TOUCH_BORROWED", "of the stream is wrong"),
+        ("LOSE_SENT", "DEAD says 0; sent"),
+        ("LOSE_EOF", "eof 0|nothing left to wait for"),
+        ("REPEAT_RECV", "which is lent already"),
+        ("BLACK_HOLE", "says -110|not over"),
+        ("ASSERTION", r"assertion failed: in_pool\(f, frame\)"),
+    ],
+)
+def test_canary_is_found(canary: str, says: str) -> None:
+    # A fault of our own making, so that the checks are seen to fail. It may hit what does not
+    # matter (a segment that was a duplicate), so not each one must be found.
+    found = loose = seed = 0
+    while loose < 10 and seed < 300:
+        seed += 1
+        case = plan(seed, odd_ppm=0, canary=getattr(lib, f"IX_SIMD_{canary}"))
+        result = run(case)
+        loose += result.canary
+        found += re.search(says, failure(result)) is not None
+        assert not failure(result) or result.canary, explain(case, result)
+    assert loose == 10 and found >= 8, f"{found} of {loose} found"
+
+
+def test_same_seed_runs_the_same_way() -> None:
+    for seed in (3, 14, 15):
+        first, second = run(plan(seed)), run(plan(seed))
+        assert bytes(ffi.buffer(first)) == bytes(ffi.buffer(second))
