@@ -54,6 +54,24 @@ def test_batch_of_any_size_gives_the_same_stream() -> None:
         assert stack.state(handle) == "ESTABLISHED"
 
 
+@pytest.mark.parametrize("pool", [1024, 8192, 32768])
+def test_application_holds_all_it_may_frames_are_left_to_receive_into(pool: int) -> None:
+    stack, peer, handle = opened(pool=pool)
+    stack.stream(handle, 0, 1000)
+    frames = ffi.addressof(stack.shard.frames)
+    while frames.count[lib.IX_FRAME_APP] < frames.lend_max:
+        frame = lib.ix_frame_take_fill(frames)
+        assert lib.ix_frame_from_rx(frames, frame)
+        lib.ix_frame_lend(frames, frame, handle, 200, 1)
+    for i in range(1000):
+        peer.put("A", ack=i)
+        if i % 16 == 0:
+            stack.settle()
+    stack.settle()
+    assert stack.counter("rx_frames") >= 1000
+    assert stack.info(handle).unacked_bytes == 1
+
+
 # ---- the order of the cycle -----------------------------------------------------------
 
 

@@ -65,9 +65,10 @@ static void refill(struct ix_shard *shard, uint32_t received)
     uint32_t room = shard->link->ops->fill_room(shard->link);
     want = IX_MIN(IX_MIN(want, (uint32_t)IX_BATCH_MAX), room);
     /* Frames to answer with come first: an ACK that can't leave holds more than one that can't
-     * arrive. */
+     * arrive. At most half of what is never lent, or with all the rest lent none would be left to
+     * receive into. */
     uint32_t spare = frames->count[IX_FRAME_FREE];
-    uint32_t keep = frames->pool_frames / 16;
+    uint32_t keep = IX_MIN(frames->pool_frames / 16, (uint32_t)IX_FRAMES_RESERVE / 2);
     want = IX_MIN(want, spare > keep ? spare - keep : 0);
     uint32_t n = 0;
     while (n < want) {
