@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.peer import MSS, Peer, Stack, opened, struct_at_line
+from tests.unit.peer import MSS, Peer, Stack, opened, stream, struct_at_line
 from tests.unit.san import ffi, lib
 
 
@@ -24,6 +24,19 @@ def sack(peer: Peer, ack: int, *segments: tuple[int, int]) -> None:
 
 
 # ---- recovery -------------------------------------------------------------------------
+
+
+def test_retransmission_beside_own_sack_blocks_fits_the_mtu() -> None:
+    # Both directions have lost something: the blocks take their room from the payload.
+    _stack, peer, _handle = flying()
+    for i in range(1, 5):
+        peer.send("PA", b"x" * 10, seq=100 * i, ack=0)
+    peer.take_all()
+    sack(peer, 0, (1, 4))
+    found = peer.take_all()
+    assert found and found[0].seq == 0 and found[0].sack
+    assert max(len(s.frame) for s in found) <= 1514
+    assert found[0].payload == stream(0, MSS - 36)  # the rest follows as the pipe has room
 
 
 def test_one_hole_is_retransmitted_once() -> None:

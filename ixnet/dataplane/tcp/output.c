@@ -27,12 +27,21 @@ static bool send_syn(struct ix_tcp *tcp, struct ix_tcb *tcb)
     return true;
 }
 
+/* Payload that fits beside the options that this segment will carry. */
+static uint32_t segment_max(const struct ix_tcb *tcb)
+{
+    uint32_t mss = ix_tcb_mss(tcb);
+    if (tcb->ooo_head != IX_NONE && tcb->flags & IX_TF_SACK)
+        mss -= 4 + 8 * (tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX);
+    return mss;
+}
+
 /* Sends again what lies at seq: at most `bytes` sequence numbers, at most one segment; the FIN
  * counts as one. Returns how many went. */
 static uint32_t resend(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes)
 {
     uint32_t left = ix_seq_lt(seq, ix_tcb_data_end(tcb)) ? ix_tcb_data_end(tcb) - seq : 0;
-    uint32_t data = IX_MIN(IX_MIN(bytes, left), ix_tcb_mss(tcb));
+    uint32_t data = IX_MIN(IX_MIN(bytes, left), segment_max(tcb));
     bool fin = data == left && data < bytes && (tcb->flags & IX_TF_FIN_SENT);
     uint8_t flags = IX_TCP_ACK | (data == left ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
     if (data + fin == 0 || !ix_tcp_send_segment(tcp, tcb, seq, data, flags, false))
@@ -87,15 +96,6 @@ static uint32_t peer_room(const struct ix_tcb *tcb)
 {
     uint32_t out = tcb->snd_nxt - tcb->snd_una;
     return tcb->snd_wnd > out ? tcb->snd_wnd - out : 0;
-}
-
-/* Payload that fits beside the options that this segment will carry. */
-static uint32_t segment_max(const struct ix_tcb *tcb)
-{
-    uint32_t mss = ix_tcb_mss(tcb);
-    if (tcb->ooo_head != IX_NONE && tcb->flags & IX_TF_SACK)
-        mss -= 4 + 8 * (tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX);
-    return mss;
 }
 
 /* May a segment that is not full go now? Nagle's algorithm and the sender's side of silly window
