@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.peer import ECONNRESET, Peer, Stack, opened, stream
+from tests.unit.peer import ECONNABORTED, ECONNRESET, Peer, Stack, opened, stream
 
 
 def fill_up(stack: Stack, filler: int = 60) -> None:
@@ -194,3 +194,44 @@ def test_knock_not_told_yet_then_reset_is_never_told() -> None:
     stack.events.clear()
     stack.poll()
     assert len(stack.events) <= 1
+
+
+def connecting_without_room() -> tuple[Stack, Peer, int]:
+    """A connection that was opened, and whose CONNECTED finds no room."""
+    stack = Stack()
+    call = stack.connect_call()
+    peer = Peer(stack, port=int(call.local_port), sport=80, handle=int(call.handle))
+    peer.expect("S")
+    stack.io.max_events = 0
+    peer.send("SA")
+    peer.take_all()
+    stack.expect_no_event()
+    return stack, peer, peer.handle
+
+
+def test_connected_that_waits_is_told_before_an_orderly_end() -> None:
+    stack, peer, handle = connecting_without_room()
+    peer.send("FA")
+    stack.close(handle)
+    peer.take_all()
+    peer.send("A")
+    stack.io.max_events = 64
+    stack.settle()
+    stack.expect("CONNECTED", handle=handle, status=0)
+    stack.expect("DEAD", handle=handle, status=0)
+    stack.expect_no_event()
+    assert stack.is_idle()
+
+
+def test_connected_that_waits_is_all_that_is_told_of_a_failure() -> None:
+    stack, peer, handle = connecting_without_room()
+    stack.close(handle)
+    peer.take_all()
+    peer.send("FA", ack=1)
+    assert peer.state == "TIME_WAIT"
+    stack.call("ABORT", handle=handle)
+    stack.io.max_events = 64
+    stack.settle()
+    stack.expect("CONNECTED", handle=handle, status=-ECONNABORTED)
+    stack.expect_no_event()
+    assert stack.is_idle()

@@ -206,9 +206,10 @@ static void announce_end(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
     tcb->dead_status = status;
     if (unknown) /* the application never heard of it */
         tcb->flags = (tcb->flags & ~IX_TF_EVENTS) | IX_TF_DETACHED;
-    else if (tcb->flags & IX_TF_EV_CONNECTED || !(tcb->flags & (IX_TF_ACCEPTED | IX_TF_KNOCKED)))
-        ix_tcp_want_event(tcp, tcb, IX_TF_EV_CONNECTED); /* CONNECT failed */
-    else
+    else if (status && !(tcb->flags & (IX_TF_ACCEPTED | IX_TF_KNOCKED))) {
+        tcb->flags &= ~IX_TF_EVENTS; /* CONNECT failed, and that is all there is to say */
+        ix_tcp_want_event(tcp, tcb, IX_TF_EV_CONNECTED);
+    } else /* after a CONNECTED that still waits */
         ix_tcp_want_event(tcp, tcb, IX_TF_EV_DEAD);
 }
 
