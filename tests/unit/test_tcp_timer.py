@@ -182,6 +182,34 @@ def test_user_timeout_ends_the_connection(timeout: int) -> None:
     assert stack.sent[-1][47] == 0x14  # RST, ACK
 
 
+def test_user_timeout_of_a_connect_spaces_syns_as_ever() -> None:
+    stack = Stack()
+    handle = int(stack.connect_call().handle)
+    stack.option(handle, "USER_TIMEOUT_NS", 5000 * MS)
+    stack.sent.clear()
+    assert near(times(stack, 4900), [1000, 3000])
+    stack.expect_no_event()
+    stack.sleep(ms=200)
+    stack.expect("CONNECTED", status=-ETIMEDOUT)
+    assert stack.is_idle()
+
+
+def test_user_timeout_counts_from_the_probe_that_was_not_answered() -> None:
+    # A keepalive probe is out when the application sends: that is no reason to give up at once.
+    stack, peer, handle = opened()
+    stack.sleep(ms=60 * SECOND)
+    stack.option(handle, "KEEPALIVE_NS", 1000 * MS)
+    stack.option(handle, "USER_TIMEOUT_NS", 5000 * MS)
+    stack.sleep(ms=1000)
+    peer.expect("A", seq=-1)
+    stack.stream(handle, 0, 10)
+    assert 2 <= len(times(stack, 3000)) <= 4
+    assert peer.state == "ESTABLISHED"
+    peer.take_all()
+    stack.sleep(ms=2100)
+    stack.expect("DEAD", status=-ETIMEDOUT)
+
+
 # ---- zero window ----------------------------------------------------------------------
 
 

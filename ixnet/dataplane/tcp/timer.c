@@ -76,6 +76,16 @@ static void next_port(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->rcv_adv = 0;
 }
 
+/* Has the peer been silent for longer than the connection allows? (RFC 9293 3.8.3, RFC 5482) */
+static bool out_of_patience(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t max_retries)
+{
+    if (tcb->retries == 0)
+        tcb->rtx_start_ms = tcp->now_ms - tcb->rto_us / 1000;
+    if (tcb->user_timeout_ms)
+        return tcp->now_ms - tcb->rtx_start_ms >= tcb->user_timeout_ms;
+    return tcb->retries >= max_retries;
+}
+
 static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     bool active = tcb->state == IX_TCP_SYN_SENT, in_doubt = port_in_doubt(tcp, tcb);
@@ -84,7 +94,7 @@ static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
         ix_tcp_finish(tcp, tcb, -IX_EHOSTUNREACH);
         return;
     }
-    if (tcb->retries >= max) {
+    if (out_of_patience(tcp, tcb, max)) {
         give_up(tcp, tcb);
         return;
     }
@@ -98,16 +108,6 @@ static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     ix_tcp_want_output(tcp, tcb);
 }
 
-/* Has the peer been silent for longer than the connection allows? (RFC 9293 3.8.3, RFC 5482) */
-static bool out_of_patience(const struct ix_tcp *tcp, struct ix_tcb *tcb)
-{
-    if (tcb->retries == 0)
-        tcb->rtx_start_ms = tcp->now_ms - tcb->rto_us / 1000;
-    if (tcb->user_timeout_ms)
-        return tcp->now_ms - tcb->rtx_start_ms >= tcb->user_timeout_ms;
-    return tcb->retries >= DATA_RETRIES;
-}
-
 /* A segment that the peer must answer: one before what it expects (RFC 9293 3.8.4 for
  * keepalives; 3.8.6.1 asks for a byte of new data to probe a window, Linux and BSD elicit the same
  * answer without one). */
@@ -119,7 +119,7 @@ static void probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (out_of_patience(tcp, tcb)) {
+    if (out_of_patience(tcp, tcb, DATA_RETRIES)) {
         give_up(tcp, tcb);
         return;
     }
@@ -138,7 +138,7 @@ static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (out_of_patience(tcp, tcb)) {
+    if (out_of_patience(tcp, tcb, DATA_RETRIES)) {
         give_up(tcp, tcb);
         return;
     }
@@ -197,7 +197,8 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
             give_up(tcp, tcb);
             return;
         }
-        tcb->retries++;
+        if (tcb->retries++ == 0)
+            tcb->rtx_start_ms = tcp->now_ms; /* of data that is sent before the answer comes, too */
         tcp->counters->tcp_keepalives++;
         probe(tcp, tcb);
         wait_ms = IX_MIN((uint32_t)KEEPALIVE_INTERVAL_MS, tcb->keepalive_ms);
