@@ -690,6 +690,16 @@ def test_established_timestamp_after_24_days_of_silence_is_taken() -> None:
     stack.expect("RECV", data=b"data")
 
 
+def test_established_timestamp_beside_an_impossible_ack_is_not_taken() -> None:
+    # Or one guess of the sequence number alone would make PAWS drop the connection's segments.
+    stack, peer = in_state("ESTABLISHED", ts=True)
+    peer.send("PA", b"evil", ack=1000, ts=(peer.ts_clock + 2**30, peer.ts_seen))
+    peer.expect("A", ack=0)
+    peer.send("PA", b"good", seq=0)
+    stack.expect("RECV", data=b"good")
+    assert stack.counter("drop_tcp_paws") == 0
+
+
 # ---- RFC 5961: challenge ACKs are limited ---------------------------------------------
 
 

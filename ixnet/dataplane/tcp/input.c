@@ -296,12 +296,14 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
         tcp->counters->drop_tcp_flags++;
         return IX_VERDICT_DROP;
     }
-    if (hdr->has_ts && ix_seq_leq(hdr->seq, tcb->last_ack_sent)) { /* RFC 7323 4.3 (3) */
+    if (!ack_ok(tcp, tcb, pkt, hdr))
+        return IX_VERDICT_DROP;
+    /* RFC 7323 4.3 (3). Not before the ACK has proved good: one forged timestamp from the future
+     * would make PAWS drop all that follows. */
+    if (hdr->has_ts && ix_seq_leq(hdr->seq, tcb->last_ack_sent)) {
         tcb->ts_recent = hdr->ts_val;
         tcb->ts_recent_ms = tcp->now_ms;
     }
-    if (!ack_ok(tcp, tcb, pkt, hdr))
-        return IX_VERDICT_DROP;
     tcb->last_rx_ms = tcp->now_ms;
     if (ix_tcb_flight(tcb) == 0 || tcb->snd_wnd == 0)
         tcb->retries = 0; /* the peer lives: probes start afresh */
