@@ -310,3 +310,38 @@ def test_full_event_array_says_try_again() -> None:
     stack.poll()
     assert [call.result for call in calls] == [1] * 64 + [-EAGAIN] * 6
     assert len(stack.sent) == len(stack.events) == 64
+
+
+# ---- what no application should say ---------------------------------------------------
+
+
+def test_port_0_is_nobodys_even_after_unbind() -> None:
+    # A free slot has port 0; the table is looked at only while something is bound.
+    stack, handle = endpoint()
+    bind(stack, port=54)
+    lib.ix_shard_udp_unbind(stack.shard, handle)
+    stack.inject(datagram(b"to port 0", port=0))
+    stack.expect_no_event()
+    assert stack.counter("drop_udp_port") == 1
+
+
+def test_memory_behind_the_last_frame_is_not_sent() -> None:
+    # A UMEM on huge pages may be longer than its frames.
+    stack, handle = endpoint()
+    end = stack.io.umem_bytes
+    stack.wire.link(0).umem_bytes = end + (2 << 20)
+    assert sendv(stack, handle, b"x", addr=end) == -EINVAL
+    assert sendv(stack, handle, b"x", addr=end - 1, bytes=2) == -EINVAL
+    assert sendv(stack, handle, b"x", addr=end - 1) == 1
+
+
+def test_size_that_wraps_is_too_large() -> None:
+    # With headers added 2^32 - 20 bytes seem to be few. Only a UMEM beyond 4 GiB has room for them.
+    stack, handle = endpoint()
+    call = ffi.new("struct ix_call *", {"handle": handle, "family": 4, "peer_port": 4000})
+    call.addr, call.bytes = stack.put_arena(b"x"), 2**32 - 20
+    stack.shard.frames.total = 1 << 22
+    stack.wire.link(0).umem_bytes = 1 << 33
+    result = lib.ix_udp_send(ffi.addressof(stack.shard.udp), call)
+    stack.shard.frames.total = stack.pool + stack.arena
+    assert result == -EMSGSIZE

@@ -172,6 +172,16 @@ def test_unlisten_lets_handshakes_under_way_finish() -> None:
     Peer(stack, sport=50001).knock()
 
 
+def test_port_0_is_nobodys_even_after_unlisten() -> None:
+    # A free slot has port 0.
+    stack = Stack(listen=80)
+    stack.unlisten(80)
+    peer = Peer(stack, port=0)
+    peer.send("S")
+    peer.expect("RA")
+    assert stack.stats.flows == 0
+
+
 def test_backlog_full_drops_syns_until_accept() -> None:
     stack = Stack(listen=80, backlog=2)
     peers = [Peer(stack, sport=50000 + i) for i in range(3)]

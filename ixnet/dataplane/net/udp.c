@@ -9,6 +9,8 @@ static struct ix_udp_end *find(struct ix_udp_table *udp, const struct ix_ip *loc
                                uint16_t port)
 {
     struct ix_udp_end *wild = NULL;
+    if (IX_UNLIKELY(port == 0)) /* it marks slots that are free */
+        return NULL;
     for (uint32_t i = 0; i < IX_UDP_MAX && udp->in_use; i++) {
         struct ix_udp_end *end = &udp->ends[i];
         if (end->port != port || end->family != family)
@@ -112,7 +114,9 @@ bool ix_net_sendable(const struct ix_net *net, const struct ix_io *io, uint64_t 
                      uint32_t bytes)
 {
     uint64_t arena = (uint64_t)io->arena_frame << io->frame_shift;
-    if (bytes == 0 || addr >= net->link->umem_bytes || bytes > net->link->umem_bytes - addr)
+    /* Not umem_bytes: the UMEM may end behind the last frame. */
+    uint64_t end = (uint64_t)net->frames->total << net->frames->frame_shift;
+    if (bytes == 0 || addr >= end || bytes > end - addr)
         return false;
     if (addr >= arena)
         return true;
@@ -132,7 +136,7 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     if (call->family != 4 || call->peer_port == 0 ||
         (call->bytes && !ix_net_sendable(net, udp->io, call->addr, call->bytes)))
         return -IX_EINVAL;
-    if (call->bytes + IX_UDP_BYTES + IX_IPV4_BYTES > net->mtu)
+    if (call->bytes > net->mtu - IX_UDP_BYTES - IX_IPV4_BYTES)
         return -IX_EMSGSIZE;
     uint32_t dst;
     __builtin_memcpy(&dst, call->peer, 4);

@@ -4,6 +4,8 @@
 struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key *key)
 {
     struct ix_listener *wild = NULL;
+    if (IX_UNLIKELY(key->local_port == 0)) /* it marks slots that are free */
+        return NULL;
     for (uint32_t i = 0; i < tcp->listener_count; i++) {
         struct ix_listener *l = &tcp->listeners[i];
         if (l->port != key->local_port || l->family != key->family)
