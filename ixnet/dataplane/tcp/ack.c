@@ -28,8 +28,8 @@ void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns)
 void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
     /* RFC 9293 3.10.7.4, fifth: only from a segment that is not older than the last one used. The
-     * later ACK decides first: data sent again has an old number and still brings news, and a window
-     * that did not follow snd_una would reach further than the peer ever said. */
+     * later ACK decides first: data sent again has an old number and still brings news, and a
+     * window that did not follow snd_una would reach further than the peer ever said. */
     if (ix_seq_lt(hdr->ack, tcb->snd_wl2) ||
         (hdr->ack == tcb->snd_wl2 && ix_seq_lt(hdr->seq, tcb->snd_wl1)))
         return;
@@ -42,7 +42,8 @@ void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct i
     tcb->max_wnd = IX_MAX(tcb->max_wnd, window);
     tcb->snd_wl1 = hdr->seq;
     tcb->snd_wl2 = hdr->ack;
-    /* Not for a segment that says the same again: a talkative peer would put the timer off for ever. */
+    /* Not for a segment that says the same again: a talkative peer would put the timer off for
+     * ever. */
     if (opened && tcb->flags & IX_TF_PERSIST) {
         tcb->flags &= ~IX_TF_PERSIST;
         tcb->retries = 0;

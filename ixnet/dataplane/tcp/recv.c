@@ -240,8 +240,8 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
 {
     struct ix_frames *frames = tcp->net->frames;
     bool in_order = seq == tcb->rcv_nxt;
-    /* What is out of order frees no frame until a hole is filled, so it gets half of them at most: or
-     * a few connections with holes could take all, and nothing that fills a hole could come in. */
+    /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
+     * or a few connections with holes could take all, and nothing that fills one could come in. */
     uint32_t most = in_order ? frames->lend_max : frames->lend_max / 2;
     if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > most) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */

@@ -47,8 +47,8 @@ static struct ix_tcp_hdr header(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t
 
 /* Can [at, at + bytes) leave from where it lies? Its headers are written just before it, so that
  * space must hold nothing of value: the old headers of a received frame, or the headroom of an
- * arena frame, and in neither case bytes of the same extent, which may have to be sent again; and no
- * other transmission of the frame may be under way, which reads headers of its own there. */
+ * arena frame, and in neither case bytes of the same extent, which may have to be sent again; and
+ * no other transmission of the frame may be under way, which reads headers of its own there. */
 static bool fits_in_place(const struct ix_tcp *tcp, const struct ix_extent *extent, uint32_t offset,
                           uint32_t bytes, uint32_t headers)
 {

@@ -165,7 +165,7 @@ struct ix_tcb {
     uint32_t last_tx_ms;   /* when data was last sent (RFC 5681 4.1) */
     uint32_t ack_due_ms; /* when the delayed ACK is due; the timer may stand earlier and is then set
                             again */
-    uint32_t rtx_start_ms; /* retries > 0: when what is unacknowledged or unanswered was first sent */
+    uint32_t rtx_start_ms; /* retries > 0: when what is not yet answered was first sent */
     uint32_t challenge_ms; /* when the last challenge ACK was sent */
     uint32_t keepalive_ms; /* 0: off */
     uint32_t user_timeout_ms; /* 0: default */
