@@ -231,7 +231,8 @@ static void act_send(struct sim_world *w, struct sim_side *side, struct sim_conn
     uint32_t most = w->c->chunk_max ? 1 : SENDVS_PER_ACT; /* or several would share a segment */
     for (uint32_t n = 0; n < most && may_call(side); n++) {
         if (at == IX_NONE && end->tx_made < limit) {
-            uint32_t bytes = (uint32_t)sim_range(&w->random, 1, end->chunk_max), made = end->tx_made;
+            uint32_t bytes = (uint32_t)sim_range(&w->random, 1, end->chunk_max),
+                     made = end->tx_made;
             bytes = IX_MIN(bytes, limit - made);
             uint64_t addr = arena_take(w, side, &bytes);
             if (addr == 0)
@@ -392,9 +393,9 @@ static void act_nonsense(struct sim_world *w, struct sim_side *side)
         &w->conns[sim_range(&w->random, 0, w->conn_count - 1)].end[sim_range(&w->random, 0, 1)];
     bool live = end->side == (uint32_t)(side - w->side) && end->state == SIM_OPEN;
     uint32_t what = (uint32_t)sim_range(&w->random, 0, 7);
-    static const uint8_t ops[8] = {IX_CALL_SENDV,     IX_CALL_SENDV,  IX_CALL_RECV_DONE,
-                                   IX_CALL_RECV_DONE, IX_CALL_ACCEPT, IX_CALL_REJECT,
-                                   IX_CALL_CONNECT,   77};
+    static const uint8_t ops[8] = {
+        IX_CALL_SENDV,  IX_CALL_SENDV,  IX_CALL_RECV_DONE, IX_CALL_RECV_DONE,
+        IX_CALL_ACCEPT, IX_CALL_REJECT, IX_CALL_CONNECT,   77};
     struct ix_call *c = call(side, NULL, ops[what]);
     side->calls[side->io->n_calls - 1].nonsense = true;
     c->handle = live ? end->handle : ix_random(&w->random);

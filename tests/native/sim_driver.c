@@ -1,9 +1,9 @@
 /* Runs a simulation. What is checked:
  *
- * - while it runs: every byte that an application gets is the right one at its place (sim_events.c);
- *   memory that is lent to an application stays as it is until given back; every event is legal in
- *   its connection's state; calls have the results that they must have; the modules' own
- *   invariants, ix_shard_check() and ix_sim_wire_check();
+ * - while it runs: every byte that an application gets is the right one at its place
+ * (sim_events.c); memory that is lent to an application stays as it is until given back; every
+ * event is legal in its connection's state; calls have the results that they must have; the
+ * modules' own invariants, ix_shard_check() and ix_sim_wire_check();
  * - connections that end in order: complete at both ends, SENT for every byte taken, DEAD 0;
  * - progress: some time after the faults have stopped, every connection has ended;
  * - at the end: all frames back, no flow, timer, extent or scoreboard left, nothing to wait for;
@@ -24,8 +24,8 @@ void sim_fail(struct sim_world *w, const char *format, ...)
         return;
     char *out = w->result->failure;
     size_t bytes = sizeof w->result->failure;
-    int at = snprintf(out, bytes, "at %.6f ms, step %lu: ", (double)w->now_ns / 1e6,
-                      w->result->steps);
+    int at =
+        snprintf(out, bytes, "at %.6f ms, step %lu: ", (double)w->now_ns / 1e6, w->result->steps);
     va_list args;
     va_start(args, format);
     vsnprintf(out + at, bytes - (size_t)at, format, args);
@@ -279,8 +279,8 @@ static void poll_side(struct sim_world *w, uint32_t i)
     sim_app_events(w, side);
     serve_requests(w, i);
     sim_app_act(w, side);
-    side->earliest_ns = w->now_ns + plan->poll_ns +
-                        sim_range(&w->random, 0, IX_MAX(plan->poll_ns / 4, 1u));
+    side->earliest_ns =
+        w->now_ns + plan->poll_ns + sim_range(&w->random, 0, IX_MAX(plan->poll_ns / 4, 1u));
     side->idle_poll = sim_chance(&w->random, plan->idle_polls_ppm);
 }
 
@@ -416,27 +416,29 @@ static void fail_stuck(struct sim_world *w, const char *when)
         if (sim_conn_over(w, conn) || end->state == SIM_OVER)
             continue;
         struct ix_conn_info info = {0};
-        int err = end->handle ? ix_shard_conn_info(w->side[end->side].shard, end->handle, &info) : 1;
-        sim_fail(w,
-                 "%s: conn %u end %u (side %u, kind %u, pattern %u) in state %u: sent %u of %u taken "
-                 "of %u, got %u of %u, eof %d, closed %d %d, paused %d, to give back %u; tcp (%d): "
-                 "state %u, unacked %u, queued %u, lent %u, windows %u %u, cwnd %u, rto %u us",
-                 when, k / 2, k % 2, end->side, conn->kind, conn->pattern, end->state, end->tx_sent,
-                 end->tx_accepted, end->tx_total, end->rx_got, end->rx_total, end->eof,
-                 end->close_wr, end->close_rd, end->paused, end->done_count, err, info.state,
-                 info.unacked_bytes, info.queued_bytes, info.lent_bytes, info.snd_wnd, info.rcv_wnd,
-                 info.cwnd_bytes, info.rto_us);
+        int err =
+            end->handle ? ix_shard_conn_info(w->side[end->side].shard, end->handle, &info) : 1;
+        sim_fail(
+            w,
+            "%s: conn %u end %u (side %u, kind %u, pattern %u) in state %u: sent %u of %u taken "
+            "of %u, got %u of %u, eof %d, closed %d %d, paused %d, to give back %u; tcp (%d): "
+            "state %u, unacked %u, queued %u, lent %u, windows %u %u, cwnd %u, rto %u us",
+            when, k / 2, k % 2, end->side, conn->kind, conn->pattern, end->state, end->tx_sent,
+            end->tx_accepted, end->tx_total, end->rx_got, end->rx_total, end->eof, end->close_wr,
+            end->close_rd, end->paused, end->done_count, err, info.state, info.unacked_bytes,
+            info.queued_bytes, info.lent_bytes, info.snd_wnd, info.rcv_wnd, info.cwnd_bytes,
+            info.rto_us);
     }
     for (uint32_t i = 0; i < 2; i++) {
         struct sim_side *side = &w->side[i];
         const struct ix_stats *s = ix_shard_stats(side->shard);
-        sim_fail(w,
-                 "%s: side %u: flows %lu (half open %lu, time wait %lu), timers %lu, frames free %lu "
-                 "fill %lu rx %lu app %lu tx %lu, held %u; other side: flows %u, timers %u",
-                 when, i, s->flows, s->flows_half_open, s->flows_time_wait, s->timers_armed,
-                 s->frames_free, s->frames_fill, s->frames_rx, s->frames_app, s->frames_tx,
-                 side->held_count, w->side[1 - i].shard->tcp.in_use,
-                 w->side[1 - i].shard->wheel.armed);
+        sim_fail(
+            w,
+            "%s: side %u: flows %lu (half open %lu, time wait %lu), timers %lu, frames free %lu "
+            "fill %lu rx %lu app %lu tx %lu, held %u; other side: flows %u, timers %u",
+            when, i, s->flows, s->flows_half_open, s->flows_time_wait, s->timers_armed,
+            s->frames_free, s->frames_fill, s->frames_rx, s->frames_app, s->frames_tx,
+            side->held_count, w->side[1 - i].shard->tcp.in_use, w->side[1 - i].shard->wheel.armed);
         if (s->flows || s->timers_armed || side->held_count)
             return;
         w->result->failure[0] = 0;
@@ -445,8 +447,8 @@ static void fail_stuck(struct sim_world *w, const char *when)
 }
 
 /* Until `done` says so; at most until limit_ns. */
-static void run_until(struct sim_world *w, bool (*done)(const struct sim_world *), uint64_t limit_ns,
-                      const char *what)
+static void run_until(struct sim_world *w, bool (*done)(const struct sim_world *),
+                      uint64_t limit_ns, const char *what)
 {
     while (!done(w)) {
         if (w->result->steps >= STEPS_MAX || w->now_ns > limit_ns)
@@ -513,8 +515,8 @@ static void check_lossless(struct sim_world *w)
     uint64_t frames_lost = s->sent + s->dup - s->delivered;
     uint64_t slow_ns = 0;
     for (uint32_t i = 0; i < 2; i++)
-        slow_ns += c->side[i].poll_ns * (1 + 256 / c->side[i].batch) + c->path[i].delay_ns + c->path[i].jitter_ns +
-                   c->side[i].completion_delay_ns;
+        slow_ns += c->side[i].poll_ns * (1 + 256 / c->side[i].batch) + c->path[i].delay_ns +
+                   c->path[i].jitter_ns + c->side[i].completion_delay_ns;
     bool upright = frames_lost == 0 && s->reordered == 0 && s->corrupted == 0 && s->dup == 0 &&
                    c->upset_count == 0 && c->path[0].rate_bytes_per_s == 0 &&
                    c->path[1].rate_bytes_per_s == 0 && slow_ns < 100 * SIM_MS &&
@@ -523,7 +525,8 @@ static void check_lossless(struct sim_world *w)
     bool refused = n->drop_tcp_backlog || n->drop_tcp_flows || n->drop_tcp_lend_limit ||
                    n->tx_no_frame || n->fill_starved || n->drop_neigh;
     w->result->lossless = upright && !refused;
-    /* A port taken up again within the millisecond finds TIME_WAIT as new as itself: one SYN more. */
+    /* A port taken up again within the millisecond finds TIME_WAIT as new as itself: one SYN more.
+     */
     uint64_t again = 0;
     for (uint32_t i = 0; i < w->conn_count; i++)
         again += w->conns[i].after != IX_NONE;
@@ -546,8 +549,8 @@ static void sum_up(struct sim_world *w)
     }
     for (uint32_t i = 0; i < w->conn_count; i++) {
         const struct sim_end *end = w->conns[i].end;
-        r->orderly += end[0].state == SIM_OVER && end[1].state == SIM_OVER &&
-                      end[0].status == 0 && end[1].status == 0;
+        r->orderly += end[0].state == SIM_OVER && end[1].state == SIM_OVER && end[0].status == 0 &&
+                      end[1].status == 0;
     }
 }
 

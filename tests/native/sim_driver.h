@@ -25,10 +25,10 @@ enum ix_simd_canary {
 
 /* One side: its shard's configuration, its link, and how it is polled. */
 struct ix_simd_side {
-    uint64_t clock_ns;  /* what its clock says when the simulation's says 0 */
-    uint64_t poll_ns;   /* least time between two polls */
+    uint64_t clock_ns;       /* what its clock says when the simulation's says 0 */
+    uint64_t poll_ns;        /* least time between two polls */
     uint32_t idle_polls_ppm; /* chance of polling although nothing calls for it */
-    uint32_t back_ppm;  /* chance that a poll's clock has gone back */
+    uint32_t back_ppm;       /* chance that a poll's clock has gone back */
     uint32_t pool_frames, arena_frames, frame_shift, fill_target, batch;
     uint32_t max_flows, max_events, max_calls, max_extents, max_timers;
     uint32_t rcvbuf_bytes, sndbuf_bytes, mtu, time_wait_ms, backlog;
@@ -56,15 +56,15 @@ struct ix_simd_case {
     struct ix_simd_side side[2];
     uint32_t wire_frames;
     uint64_t faults_until_ns; /* every fault is over by then */
-    bool own_address;   /* neighbours by ARP over the wire, else they are told */
-    bool wrap_isn;      /* sequence numbers of the first connection wrap around early */
-    uint32_t conns;     /* connections in all */
-    uint32_t odd_ppm;   /* chance that a connection does not end in order */
-    uint32_t pause_ppm; /* chance that an end stops reading for a while */
-    uint32_t chunk_max; /* most bytes per SENDV; 0: each end draws its own */
-    uint64_t spread_ns; /* connections start within this time */
-    uint64_t bytes;     /* of all streams together, about */
-    uint32_t nonsense_ppm; /* chance of a call that must be refused, per poll */
+    bool own_address;         /* neighbours by ARP over the wire, else they are told */
+    bool wrap_isn;            /* sequence numbers of the first connection wrap around early */
+    uint32_t conns;           /* connections in all */
+    uint32_t odd_ppm;         /* chance that a connection does not end in order */
+    uint32_t pause_ppm;       /* chance that an end stops reading for a while */
+    uint32_t chunk_max;       /* most bytes per SENDV; 0: each end draws its own */
+    uint64_t spread_ns;       /* connections start within this time */
+    uint64_t bytes;           /* of all streams together, about */
+    uint32_t nonsense_ppm;    /* chance of a call that must be refused, per poll */
     uint32_t upset_count;
     struct ix_simd_upset upsets[IX_SIMD_UPSETS];
     uint32_t check_every; /* all invariants after every so many steps; 0: only at the end */

@@ -20,7 +20,8 @@ bool sim_conn_over(const struct sim_world *w, const struct sim_conn *conn)
         return b->state == SIM_IDLE || b->state == SIM_OVER;
     if (a->state != SIM_OVER)
         return false;
-    return b->state == SIM_OVER || (b->state == SIM_IDLE && (a->status || conn->kind == SIM_REJECT));
+    return b->state == SIM_OVER ||
+           (b->state == SIM_IDLE && (a->status || conn->kind == SIM_REJECT));
 }
 
 /* ---- results of calls -------------------------------------------------------------- */
@@ -113,13 +114,13 @@ void sim_app_results(struct sim_world *w, struct sim_side *side, uint32_t n_call
 
 /* ---- events ------------------------------------------------------------------------ */
 
-#define REQUIRE(w, end, cond, format, ...)                                                 \
-    do {                                                                                   \
-        if (!(cond)) {                                                                     \
-            sim_fail(w, "conn %u end %u: " format, (end)->id / 2,                          \
-                     (end)->id % 2 __VA_OPT__(, ) __VA_ARGS__);                            \
-            return;                                                                        \
-        }                                                                                  \
+#define REQUIRE(w, end, cond, format, ...) \
+    do { \
+        if (!(cond)) { \
+            sim_fail(w, "conn %u end %u: " format, (end)->id / 2, \
+                     (end)->id % 2 __VA_OPT__(, ) __VA_ARGS__); \
+            return; \
+        } \
     } while (0)
 
 /* A connection that the acceptor knows only by its addresses. */
@@ -131,9 +132,9 @@ static struct sim_end *knocking(struct sim_world *w, const struct sim_side *side
         return NULL;
     for (uint32_t i = w->conn_count; i-- > 0;) {
         struct sim_conn *conn = &w->conns[i];
-        if (conn->end[1].side == me && conn->end[1].state == SIM_IDLE &&
-            conn->end[0].handle && conn->given_port == ev->peer_port &&
-            conn->server_port == ev->local_port && conn->kind != SIM_SIMOPEN)
+        if (conn->end[1].side == me && conn->end[1].state == SIM_IDLE && conn->end[0].handle &&
+            conn->given_port == ev->peer_port && conn->server_port == ev->local_port &&
+            conn->kind != SIM_SIMOPEN)
             return &conn->end[1];
     }
     return NULL;
@@ -152,8 +153,8 @@ static void on_knock(struct sim_world *w, struct sim_side *side, const struct ix
     conn_of(w, end)->accept_at_ns = w->now_ns + conn_of(w, end)->accept_delay_ns;
 }
 
-/* More connections at once than a listener, a table or the wire could take: all try again at the same
- * times, so the same ones may fail over and over. */
+/* More connections at once than a listener, a table or the wire could take: all try again at the
+ * same times, so the same ones may fail over and over. */
 static bool crowded(const struct sim_world *w)
 {
     const struct ix_counters *a = &w->side[0].shard->counters, *b = &w->side[1].shard->counters;
@@ -244,8 +245,7 @@ static void on_sent(struct sim_world *w, struct sim_side *side, struct sim_end *
             ev->bytes, end->tx_accepted - end->tx_sent);
     end->tx_sent += ev->bytes;
     end->sent_of_head += ev->bytes;
-    while (end->chunk_head != IX_NONE &&
-           end->sent_of_head >= side->chunks[end->chunk_head].bytes) {
+    while (end->chunk_head != IX_NONE && end->sent_of_head >= side->chunks[end->chunk_head].bytes) {
         end->sent_of_head -= side->chunks[end->chunk_head].bytes;
         sim_chunk_drop_head(w, side, end);
     }
@@ -257,8 +257,8 @@ static void on_sent(struct sim_world *w, struct sim_side *side, struct sim_end *
 static bool end_is_right(const struct sim_world *w, const struct sim_conn *conn,
                          const struct sim_end *end, const struct sim_end *peer)
 {
-    bool complete = end->tx_sent == end->tx_accepted &&
-                    (end->eof || (end->close_rd && end->close_wr));
+    bool complete =
+        end->tx_sent == end->tx_accepted && (end->eof || (end->close_rd && end->close_wr));
     if (end->status == 0)
         return complete && end->close_wr;
     if (conn->kind == SIM_ORDERLY || conn->kind == SIM_SIMOPEN) {
@@ -270,7 +270,8 @@ static bool end_is_right(const struct sim_world *w, const struct sim_conn *conn,
         bool given_up = crowded(w) && end->rx_got == 0 && peer->state == SIM_IDLE;
         bool early = w->c->side[peer->side].time_wait_ms < 60000 ||
                      w->c->side[peer->side].max_flows < 160 || w->c->upset_count;
-        return end->status == -IX_ECONNRESET && ((forgotten && early) || simopen_failed || given_up);
+        return end->status == -IX_ECONNRESET &&
+               ((forgotten && early) || simopen_failed || given_up);
     }
     if (end->status == -IX_ECONNABORTED)
         return end->told_epipe;
@@ -316,9 +317,8 @@ static struct sim_end *end_of_event(struct sim_world *w, struct sim_side *side,
         struct sim_end *end = sim_end_of(w, i);
         if (end->side != (uint32_t)(side - w->side))
             continue;
-        if (ev->cookie == sim_cookie(i) ||
-            (ev->cookie == side->listener_cookie && end->state == SIM_KNOCKED &&
-             end->handle == ev->handle))
+        if (ev->cookie == sim_cookie(i) || (ev->cookie == side->listener_cookie &&
+                                            end->state == SIM_KNOCKED && end->handle == ev->handle))
             return end;
     }
     return NULL;

@@ -144,9 +144,8 @@ static void plan_flood(uint64_t *r, struct ix_simd_case *c)
         s->ring_entries = 1024;
         s->batch = 64;
         s->poll_ns = 5000;
-        c->path[i] = (struct ix_sim_path){.delay_ns = 10 * SIM_MS,
-                                          .loss_ppm = 30000,
-                                          .faults_until_ns = c->faults_until_ns};
+        c->path[i] = (struct ix_sim_path){
+            .delay_ns = 10 * SIM_MS, .loss_ppm = 30000, .faults_until_ns = c->faults_until_ns};
     }
 }
 
@@ -224,8 +223,8 @@ static void plan_streams(uint64_t *r, const struct ix_simd_case *c, struct sim_c
     if (c->chunk_max)
         a = b = (uint32_t)most;
     conn->pattern = (uint32_t)sim_range(r, 0, SIM_PATTERNS - 1);
-    /* An echo holds frames until they are acknowledged. If both sides did, each could hold all that it
-     * has and wait for the other, for ever: applications' fault, not the dataplane's. */
+    /* An echo holds frames until they are acknowledged. If both sides did, each could hold all that
+     * it has and wait for the other, for ever: applications' fault, not the dataplane's. */
     if (conn->pattern == SIM_ECHO && conn->opener == 1)
         conn->pattern = SIM_ECHO_COPY;
     conn->key[0] = ix_random(r);
@@ -304,10 +303,12 @@ static int describe_side(const struct ix_simd_case *c, uint32_t i, char *out, si
     const struct ix_sim_path *p = &c->path[i];
     return snprintf(
         out, bytes,
-        "  side %u: poll %lu ns, batch %u, mtu %u, rcvbuf %u, sndbuf %u, flows %u, events %u, calls "
+        "  side %u: poll %lu ns, batch %u, mtu %u, rcvbuf %u, sndbuf %u, flows %u, events %u, "
+        "calls "
         "%u, extents %u, arena %u, fill %u, rings %u, backlog %u, time_wait %u ms, completion %lu "
         "ns, tx budget %u, in place %d\n"
-        "  its path: delay %lu ns, jitter %lu, rate %lu/s, queue %u, ppm: loss %u (burst %u) dup %u "
+        "  its path: delay %lu ns, jitter %lu, rate %lu/s, queue %u, ppm: loss %u (burst %u) dup "
+        "%u "
         "reorder %u (hold %lu ns) corrupt %u\n",
         i, s->poll_ns, s->batch, s->mtu, s->rcvbuf_bytes, s->sndbuf_bytes, s->max_flows,
         s->max_events, s->max_calls, s->max_extents, s->arena_frames, s->fill_target,

@@ -10,8 +10,8 @@ enum {
     SIM_BLOCK_BYTES = 256,  /* the arena is handed out in such pieces */
     SIM_PORT_FIRST = 40000, /* outgoing ports that shards choose themselves */
     SIM_PORT_LAST = 40999,
-    SIM_SERVER_PORT = 80,  /* listened to on both sides */
-    SIM_CLOSED_PORT = 81,  /* never listened to */
+    SIM_SERVER_PORT = 80, /* listened to on both sides */
+    SIM_CLOSED_PORT = 81, /* never listened to */
 };
 #define SIM_NEVER UINT64_MAX
 #define SIM_MS    1000000ull
@@ -54,7 +54,7 @@ struct sim_held {
     uint32_t end;      /* of which end: conn * 2 + end */
     uint32_t next;     /* in the list of frames to give back */
     uint16_t offset, bytes, returned;
-    bool echoing;      /* a chunk needs it */
+    bool echoing; /* a chunk needs it */
 };
 
 struct sim_end {
@@ -90,12 +90,12 @@ struct sim_end {
 
 struct sim_conn {
     uint32_t kind, pattern;
-    uint32_t opener; /* side */
-    uint32_t after;  /* connection that must be over first; IX_NONE */
+    uint32_t opener;            /* side */
+    uint32_t after;             /* connection that must be over first; IX_NONE */
     uint16_t port, server_port; /* of the opener (0: the shard chooses), of the acceptor */
     uint16_t given_port;        /* that the shard chose */
     uint64_t start_ns, accept_delay_ns, accept_at_ns;
-    uint32_t tries; /* CONNECTs that failed for reasons that pass */
+    uint32_t tries;          /* CONNECTs that failed for reasons that pass */
     uint32_t request, reply; /* SIM_REQUESTS: bytes of each message */
     uint64_t key[2];         /* of the streams from end 0 and from end 1 */
     struct sim_end end[2];   /* [0] opens */
@@ -149,7 +149,7 @@ struct sim_world {
     struct sim_conn conns[SIM_CONNS_MAX];
     uint32_t conn_count;
     uint32_t upset_state[IX_SIMD_UPSETS]; /* bit 0: begun, bit 1: ended */
-    bool quitting; /* no new connections */
+    bool quitting;                        /* no new connections */
     bool canary_done;
 };
 
