@@ -18,7 +18,7 @@ def test_queue_emptied_then_longer_data_is_sent_from_its_start() -> None:
 
 
 def test_records_side_by_side_share_an_extent() -> None:
-    stack, peer, handle = opened(max_extents=1, window=MSS)
+    stack, peer, handle = opened(max_extents=2, window=MSS)
     addr = stack.put_arena(stream(0, 8000))
     for i in range(8):
         assert stack.call("SENDV", handle=handle, addr=addr + 1000 * i, bytes=1000) == 1000
@@ -95,3 +95,15 @@ def test_many_random_records_arrive_whole() -> None:
             peer.send("A", ack=len(got))
         stack.events.clear()
     assert got == stream(0, 100_000)
+
+
+def test_no_extent_left_no_later_record_is_taken_before_a_refused_one() -> None:
+    stack, peer, handle = opened(max_extents=2)
+    peer.send("A", window=0)
+    first, second = stack.put_arena(stream(0, 100)), stack.put_arena(stream(100, 200))
+    calls = [
+        stack.queue("SENDV", handle=handle, addr=addr, bytes=100)
+        for addr in (first, second, first, second + 100)
+    ]
+    stack.poll()
+    assert [call.result for call in calls] == [100, 100, 0, 0]

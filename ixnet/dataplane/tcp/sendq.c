@@ -10,7 +10,9 @@ uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, 
     uint32_t room =
         tcb->sndbuf_bytes > tcb->queued_bytes ? tcb->sndbuf_bytes - tcb->queued_bytes : 0;
     uint32_t taken = IX_MIN(bytes, room);
-    if (taken == 0)
+    /* Without a free extent not even what the last one could hold: the record before this may have
+     * been refused for want of one, and the stream must not skip it. */
+    if (taken == 0 || tcp->extent_free == IX_NONE)
         return 0;
     uint32_t end = ix_tcb_data_end(tcb);
     struct ix_extent *tail = tcb->q_tail == IX_NONE ? NULL : &tcp->extents[tcb->q_tail];
@@ -18,8 +20,6 @@ uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, 
     if (tail && tail->addr + tail->bytes == addr && tail->bytes <= UINT32_MAX - taken) {
         tail->bytes += taken;
     } else {
-        if (tcp->extent_free == IX_NONE)
-            return 0;
         at = tcp->extent_free;
         offset = 0;
         tcp->extent_free = tcp->extents[at].next;
