@@ -157,7 +157,8 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP,
                    tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
     net->counters->tcp_out++;
-    if (flags & IX_TCP_ACK)
+    /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due. */
+    if (flags & IX_TCP_ACK && !ix_seq_lt(seq, tcb->snd_una))
         ack_sent(tcp, tcb, bytes == 0 && !(flags & (IX_TCP_SYN | IX_TCP_FIN | IX_TCP_RST)));
     return true;
 }
