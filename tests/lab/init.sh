@@ -1,0 +1,90 @@
+#!/bin/sh
+# Process 1 of the guest. Loads the modules, puts a writable layer over the two read-only images
+# (Debian, the project's tree), names the NICs, runs /run.sh there, says its exit status on the
+# port lab.status, and powers off. /settings comes with each run.
+PATH=/bin
+for applet in mount mkdir cat insmod sleep ip chroot poweroff sync ln cp cut; do
+    eval "$applet() { /bin/busybox $applet \"\$@\"; }"
+done
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+
+say() { echo "lab: $(cut -d' ' -f1 /proc/uptime) $*" >/dev/console; }
+give_up() {
+    say "FAILED: $*"
+    poweroff -f
+}
+
+while read -r module; do
+    insmod "/modules/$module.ko" || say "the module $module can't be loaded"
+done </modules/order
+. /settings # TREE: where the project lies; NICS: NAME=MAC ...
+
+# The disk with this serial number.
+disk() {
+    for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        for block in /sys/block/vd*; do
+            if [ "$(cat "$block/serial" 2>/dev/null)" = "$1" ]; then
+                echo "/dev/${block##*/}"
+                return
+            fi
+        done
+        sleep 0.1
+    done
+}
+
+# writable SERIAL PLACE: the image below, memory above.
+writable() {
+    mkdir -p "/layers/$1" "$2"
+    mount -t tmpfs -o size=50% tmpfs "/layers/$1"
+    mkdir "/layers/$1/image" "/layers/$1/changes" "/layers/$1/work"
+    mount -t erofs -o ro "$(disk "$1")" "/layers/$1/image" || give_up "no image $1"
+    mount -t overlay -o "lowerdir=/layers/$1/image,upperdir=/layers/$1/changes,workdir=/layers/$1/work" \
+        overlay "$2" || give_up "no overlay for $1"
+}
+
+writable debian /root
+mkdir -p /root/proc /root/sys /root/dev /root/run /root/tmp /root/root
+mount -t proc proc /root/proc
+mount -t sysfs sysfs /root/sys
+mount -t devtmpfs devtmpfs /root/dev
+mkdir -p /root/dev/pts /root/dev/shm
+mount -t devpts devpts /root/dev/pts
+mount -t tmpfs tmpfs /root/dev/shm
+mount -t tmpfs tmpfs /root/run
+mount -t tmpfs -o mode=1777 tmpfs /root/tmp
+mount -t bpf bpf /root/sys/fs/bpf
+mount -t debugfs debugfs /root/sys/kernel/debug
+mkdir -p /root/run/netns
+ln -sf /proc/self/fd /root/dev/fd
+writable tree "/root$TREE"
+cp /run.sh /root/run.sh
+
+echo lab >/proc/sys/kernel/hostname
+ip link set lo up
+for nic in $NICS; do
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        for link in /sys/class/net/*; do
+            if [ "$(cat "$link/address")" = "${nic#*=}" ]; then
+                ip link set "${link##*/}" name "${nic%%=*}"
+                break 2
+            fi
+        done
+        sleep 0.1
+    done
+    [ -e "/sys/class/net/${nic%%=*}" ] || give_up "no NIC ${nic#*=}"
+done
+
+port() {
+    for one in /sys/class/virtio-ports/*; do
+        if [ "$(cat "$one/name")" = "$1" ]; then echo "/dev/${one##*/}"; fi
+    done
+}
+say "the command starts"
+chroot /root /bin/bash /run.sh >"$(port lab.output)" 2>&1 </dev/null
+status=$?
+say "the command ended with $status"
+echo $status >"$(port lab.status)"
+sync
+poweroff -f
