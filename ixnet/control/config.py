@@ -121,9 +121,7 @@ class RunConfig:
 
     def choose_frame_shift(self, nic: Nic) -> int:
         """log2 of the smallest UMEM frame that holds the interface's MTU. Errors: MtuTooLarge."""
-        from ixnet.control.nic import largest_mtu
-
-        if nic.mtu <= largest_mtu(1 << 11):
+        if nic.mtu <= nic.largest_mtu(1 << 11):
             return 11
         nic.check_frame(1 << 12)
         return 12

@@ -225,7 +225,7 @@ def instance_findings(name: str, values: dict[str, int]) -> Iterator[Finding]:
 
 def interface_findings(interface: str) -> Iterator[Finding]:
     """What an interface can do. An interface that is not there is a finding, too."""
-    from ixnet.control.nic import Nic, largest_mtu
+    from ixnet.control.nic import Nic
 
     area = interface
     try:
@@ -235,11 +235,11 @@ def interface_findings(interface: str) -> Iterator[Finding]:
         return
     yield Finding(area, "interface", OK, f"{nic.driver or 'no driver'}, {nic.mac_text}")
     yield Finding(area, "queues", OK if len(nic.queues) > 1 else INFO, str(len(nic.queues)))
-    if nic.mtu <= largest_mtu(4096):
-        size = 2048 if nic.mtu <= largest_mtu(2048) else 4096
+    if nic.mtu <= nic.largest_mtu(4096):
+        size = 2048 if nic.mtu <= nic.largest_mtu(2048) else 4096
         yield Finding(area, "MTU", OK, f"{nic.mtu}, fits frames of {size} bytes")
     else:
-        cure = f"ip link set dev {nic.name} mtu {largest_mtu(4096)}"
+        cure = f"ip link set dev {nic.name} mtu {nic.largest_mtu(4096)}"
         yield Finding(area, "MTU", FAIL, f"{nic.mtu}, fits no frame", cure)
     yield from _interface_modes(area, nic.xdp_features)
     yield from _interface_program(area, nic)

@@ -40,6 +40,11 @@ IpInterface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 ETHERNET_HEADER_BYTES = 14
 XDP_HEADROOM_BYTES = 256  # the kernel keeps them free before each received frame
+# These NICs count the size of a receive buffer in KiB (SRRCTL.BSIZEPKT), and in zero-copy mode
+# their drivers round what the UMEM frame has room for down to that (igb_setup_srrctl,
+# igc_configure_rx_ring, ixgbe_configure_srrctl). A longer frame is split and lost: of a frame of
+# 2048 bytes, 1024 are used.
+_BUFFER_UNIT_BYTES = {"igb": 1024, "igc": 1024, "ixgbe": 1024}
 
 # The offloads that decide what a dataplane sees, by ethtool's names.
 _OFFLOADS = (
@@ -146,13 +151,17 @@ class Nic:
     def mac_text(self) -> str:
         return self.mac.hex(":")
 
+    def largest_mtu(self, frame_bytes: int, headroom: int = 0) -> int:
+        """The largest MTU whose frames this NIC puts into a UMEM frame, in every mode."""
+        return largest_mtu(frame_bytes, headroom, _BUFFER_UNIT_BYTES.get(self.driver, 1))
+
     def check_frame(self, frame_bytes: int, headroom: int = 0) -> None:
         """Raises MtuTooLarge unless a full frame fits a UMEM frame of `frame_bytes` bytes."""
-        most = largest_mtu(frame_bytes, headroom)
+        most = self.largest_mtu(frame_bytes, headroom)
         if self.mtu <= most:
             return
         cure = f"ip link set dev {self.name} mtu {most}"
-        if frame_bytes < 4096 and self.mtu <= largest_mtu(4096, headroom):
+        if frame_bytes < 4096 and self.mtu <= self.largest_mtu(4096, headroom):
             cure = f"use frames of 4096 bytes, or: {cure}"
         raise MtuTooLarge(
             f"the MTU of {self.name} is {self.mtu}; a frame of {frame_bytes} bytes holds {most}",
@@ -197,9 +206,13 @@ class Nic:
         return tuple(found)
 
 
-def largest_mtu(frame_bytes: int, headroom: int = 0) -> int:
-    """The largest MTU whose frames fit a UMEM frame; the kernel drops longer ones (rx_dropped)."""
-    return frame_bytes - XDP_HEADROOM_BYTES - headroom - ETHERNET_HEADER_BYTES
+def largest_mtu(frame_bytes: int, headroom: int = 0, unit_bytes: int = 1) -> int:
+    """The largest MTU whose frames fit a UMEM frame; the kernel drops longer ones (rx_dropped).
+
+    unit_bytes: what the NIC's receive buffers are a multiple of.
+    """
+    room = frame_bytes - XDP_HEADROOM_BYTES - headroom
+    return room - room % unit_bytes - ETHERNET_HEADER_BYTES
 
 
 # ---- reading facts ---------------------------------------------------------------------

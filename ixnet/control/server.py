@@ -41,7 +41,7 @@ from ixnet.control.instance import (
 )
 from ixnet.control.neigh import NeighbourMirror
 from ixnet.control.news import NewsBoard
-from ixnet.control.nic import Mode, Nic, OpenedQueues, largest_mtu, open_queues
+from ixnet.control.nic import Mode, Nic, OpenedQueues, open_queues
 from ixnet.control.recorder import open_recorders
 from ixnet.control.report import StartReport, link_facts, report_line
 from ixnet.control.requests import (
@@ -428,10 +428,11 @@ class ControlPlane:
             self._exit_status = 2
             self._stop_all()
         elif link is not None and link.present and self.config.own_address is None:
-            if link.mtu > largest_mtu(1 << self._frame_shift):
+            most = self.nic.largest_mtu(1 << self._frame_shift)
+            if link.mtu > most:
                 self._warn(
                     f"the MTU of {self.nic.name} is {link.mtu} now: frames above "
-                    f"{largest_mtu(1 << self._frame_shift)} bytes are dropped (cure: start again)"
+                    f"{most} bytes are dropped (cure: start again)"
                 )
             with contextlib.suppress(IxError):
                 v6 = [ip for ip in self.nic.ips if ip.version == 6]
