@@ -18,6 +18,7 @@ IX_PARTIAL ?=
 IX_SIM_SEEDS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+LAB_ARGS ?=
 PYTEST_ARGS ?=
 
 LOCKED = mkdir -p $(B) && flock $(B)/.lock $(MAKE) --no-print-directory -j$(JOBS)
@@ -80,7 +81,7 @@ SAN_MODULE := tests/unit/_san_core.abi3.so
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san demo test tidy sim bench clean lib-locked all lib programs san FORCE
+.PHONY: help setup build build-san demo test tidy sim lab bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -93,6 +94,7 @@ help:
 	@echo 'make build-san  the test-only module with address and undefined-behaviour sanitizers'
 	@echo 'make tidy       ruff, mypy, and the tests of the rules of style'
 	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
+	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
 	@echo 'make bench      the benchmark tables (BENCH_ARGS=...)'
 	@echo 'make clean      remove what build made (rm -r .venv removes what setup made)'
 
@@ -134,6 +136,11 @@ sim: TEST_SECONDS := 0
 sim: build build-san
 	@rm -f $(B)/sanitizer.*
 	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 tests/sim || { $(SHOW_REPORTS); }
+
+# Emulated: no KVM needed, nothing installed; what it fetches is kept in ~/.cache/ixnet-lab.
+lab: build
+	@$(PYTHON) tests/lab/lab.py setup
+	@$(PYTHON) tests/lab/lab.py run --nic igb --nic virtio -- $(PYTHON) -m pytest -s -v tests/lab $(LAB_ARGS)
 
 tidy: build
 	@status=0; set -x; $(PYTHON) -m ruff check . || status=1; \
