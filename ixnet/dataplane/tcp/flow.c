@@ -284,6 +284,8 @@ static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
         return "tcp: a flow is not found under its key";
     if (ix_seq_gt(tcb->snd_una, tcb->snd_max) || ix_seq_gt(tcb->snd_nxt, tcb->snd_max))
         return "tcp: snd_una or snd_nxt beyond snd_max";
+    if (ix_seq_gt(tcb->rcv_nxt, tcb->rcv_adv))
+        return "tcp: rcv_nxt beyond the window's right edge";
     uint64_t queued = 0;
     uint32_t extent = tcb->q_head;
     for (; extent != IX_NONE; extent = tcp->extents[extent].next)
