@@ -741,6 +741,18 @@ def test_syn_sent_icmp_error_of_another_sequence_number_is_stale() -> None:
     assert stack.counters("drop_icmp_stale", "icmp_errors_in") == [1, 0]
 
 
+def test_syn_sent_icmp_frag_needed_changes_nothing() -> None:
+    # No SYN is too long; the segment size would be the attacker's choice.
+    stack, peer = in_state("SYN_SENT")
+    mss = stack.tcb(peer.handle).mss
+    quoted = stack.connect_call(81)
+    frame = stack.sent.popleft()
+    send_error(stack, frame, code=4, rest=600)
+    stack.expect_no_event()
+    assert stack.tcb(int(quoted.handle)).mss == mss
+    assert stack.tcb_state(int(quoted.handle)) == "SYN_SENT"
+
+
 def test_established_icmp_unreachable_is_soft() -> None:
     stack, peer = in_state("ESTABLISHED")
     stack.sendv(peer.handle, b"data")

@@ -66,8 +66,10 @@ def test_partial_ack_retransmits_the_next_hole_at_once() -> None:
     peer.expect_stream((0, MSS))
     peer.send("A", ack=4 * MSS)
     peer.expect_stream((4 * MSS, 5 * MSS))
+    assert stack.info(handle).cwnd_bytes == (8 - 4 + 1) * MSS  # RFC 6582 3.2 step 3
     peer.send("A", ack=7 * MSS)
     peer.expect_stream((7 * MSS, 8 * MSS))
+    assert stack.info(handle).cwnd_bytes == (5 - 3 + 1) * MSS
     peer.send("A", ack=10 * MSS)
     peer.expect_nothing()
     assert stack.info(handle).cwnd_bytes <= 5 * MSS
@@ -207,6 +209,16 @@ def test_acks_of_single_bytes_do_not_inflate_the_window() -> None:
     stack.poll()
     stack.poll()
     assert stack.info(handle).cwnd_bytes <= 10 * MSS + MSS // 20
+
+
+def test_congestion_avoidance_keeps_what_is_left_over() -> None:
+    # RFC 3465 2.1: bytes acknowledged beyond a window count for the next.
+    tcb = struct_at_line("ix_tcb", mss=1000, cwnd=10_000, ssthresh=1000)
+    for acked, cwnd in ((9000, 10_000), (3000, 11_000), (9000, 12_000), (11_999, 12_000)):
+        lib.ix_cc_acked(tcb, acked)
+        assert tcb.cwnd == cwnd
+    lib.ix_cc_acked(tcb, 1)
+    assert tcb.cwnd == 13_000
 
 
 def test_window_is_bounded() -> None:

@@ -246,6 +246,24 @@ def test_flow_table_full_gives_up_the_oldest_time_wait() -> None:
     waiting[0].expect("R")
 
 
+def test_time_wait_with_a_repeated_fin_is_no_longer_the_oldest() -> None:
+    stack = Stack(listen=80, max_flows=2)
+    peers = [Peer(stack, sport=50000 + i) for i in range(2)]
+    for peer in peers:
+        stack.close(peer.connect())
+        peer.expect("FA")
+        peer.send("FA")
+        peer.expect("A")
+        stack.events.clear()
+    peers[0].send("FA", seq=0)
+    peers[0].expect("A")
+    Peer(stack, sport=50009).connect()
+    peers[0].send("FA", seq=0)
+    peers[0].expect("A")
+    peers[1].send("FA", seq=0)
+    peers[1].expect("R")
+
+
 # ---- CONNECT --------------------------------------------------------------------------
 
 
