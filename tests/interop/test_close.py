@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 
 import pytest
 
@@ -202,10 +203,26 @@ def test_application_stops_reading_kernel_probes_and_goes_on(lab: Lab, service: 
     service.wait_quiet()
 
 
+def test_application_reads_again_the_kernel_is_told_at_once(lab: Lab, service: Service) -> None:
+    """By a window update: the kernel's next probe would come 1.6 s after the one that made its
+    backoff 3 (200 ms, doubled three times)."""
+    with connect(lab, "hold late") as sock:
+        flow = Flow(sock, payload(4 * MIB, 12), 12)
+        until("the third probe", lambda: fill(flow) or tcp_info(sock).backoff >= 3)
+        sent = flow.sent
+        begin = time.monotonic()
+        (service.directory / "late").touch()
+        until("progress", lambda: fill(flow) or flow.sent > sent)
+        assert time.monotonic() - begin < 1.2
+        pump([flow])
+        assert flow.got.decode() == digest(flow.data) + "\n"
+    service.wait_quiet()
+
+
 def fill(flow: Flow) -> None:
     """Writes until the kernel takes no more."""
     try:
-        while True:
+        while flow.writes:
             flow.write()
     except BlockingIOError:
         pass

@@ -35,6 +35,7 @@ from tests.interop.kit import (
     until,
 )
 
+ETH_P_ALL = 3  # both directions, which ETH_P_IP is not
 ETHERNET, IPV4, TCP = 14, 20, 20
 TIMESTAMP_OPTION = 12
 
@@ -95,35 +96,38 @@ def test_ecn_is_offered_and_not_taken(lab: Lab, service: Service) -> None:
 
 
 class Tap:
-    """Sees what arrives at the client's interface while the block runs."""
+    """Sees what crosses the client's interface while the block runs."""
 
     def __init__(self, lab: Lab) -> None:
         with in_netns(lab.cfg.client_netns):
-            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-            self._sock.bind((lab.cfg.client_if, 0x0800))
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+            self._sock.bind((lab.cfg.client_if, ETH_P_ALL))
         self._sock.setsockopt(socket.SOL_SOCKET, 33, 8 * MIB)  # SO_RCVBUFFORCE
         self._sock.settimeout(0.05)
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.largest_payload = 0
+        self.largest_payload = 0  # from the dataplane
+        self.largest_towards = 0  # to it
         self.with_options: set[int] = set()  # lengths of the options of segments with payload
 
     def _run(self) -> None:
         while True:
             try:
-                frame, origin = self._sock.recvfrom(65536)
+                frame = self._sock.recv(65536)
             except TimeoutError:
                 if self._halt.is_set():
                     return
                 continue
-            if origin[2] != socket.PACKET_HOST or frame[23] != socket.IPPROTO_TCP:
+            if frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_TCP:
                 continue
-            source, header = struct.unpack_from("!H10xB", frame, ETHERNET + IPV4)
+            source, target, header = struct.unpack_from("!HH8xB", frame, ETHERNET + IPV4)
             (total,) = struct.unpack_from("!H", frame, 16)
             payload = total - IPV4 - (header >> 4) * 4
             if source == PORT and payload:
                 self.largest_payload = max(self.largest_payload, payload)
                 self.with_options.add((header >> 4) * 4 - TCP)
+            elif target == PORT:
+                self.largest_towards = max(self.largest_towards, payload)
 
     def __enter__(self) -> Tap:
         self._thread.start()
@@ -139,6 +143,7 @@ def test_segments_are_as_large_as_the_link_lets_them(lab: Lab, service: Service)
     with Tap(lab) as tap:
         both_ways(lab, MIB // 2)
     assert tap.largest_payload == lab.cfg.mtu - IPV4 - TCP - TIMESTAMP_OPTION
+    assert tap.largest_towards == tap.largest_payload
     assert tap.with_options == {TIMESTAMP_OPTION}
 
 
@@ -171,6 +176,7 @@ def test_large_mtu_carries_large_segments(tmp_path: Path) -> None:
         with Tap(own) as tap:
             both_ways(own, 2 * MIB)
         assert tap.largest_payload == 3400 - IPV4 - TCP - TIMESTAMP_OPTION
+        assert tap.largest_towards == tap.largest_payload
         service.wait_quiet()
 
 
