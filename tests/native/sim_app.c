@@ -47,6 +47,19 @@ static void mark(struct sim_side *side, uint64_t addr, uint32_t bytes, uint8_t u
     side->arena_full = false;
 }
 
+/* An offset, at most `most`, such that full segments from there on meet the headroom of a frame:
+ * where payload may be sent from where it lies. `most` itself if there is none. */
+static uint32_t on_headroom(uint64_t addr, uint32_t frame_bytes, uint32_t most)
+{
+    enum { FULL_SEGMENT_BYTES = 1448 };
+    for (uint32_t n = 1; n < 8; n++) {
+        uint32_t need = (uint32_t)(IX_TX_HEADROOM - addr - n * FULL_SEGMENT_BYTES) % frame_bytes;
+        if (need < most)
+            return need;
+    }
+    return most;
+}
+
 /* Memory of the arena for at most *bytes bytes; 0 if there is none. */
 static uint64_t arena_take(struct sim_world *w, struct sim_side *side, uint32_t *bytes)
 {
@@ -63,7 +76,8 @@ static uint64_t arena_take(struct sim_world *w, struct sim_side *side, uint32_t 
         uint32_t count = (offset + *bytes + SIM_BLOCK_BYTES - 1) / SIM_BLOCK_BYTES;
         uint32_t at = *bytes ? find_blocks(w, side, count, step) : IX_NONE;
         if (at != IX_NONE) {
-            uint64_t addr = arena_addr(side) + (uint64_t)at * SIM_BLOCK_BYTES + offset;
+            uint64_t addr = arena_addr(side) + (uint64_t)at * SIM_BLOCK_BYTES;
+            addr += plan->arena_frames_only ? offset : on_headroom(addr, frame_bytes, offset);
             mark(side, addr, *bytes, 1);
             return addr;
         }
@@ -323,7 +337,7 @@ static void act_done(struct sim_world *w, struct sim_side *side, struct sim_end 
         if (good < held->bytes)
             sim_fail(w, "conn %u end %u: lent frame %u was written to at byte %u of %u",
                      held->end / 2, held->end % 2, frame, good, held->bytes);
-        struct ix_call *c = call(side, NULL, IX_CALL_RECV_DONE);
+        struct ix_call *c = call(side, end, IX_CALL_RECV_DONE);
         c->handle = held->handle;
         c->addr = addr + held->returned;
         c->bytes = bytes;

@@ -327,6 +327,23 @@ static uint64_t run_upsets(struct sim_world *w)
     return next_ns;
 }
 
+/* What the dataplane says of a connection, and what the application knows of it. */
+static void check_accounts(struct sim_world *w, const struct sim_end *end)
+{
+    struct sim_side *side = &w->side[end->side];
+    struct ix_conn_info info;
+    if (end->state != SIM_OPEN || side->io->n_events == side->io->max_events ||
+        ix_shard_conn_info(side->shard, end->handle, &info) != 0 || info.state == IX_TCP_CLOSED ||
+        info.state == IX_TCP_TIME_WAIT)
+        return;
+    if (info.lent_bytes != end->held_bytes)
+        sim_fail(w, "conn %u end %u: %u bytes are lent, it holds %u", end->id / 2, end->id % 2,
+                 info.lent_bytes, end->held_bytes);
+    if (info.queued_bytes != end->tx_accepted - end->tx_sent)
+        sim_fail(w, "conn %u end %u: %u bytes are queued, %u borrowed", end->id / 2, end->id % 2,
+                 info.queued_bytes, end->tx_accepted - end->tx_sent);
+}
+
 static void check(struct sim_world *w)
 {
     const char *wrong = ix_sim_wire_check(&w->wire);
@@ -334,6 +351,8 @@ static void check(struct sim_world *w)
         wrong = ix_shard_check(w->side[i].shard);
     if (wrong)
         sim_fail(w, "%s", wrong);
+    for (uint32_t k = 0; k < 2 * w->conn_count; k++)
+        check_accounts(w, sim_end_of(w, k));
     for (uint32_t i = 0; i < 2; i++) {
         const struct ix_sim_end_counters *n = &w->wire.end[i].counters;
         if (n->misuse || n->tx_invalid || n->fill_invalid)
@@ -454,15 +473,9 @@ static void run_until(struct sim_world *w, bool (*done)(const struct sim_world *
         if (w->result->steps >= STEPS_MAX || w->now_ns > limit_ns)
             fail_stuck(w, what);
         if (!step(w)) {
-            if (sim_failed(w))
-                return;
-            /* What is left may be completions, which wake nobody up. */
-            poll_side(w, 0);
-            poll_side(w, 1);
-            if (!done(w) && w->now_ns < limit_ns / 2 &&
-                ix_sim_wire_next_ns(&w->wire) == SIM_NEVER && next_poll_ns(w, 0) == SIM_NEVER &&
-                next_poll_ns(w, 1) == SIM_NEVER)
+            if (!sim_failed(w) && !done(w))
                 fail_stuck(w, "nothing left to wait for");
+            return;
         }
     }
 }
@@ -523,7 +536,7 @@ static void check_lossless(struct sim_world *w)
                    c->side[0].tx_budget + c->side[1].tx_budget == 0 &&
                    c->side[0].back_ppm + c->side[1].back_ppm == 0;
     bool refused = n->drop_tcp_backlog || n->drop_tcp_flows || n->drop_tcp_lend_limit ||
-                   n->tx_no_frame || n->fill_starved || n->drop_neigh;
+                   n->tx_no_frame || n->tx_full || n->fill_starved || n->drop_neigh;
     w->result->lossless = upright && !refused;
     /* A port taken up again within the millisecond finds TIME_WAIT as new as itself: one SYN more.
      */

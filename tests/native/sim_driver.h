@@ -62,9 +62,11 @@ struct ix_simd_case {
     uint32_t odd_ppm;         /* chance that a connection does not end in order */
     uint32_t pause_ppm;       /* chance that an end stops reading for a while */
     uint32_t chunk_max;       /* most bytes per SENDV; 0: each end draws its own */
-    uint64_t spread_ns;       /* connections start within this time */
-    uint64_t bytes;           /* of all streams together, about */
-    uint32_t nonsense_ppm;    /* chance of a call that must be refused, per poll */
+    uint32_t pattern;         /* of every connection: enum sim_pattern + 1; 0: each draws its own */
+    bool plain;         /* nothing is held back, and options stay as they are: for judging speed */
+    uint64_t spread_ns; /* connections start within this time */
+    uint64_t bytes;     /* of all streams together, about */
+    uint32_t nonsense_ppm; /* chance of a call that must be refused, per poll */
     uint32_t upset_count;
     struct ix_simd_upset upsets[IX_SIMD_UPSETS];
     uint32_t check_every; /* all invariants after every so many steps; 0: only at the end */

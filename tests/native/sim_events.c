@@ -93,6 +93,9 @@ static void one_result(struct sim_world *w, struct sim_side *side, const struct 
         if (call->result == 0)
             end->state = call->op == IX_CALL_ACCEPT ? SIM_OPEN : SIM_OVER;
         break;
+    case IX_CALL_RECV_DONE:
+        end->held_bytes -= call->bytes;
+        break;
     case IX_CALL_TIMER_SET:
         if (!(call->flags & IX_TIMER_CANCEL)) {
             end->timer = call->handle;
@@ -223,6 +226,7 @@ static void on_recv(struct sim_world *w, struct sim_side *side, struct sim_end *
                               .bytes = (uint16_t)ev->bytes};
     side->held_count++;
     end->rx_got += ev->bytes;
+    end->held_bytes += ev->bytes;
     w->result->bytes += ev->bytes;
     REQUIRE(w, end, end->rx_got <= other(w, end)->tx_accepted, "%u bytes received of %u sent",
             end->rx_got, other(w, end)->tx_accepted);

@@ -205,6 +205,11 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
     end->nagle = sim_chance(r, 300000);
     end->send_more = sim_chance(r, 200000);
     end->rcvbuf_bytes = sim_chance(r, 150000) ? (uint32_t)sim_log_range(r, 536, 65536) : 0;
+    if (c->plain) {
+        end->hold_frames = 1;
+        end->nagle = end->send_more = end->close_after_eof = false;
+        end->rcvbuf_bytes = 0;
+    }
     if (sim_chance(r, c->pause_ppm)) {
         end->pause_at = (uint32_t)sim_range(r, 0, c->pause_ppm < 1000000 ? end->rx_total : 0);
         end->pause_ns = sim_log_range(r, SIM_MS, 20 * SIM_S);
@@ -223,6 +228,8 @@ static void plan_streams(uint64_t *r, const struct ix_simd_case *c, struct sim_c
     if (c->chunk_max)
         a = b = (uint32_t)most;
     conn->pattern = (uint32_t)sim_range(r, 0, SIM_PATTERNS - 1);
+    if (c->pattern)
+        conn->pattern = c->pattern - 1;
     /* An echo holds frames until they are acknowledged. If both sides did, each could hold all that
      * it has and wait for the other, for ever: applications' fault, not the dataplane's. */
     if (conn->pattern == SIM_ECHO && conn->opener == 1)
@@ -279,6 +286,8 @@ void sim_plan_conns(struct sim_world *w)
         conn->opener = one_way ? 0 : (uint32_t)sim_range(r, 0, 1);
         conn->start_ns = sim_range(r, 0, c->spread_ns);
         conn->accept_delay_ns = sim_chance(r, 200000) ? sim_log_range(r, 1000, 2 * SIM_S) : 0;
+        if (c->plain)
+            conn->accept_delay_ns = 0;
         conn->server_port = conn->kind == SIM_REFUSED   ? SIM_CLOSED_PORT
                             : conn->kind == SIM_SIMOPEN ? (uint16_t)(30000 + i)
                                                         : SIM_SERVER_PORT;

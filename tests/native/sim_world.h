@@ -78,8 +78,8 @@ struct sim_end {
     bool close_half, close_after_eof, nagle, send_more, options_set;
     /* progress */
     uint32_t tx_made, tx_accepted, tx_sent; /* bytes put in chunks, taken by SENDV, told by SENT */
-    uint32_t rx_got;
-    bool paused, blocked; /* blocked: SENDV took nothing */
+    uint32_t rx_got, held_bytes;            /* received; of it lent, RECV_DONE not yet run */
+    bool paused, blocked;                   /* blocked: SENDV took nothing */
     uint64_t timer, timer_due_ns;
     uint32_t chunk_head, chunk_tail; /* oldest first; accepted ones stay until SENT */
     uint32_t chunk_next;             /* the first that SENDV has not taken whole */

@@ -162,6 +162,67 @@ def test_canary_is_found(canary: str, says: str) -> None:
     assert loose == 10 and found >= 8, f"{found} of {loose} found"
 
 
+def calm(
+    seed: int, *, bytes: int, delay_ns: int, rcvbuf: int = 262_144, conns: int = 1, **path: int
+) -> Any:
+    """One-way streams between two quick applications; both directions take delay_ns."""
+    case = plan(seed, conns=conns, bytes=bytes, plain=True, chunk_max=16_000)
+    case.pattern = 1 + lib.SIM_ONE_WAY
+    case.odd_ppm = case.pause_ppm = case.nonsense_ppm = case.upset_count = case.check_every = 0
+    case.spread_ns = 1
+    case.own_address = False
+    case.wire_frames = 8192
+    for i in range(2):
+        case.path[i] = ffi.new("struct ix_sim_path *", {"delay_ns": delay_ns, **path})[0]
+        side = case.side[i]
+        side.poll_ns, side.idle_polls_ppm, side.back_ppm = 5_000, 0, 0
+        side.max_flows, side.max_events, side.max_calls, side.max_extents = 160, 256, 256, 0
+        side.pool_frames, side.arena_frames, side.fill_target = 4096, 512, 2048
+        side.batch, side.mtu, side.frame_shift, side.ring_entries = 64, 1500, 11, 4096
+        side.rcvbuf_bytes, side.sndbuf_bytes, side.backlog = rcvbuf, 0, 0
+        side.completion_delay_ns, side.tx_budget = 0, 0
+        side.fill_at_creation = side.arena_frames_only = False
+    return case
+
+
+MS = 1_000_000
+
+
+@pytest.mark.parametrize("rcvbuf", [1_500, 3_000, 6_000, 20_000, 65_535, 262_144])
+def test_stream_through_a_window_takes_one_round_trip_a_window(rcvbuf: int) -> None:
+    size, rtt = 200_000, 10 * MS
+    for seed in range(1, 6):
+        case = calm(seed, bytes=size, delay_ns=rtt // 2, rcvbuf=rcvbuf)
+        result = run(case)
+        assert not failure(result), explain(case, result)
+        assert result.lossless and result.bytes == size
+        assert result.counters.tcp_probes == 0
+        # handshake and closing, slow start from ten segments, then a window a round trip
+        rounds = 3 + 6 + size / (rcvbuf // 1448 * 1448)
+        print(f"window {rcvbuf}: {result.over_ns / rtt:.1f} round trips")
+        assert result.over_ns < rounds * rtt
+
+
+@pytest.mark.parametrize(
+    ("loss_ppm", "rounds", "most_timeouts"),
+    [(1_000, 14, 0.3), (10_000, 45, 1.0), (30_000, 135, 3.0)],
+)
+def test_stream_with_losses_recovers_without_many_timeouts(
+    loss_ppm: int, rounds: int, most_timeouts: float
+) -> None:
+    # Means of 20 seeds; the bounds are half as much again as when this was written.
+    size, rtt = 400_000, 10 * MS
+    over = timeouts = 0
+    for seed in range(1, 21):
+        case = calm(seed, bytes=size, delay_ns=rtt // 2, loss_ppm=loss_ppm)
+        result = run(case)
+        assert not failure(result), explain(case, result)
+        over += result.over_ns / rtt / 20
+        timeouts += result.counters.tcp_rto / 20
+    print(f"loss {loss_ppm} ppm: {over:.1f} round trips, {timeouts:.2f} timeouts")
+    assert over < rounds and timeouts < most_timeouts
+
+
 def test_same_seed_runs_the_same_way() -> None:
     for seed in (3, 14, 15):
         first, second = run(plan(seed)), run(plan(seed))
