@@ -111,7 +111,7 @@ class Host:
         """Makes a read-only image of a directory."""
         patterns = [f"--exclude-regex={pattern}" for pattern in left_out]
         run(
-            [*self.command("mkfs.erofs"), "--quiet", *patterns, target, source],
+            [*self.command("mkfs.erofs"), "--quiet", "--all-root", *patterns, target, source],
             f"make an image of {source}",
             "free some disk space",
         )

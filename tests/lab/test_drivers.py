@@ -119,12 +119,12 @@ ZEROCOPY = "native zero-copy"
 CASES = (
     Case(IGB, NATIVE_ECHO, "auto", ZEROCOPY),
     Case(IGB, PYTHON_ECHO, "auto", ZEROCOPY),
-    Case(IGB, NATIVE_ECHO, "zerocopy", ZEROCOPY, ("--busy-poll",)),
     Case(IGB, NATIVE_ECHO, "copy", "native copy"),
     Case(IGB, NATIVE_ECHO, "generic", "generic copy"),
     Case(VIRTIO, NATIVE_ECHO, "auto", ZEROCOPY),
     Case(VIRTIO, PYTHON_ECHO, "auto", ZEROCOPY),
     Case(VIRTIO, NATIVE_ECHO, "copy", "native copy"),
+    Case(VIRTIO, NATIVE_ECHO, "zerocopy", ZEROCOPY, ("--busy-poll",)),
 )
 
 
@@ -310,6 +310,8 @@ def test_echo(case: Case) -> None:
             note(f"ready after {time.monotonic() - began:.1f} s; {' | '.join(service.said[:6])}")
             assert service.said[-1].split(", ")[1] == case.expected
             assert case.mode != "auto" or not any(" not " in line for line in service.said)
+            # igb takes its link down for seconds when a program or a socket comes.
+            note(f"carrier {wire.wait_carrier():.1f} s later")
             began = time.monotonic()
             with wire.connect() as sock:
                 assert echoes(sock)
