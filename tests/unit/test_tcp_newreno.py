@@ -88,6 +88,16 @@ def test_full_ack_ends_recovery_with_half_the_window() -> None:
     assert len(peer.take_all()) * MSS <= info.cwnd_bytes
 
 
+def test_duplicate_acks_count_from_the_last_advance() -> None:
+    stack, peer, _handle = flying(queued=10)
+    for ack in (0, 0, MSS, MSS, MSS, 2 * MSS, 2 * MSS, 2 * MSS):
+        peer.send("A", ack=ack)
+    peer.expect_nothing()
+    assert stack.counters("tcp_dupacks", "tcp_fast_rexmit") == [6, 0]
+    peer.send("A", ack=2 * MSS)
+    peer.expect_stream((2 * MSS, 3 * MSS))
+
+
 def test_duplicate_ack_needs_the_same_window_and_no_payload() -> None:
     # RFC 5681 section 2
     stack, peer, _handle = flying(queued=10)

@@ -234,7 +234,7 @@ def test_zero_window_is_probed_with_back_off() -> None:
 def test_zero_window_answered_is_kept_open_for_ever() -> None:
     stack, peer, _handle = closed_window()
     for _ in range(40):
-        stack.sleep(ms=100 * SECOND)
+        stack.sleep(ms=130 * SECOND)  # probes come 120 s apart at last
         assert peer.take_all()
         peer.send("A", window=0)
     assert peer.state == "ESTABLISHED"
@@ -428,3 +428,18 @@ def test_intervals_of_a_fixed_port_do_not_change() -> None:
     stack.connect_call(local_port=1234)
     found = times(stack, 4 * SECOND)
     assert [round(b - a) for a, b in pairwise([0, *found])] == [1000, 2000]
+
+
+def test_zero_window_answered_is_probed_with_back_off() -> None:
+    # RFC 9293 3.8.6.1: the interval grows although the peer answers each probe
+    stack, peer, _handle = closed_window()
+    times = []
+    for _ in range(6):
+        before = stack.counter("tcp_probes")
+        while stack.counter("tcp_probes") == before:
+            stack.sleep(ms=20)
+        times.append(stack.now_ns)
+        peer.take_all()
+        peer.send("A", window=0)
+    gaps = [b - a for a, b in pairwise(times)]
+    assert all(b > 1.7 * a for a, b in pairwise(gaps)), gaps

@@ -44,10 +44,8 @@ void ix_arp_input(struct ix_net *net, const struct ix_packet *pkt)
         return;
     /* RFC 826: merge what the sender says of itself. A sender of 0 only probes (RFC 5227), and one
      * that claims our address is not to be believed. */
-    if (arp.sender_ip && !is_own(net, arp.sender_ip)) {
-        ix_net_neigh_set(net, arp.sender_ip, &arp.sender_mac);
-        net->counters->arp_learned++;
-    }
+    if (arp.sender_ip && !is_own(net, arp.sender_ip))
+        ix_net_neigh_learn(net, arp.sender_ip, &arp.sender_mac);
     if (arp.op != IX_ARP_REQUEST)
         return;
     net->counters->arp_requests_in++;

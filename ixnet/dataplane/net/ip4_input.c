@@ -1,5 +1,6 @@
 /* Ethernet and IPv4 input: validation, and whose packet it is (RFC 1122 3.2.1). */
 #include "net/net.h"
+#include "wire/csum.h"
 #include "wire/icmp4.h"
 
 /* 0.0.0.0/8, 127.0.0.0/8, multicast and above are no host's source address (RFC 1122 3.2.1.3). */
@@ -85,4 +86,19 @@ enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt)
     else
         n->drop_eth_type++;
     return IX_VERDICT_DROP;
+}
+
+bool ix_net_partial_csum(struct ix_net *net, const struct ix_packet *pkt, uint32_t field)
+{
+    uint32_t pseudo =
+        ix_csum_pseudo4(pkt->ip.src, pkt->ip.dst, pkt->ip.proto, pkt->l4_bytes);
+    uint16_t stored;
+    __builtin_memcpy(&stored, pkt->l4 + field, sizeof stored);
+    if (!ix_csum_is_partial(stored, pseudo) && !(pkt->flags & IX_DESC_PARTIAL_CSUM))
+        return false;
+    net->counters->drop_partial_csum++;
+    if (!net->partial_csum_told)
+        ix_ctl_request(net->shard, &(struct ix_ctl_msg){.type = IX_CTL_PARTIAL_CSUM});
+    net->partial_csum_told = true;
+    return true;
 }

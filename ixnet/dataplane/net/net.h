@@ -58,7 +58,7 @@ struct ix_neigh {
     uint32_t ip;
     struct ix_mac mac;
     uint8_t state;     /* enum ix_neigh_state; GONE keeps the probe chain */
-    uint8_t pad;
+    bool learned;      /* from ARP, not from the kernel */
     uint64_t asked_ns; /* when resolution was last asked for; 0: not since it was known */
 };
 
@@ -96,7 +96,7 @@ struct ix_net {
     struct ix_addr addrs[IX_ADDRS_MAX];
     struct ix_route routes[IX_ROUTES_MAX]; /* longest prefix first */
     struct ix_neigh neigh[2 * IX_NEIGH_MAX]; /* open addressing */
-    uint32_t neigh_count;
+    uint32_t neigh_count, neigh_learned;
     struct ix_key neigh_key;
 };
 
@@ -109,6 +109,8 @@ int ix_net_route_set(struct ix_net *net, uint32_t dst, uint8_t prefix, uint32_t 
 void ix_net_route_del(struct ix_net *net, uint32_t dst, uint8_t prefix);
 const struct ix_route *ix_net_route(const struct ix_net *net, uint32_t dst);
 void ix_net_neigh_set(struct ix_net *net, uint32_t ip, const struct ix_mac *mac);
+/* The same from ARP: at most half of the table, so that a liar can't keep the kernel's out. */
+void ix_net_neigh_learn(struct ix_net *net, uint32_t ip, const struct ix_mac *mac);
 void ix_net_neigh_del(struct ix_net *net, uint32_t ip);
 const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip);
 /* Is there no route to ip, or did nobody answer when its next hop was asked for? */
@@ -130,6 +132,11 @@ enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt);
 void ix_arp_input(struct ix_net *net, const struct ix_packet *pkt);
 /* Broadcasts a request for `ip`: own-address mode only. */
 void ix_arp_ask(struct ix_net *net, uint32_t ip);
+
+/* Was the bad checksum at `field` (offset in the segment) left to hardware that isn't there? Such a
+ * sender puts the pseudo header's sum into the field. Counted, and the control plane is told once.
+ */
+bool ix_net_partial_csum(struct ix_net *net, const struct ix_packet *pkt, uint32_t field);
 
 /* What an ICMP error says of a flow. */
 struct ix_icmp_error {

@@ -180,6 +180,23 @@ void ix_net_neigh_set(struct ix_net *net, uint32_t ip, const struct ix_mac *mac)
     changed(net);
 }
 
+void ix_net_neigh_learn(struct ix_net *net, uint32_t ip, const struct ix_mac *mac)
+{
+    struct ix_neigh *slot = neigh_slot(net, ip);
+    bool known = slot && slot->state != IX_NEIGH_EMPTY && slot->ip == ip;
+    if (!slot || (!known && net->neigh_learned == IX_NEIGH_MAX / 2))
+        return;
+    ix_net_neigh_set(net, ip, mac);
+    slot = neigh_slot(net, ip);
+    if (!slot || slot->ip != ip || slot->state != IX_NEIGH_KNOWN)
+        return;
+    if (!known) {
+        slot->learned = true;
+        net->neigh_learned++;
+    }
+    net->counters->arp_learned++;
+}
+
 void ix_net_neigh_del(struct ix_net *net, uint32_t ip)
 {
     struct ix_neigh *slot = neigh_slot(net, ip);

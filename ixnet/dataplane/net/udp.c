@@ -75,7 +75,10 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
     struct ix_udp hdr;
     enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, pkt->ip.src, pkt->ip.dst, &hdr);
     if (parse != IX_PARSE_OK) {
-        *(parse == IX_PARSE_CSUM ? &n->drop_udp_csum : &n->drop_udp_short) += 1;
+        if (parse != IX_PARSE_CSUM)
+            n->drop_udp_short++;
+        else if (!ix_net_partial_csum(net, pkt, 6))
+            n->drop_udp_csum++;
         return IX_VERDICT_DROP;
     }
     struct ix_ip local = ix_ip_from_v4(pkt->ip.dst);

@@ -54,6 +54,7 @@ static int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
     if (tcb) {
         IX_ASSERT(tcb->lent_bytes >= call->bytes);
         tcb->lent_bytes -= call->bytes;
+        tcb->held_frames -= tcp->net->frames->meta[frame].handle != call->handle;
         if (ix_tcp_window_update_due(tcp, tcb))
             ix_tcp_ack_now(tcp, tcb);
     }
@@ -66,6 +67,10 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
     if ((tcb->flags & (IX_TF_ACCEPTED | IX_TF_PASSIVE)) == IX_TF_PASSIVE)
         return -IX_ENOTCONN;
     if (!(call->flags & IX_CLOSE_WRITE)) {
+        /* RFC 1122 4.2.2.13 would reset a connection that is closed with data not yet delivered.
+         * What waits here waits for room in the event array, which the application can't know of,
+         * and a reset would cost it the answer that it has sent: so the rule begins with what comes
+         * next. */
         tcb->flags |= IX_TF_CLOSED_RD;
         ix_tcp_drop_queues(tcp, tcb);
     } else if (tcb->flags & IX_TF_CLOSED_WR) {
@@ -105,6 +110,8 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
         if (ms > 1u << 30)
             return -IX_EINVAL;
         tcb->keepalive_ms = (uint32_t)(call->value && ms == 0 ? 1 : ms);
+        if (tcb->state == IX_TCP_FIN_WAIT_2 && tcb->flags & IX_TF_CLOSED_RD)
+            return 0; /* that timer already waits for the peer's FIN */
         if (tcb->keepalive_ms && tcb->state != IX_TCP_TIME_WAIT && tcb->state != IX_TCP_CLOSED)
             ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
                          tcp->now_ns + (uint64_t)tcb->keepalive_ms * 1000000);

@@ -1,7 +1,6 @@
 /* Segment arrives: RFC 9293 3.10.7, in its order, one helper a check. */
 #include "tcp/tcp.h"
 
-#include "wire/csum.h"
 #include "wire/icmp4.h"
 
 enum {
@@ -21,20 +20,8 @@ static enum ix_verdict count_parse(struct ix_tcp *tcp, struct ix_packet *pkt, en
         n->drop_tcp_short++;
     } else if (parse == IX_PARSE_HEADER) {
         n->drop_tcp_header++;
-    } else {
-        /* A sender that leaves the checksum to hardware which isn't there puts the pseudo header's
-         * sum into the field. */
-        uint16_t stored, partial = ~ix_csum_finish(ix_csum_pseudo4(pkt->ip.src, pkt->ip.dst,
-                                                                   IX_PROTO_TCP, pkt->l4_bytes));
-        __builtin_memcpy(&stored, pkt->l4 + 16, 2);
-        if (stored == partial || pkt->flags & IX_DESC_PARTIAL_CSUM) {
-            n->drop_partial_csum++;
-            if (!tcp->net->partial_csum_told)
-                ix_ctl_request(tcp->net->shard, &(struct ix_ctl_msg){.type = IX_CTL_PARTIAL_CSUM});
-            tcp->net->partial_csum_told = true;
-        } else {
-            n->drop_tcp_csum++;
-        }
+    } else if (!ix_net_partial_csum(tcp->net, pkt, 16)) {
+        n->drop_tcp_csum++;
     }
     return IX_VERDICT_DROP;
 }
@@ -53,8 +40,7 @@ static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
     const struct ix_config *cfg = tcp->cfg;
     bool sibling = key->local_port >= cfg->all_port_lo && key->local_port <= cfg->all_port_hi &&
                    (key->local_port < cfg->port_lo || key->local_port > cfg->port_hi);
-    if (sibling &&
-        cfg->all_port_lo) { /* another shard's connection, on the wrong queue: not ours to reset */
+    if (sibling && cfg->all_port_lo) { /* on the wrong queue: not ours to reset */
         tcp->counters->drop_tcp_foreign++;
         return IX_VERDICT_DROP;
     }
@@ -305,8 +291,9 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
         tcb->ts_recent_ms = tcp->now_ms;
     }
     tcb->last_rx_ms = tcp->now_ms;
-    if (ix_tcb_flight(tcb) == 0 || tcb->snd_wnd == 0)
-        tcb->retries = 0; /* the peer lives: probes start afresh */
+    tcb->unanswered = 0;
+    if (ix_tcb_flight(tcb) == 0 && !(tcb->flags & IX_TF_PERSIST))
+        tcb->retries = 0; /* the peer lives: keepalive starts afresh */
     ix_tcp_ack(tcp, tcb, hdr, payload_bytes);
     if (IX_UNLIKELY((tcb->flags & IX_TF_FIN_SENT) && tcb->snd_una == tcb->snd_max) &&
         !fin_acked(tcp, tcb))

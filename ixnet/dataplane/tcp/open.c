@@ -103,6 +103,8 @@ static int pick_addresses(struct ix_tcp *tcp, const struct ix_call *call, struct
         return -IX_EADDRNOTAVAIL;
     if (ix_ip_equal(&key->peer, &key->local))
         return -IX_EINVAL; /* frames to oneself never leave the NIC */
+    if (!tcp->net->carrier)
+        return -IX_ENETDOWN;
     if (!ix_net_route(tcp->net, key->peer.v4))
         return -IX_ENETUNREACH;
     if (key->local_port == 0)

@@ -11,11 +11,22 @@ static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
 
 /* ---- window ------------------------------------------------------------- */
 
+/* Frames that one connection may hold in order: half of what can be lent. A window counts bytes,
+ * and a peer that sends them one by one would take a frame for each. */
+static uint32_t frames_most(const struct ix_tcp *tcp)
+{
+    return tcp->net->frames->lend_max / 2;
+}
+
 /* What the connection could take now, from rcv_nxt on. */
 static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     const struct ix_frames *frames = tcp->net->frames;
     uint32_t space = tcb->rcvbuf_bytes > tcb->lent_bytes ? tcb->rcvbuf_bytes - tcb->lent_bytes : 0;
+    uint32_t most = frames_most(tcp);
+    uint32_t frames_left = most > tcb->held_frames ? most - tcb->held_frames : 0;
+    if (IX_UNLIKELY(frames_left < space / ix_tcb_mss(tcb)))
+        space = frames_left * ix_tcb_mss(tcb);
     /* Few frames left: promise no more than one flow's fair part of them. */
     uint32_t held = frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX];
     uint32_t left = frames->lend_max > held ? frames->lend_max - held : 0;
@@ -141,6 +152,7 @@ static void accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
     tcb->wait_tail = frame;
     tcb->rcv_nxt += meta->bytes;
     tcb->lent_bytes += meta->bytes;
+    tcb->held_frames++;
     ix_tcp_want_event(tcp, tcb, 0);
 }
 
@@ -243,7 +255,8 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
      * or a few connections with holes could take all, and nothing that fills one could come in. */
     uint32_t most = in_order ? frames->lend_max : frames->lend_max / 2;
-    if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > most) {
+    if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > most ||
+        (in_order && tcb->held_frames >= frames_most(tcp))) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
         tcp->counters->drop_tcp_lend_limit++;
         if (!in_order)
@@ -305,6 +318,7 @@ void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb)
         uint32_t frame = tcb->wait_head;
         tcb->wait_head = meta_of(tcp, frame)->next;
         tcb->lent_bytes -= meta_of(tcp, frame)->bytes;
+        tcb->held_frames--;
         ix_frame_free(tcp->net->frames, frame);
     }
     tcb->wait_tail = IX_NONE;

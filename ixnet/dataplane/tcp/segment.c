@@ -157,7 +157,8 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP,
                    tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
     net->counters->tcp_out++;
-    /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due. */
+    /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due.
+     */
     if (flags & IX_TCP_ACK && !ix_seq_lt(seq, tcb->snd_una))
         ack_sent(tcp, tcb, bytes == 0 && !(flags & (IX_TCP_SYN | IX_TCP_FIN | IX_TCP_RST)));
     return true;
@@ -197,7 +198,8 @@ void ix_tcp_send_reset_for(struct ix_tcp *tcp, const struct ix_packet *pkt,
 
 void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_CLOSED)
+    if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_CLOSED ||
+        tcb->state == IX_TCP_TIME_WAIT)
         return;
     /* snd_nxt may stand back after a timeout; the peer takes only the next number that it expects,
      * and answers others with a challenge ACK (RFC 5961). */

@@ -114,6 +114,7 @@ struct ix_tcb {
     uint32_t rcv_nxt;       /* next byte expected */
     uint32_t rcv_adv;       /* right edge of the window that we advertised; never moves left */
     uint32_t rcvbuf_bytes;  /* limit of what is received and not given back */
+    uint32_t held_frames;   /* frames of the pool that hold lent_bytes */
     uint32_t lent_bytes;    /* received in order, not yet given back (waiting events included) */
     uint32_t ts_recent;     /* TS.Recent */
     uint32_t ts_recent_ms;  /* when it was set */
@@ -151,6 +152,7 @@ struct ix_tcb {
     uint32_t iss;          /* initial send sequence number */
     uint16_t mss; /* largest segment payload to the peer, options not subtracted (RFC 6691) */
     uint8_t dupacks;
+    uint8_t unanswered;    /* zero-window probes since the peer was last heard of */
     uint8_t retries;       /* retransmissions of the same data, probes, SYNs */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
     uint32_t rtt_seq;      /* IX_TF_TIMING: the sample ends when this is acknowledged */

@@ -117,20 +117,32 @@ static void probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
     (void)ix_tcp_send_segment(tcp, tcb, tcb->snd_una - 1, 0, IX_TCP_ACK, false);
 }
 
+/* A peer that answers may keep its window closed as long as it likes (RFC 9293 3.8.6.1), but not an
+ * application that has closed and gone: nobody would ever end that. */
+static bool probes_exhausted(const struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->unanswered == 0)
+        tcb->rtx_start_ms = tcp->now_ms;
+    if (tcb->user_timeout_ms && tcp->now_ms - tcb->rtx_start_ms >= tcb->user_timeout_ms)
+        return true;
+    return tcb->unanswered >= DATA_RETRIES ||
+           (tcb->flags & IX_TF_CLOSED_RD && tcb->retries >= DATA_RETRIES);
+}
+
 static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (out_of_patience(tcp, tcb, DATA_RETRIES)) {
+    if (tcb->snd_wnd == 0 && probes_exhausted(tcp, tcb)) {
         give_up(tcp, tcb);
         return;
     }
-    tcb->retries++;
+    tcb->retries++; /* probes back off as retransmissions do (RFC 9293 3.8.6.1) */
     tcp->counters->tcp_probes++;
-    if (tcb->snd_wnd) { /* a window smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1
-                           (4)) */
+    if (tcb->snd_wnd) { /* smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1 (4)) */
         tcb->max_wnd = tcb->snd_wnd;
         tcb->flags &= ~(IX_TF_MORE | IX_TF_PERSIST);
         ix_tcp_want_output(tcp, tcb);
     } else {
+        tcb->unanswered++;
         probe(tcp, tcb);
     }
     ix_tcp_arm_rtx(tcp, tcb);
@@ -138,10 +150,12 @@ static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (out_of_patience(tcp, tcb, DATA_RETRIES)) {
+    bool closed_window = tcb->snd_wnd == 0; /* the peer took its window back with data in flight */
+    if (closed_window ? probes_exhausted(tcp, tcb) : out_of_patience(tcp, tcb, DATA_RETRIES)) {
         give_up(tcp, tcb);
         return;
     }
+    tcb->unanswered += closed_window;
     tcp->counters->tcp_rto++;
     ix_cc_timeout(tcb, ix_tcb_flight(tcb));
     tcb->retries++;
@@ -151,9 +165,20 @@ static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->dupacks = 0;
     ix_sack_drop(tcp, tcb); /* the peer may have reneged (RFC 2018 section 8) */
     tcb->snd_nxt = tcb->snd_una;
-    if (tcb->snd_wnd == 0) /* it took its window back with data in flight */
+    if (closed_window)
         probe(tcp, tcb);
     ix_tcp_arm_rtx(tcp, tcb);
+    ix_tcp_want_output(tcp, tcb);
+}
+
+/* Nothing went out: there was no route, or the neighbour was unknown. */
+static void unsent_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (out_of_patience(tcp, tcb, DATA_RETRIES)) {
+        give_up(tcp, tcb);
+        return;
+    }
+    tcb->retries++;
     ix_tcp_want_output(tcp, tcb);
 }
 
@@ -165,8 +190,8 @@ static void rtx_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
         persist_timeout(tcp, tcb);
     else if (ix_tcb_flight(tcb))
         data_timeout(tcp, tcb);
-    else /* nothing went out, the neighbour was unknown */
-        ix_tcp_want_output(tcp, tcb);
+    else
+        unsent_timeout(tcp, tcb);
 }
 
 static void ack_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
