@@ -69,6 +69,8 @@ make_venv() {
     [ "$(cat .venv/ixnet-setup 2>/dev/null)" = "$stamp" ] && [ -x .venv/bin/python ] && return 0
     "$system_python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         die "$system_python is older than Python 3.11" "use Debian 12 or later"
+    # --clear would empty whatever a link leads to.
+    [ ! -L .venv ] || die ".venv is a symbolic link" "rm .venv, and make again"
     say "making the virtual environment .venv"
     rm -f .venv/ixnet-setup
     "$system_python" -m venv --clear .venv || die "$system_python -m venv failed" "apt-get install python3-venv"
