@@ -284,7 +284,8 @@ static void act_close(struct sim_world *w, struct sim_side *side, struct sim_con
     uint32_t done = end->rx_got + end->tx_sent;
     if (!may_call(side))
         return;
-    if (end->quit_at != IX_NONE && done >= end->quit_at && !end->calling) {
+    bool quit = end->quit_after_close ? end->close_wr : done >= end->quit_at;
+    if (end->quit_at != IX_NONE && quit && !end->calling) {
         end->quit_at = IX_NONE;
         if (conn->kind == SIM_CLOSE_EARLY) {
             close_end(w, side, end, false);

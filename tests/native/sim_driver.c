@@ -1,14 +1,4 @@
-/* Runs a simulation. What is checked:
- *
- * - while it runs: every byte that an application gets is the right one at its place
- * (sim_events.c); memory that is lent to an application stays as it is until given back; every
- * event is legal in its connection's state; calls have the results that they must have; the
- * modules' own invariants, ix_shard_check() and ix_sim_wire_check();
- * - connections that end in order: complete at both ends, SENT for every byte taken, DEAD 0;
- * - progress: some time after the faults have stopped, every connection has ended;
- * - at the end: all frames back, no flow, timer, extent or scoreboard left, nothing to wait for;
- * - where nothing was lost on the way: nothing was sent twice.
- */
+/* Runs a simulation. What is checked stands at the head of sim_check.c. */
 #include "tests/native/sim_world.h"
 
 #include <stdarg.h>
@@ -16,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS_MAX = 400000, FINISH_S = 900, QUIET_S = 300 };
+enum { STEPS_MAX = 400000, FINISH_S = 900, QUIET_S = 300, CONNS_CHECK_EVERY = 16 };
 
 void sim_fail(struct sim_world *w, const char *format, ...)
 {
@@ -327,43 +317,6 @@ static uint64_t run_upsets(struct sim_world *w)
     return next_ns;
 }
 
-/* What the dataplane says of a connection, and what the application knows of it. */
-static void check_accounts(struct sim_world *w, const struct sim_end *end)
-{
-    struct sim_side *side = &w->side[end->side];
-    struct ix_conn_info info;
-    if (end->state != SIM_OPEN || side->io->n_events == side->io->max_events ||
-        ix_shard_conn_info(side->shard, end->handle, &info) != 0 || info.state == IX_TCP_CLOSED ||
-        info.state == IX_TCP_TIME_WAIT)
-        return;
-    if (info.lent_bytes != end->held_bytes)
-        sim_fail(w, "conn %u end %u: %u bytes are lent, it holds %u", end->id / 2, end->id % 2,
-                 info.lent_bytes, end->held_bytes);
-    if (info.queued_bytes != end->tx_accepted - end->tx_sent)
-        sim_fail(w, "conn %u end %u: %u bytes are queued, %u borrowed", end->id / 2, end->id % 2,
-                 info.queued_bytes, end->tx_accepted - end->tx_sent);
-}
-
-static void check(struct sim_world *w)
-{
-    const char *wrong = ix_sim_wire_check(&w->wire);
-    for (uint32_t i = 0; i < 2 && !wrong; i++)
-        wrong = ix_shard_check(w->side[i].shard);
-    if (wrong)
-        sim_fail(w, "%s", wrong);
-    for (uint32_t k = 0; k < 2 * w->conn_count; k++)
-        check_accounts(w, sim_end_of(w, k));
-    for (uint32_t i = 0; i < 2; i++) {
-        const struct ix_sim_end_counters *n = &w->wire.end[i].counters;
-        if (n->misuse || n->tx_invalid || n->fill_invalid)
-            sim_fail(w, "side %u: link: misuse %lu, tx_invalid %lu, fill_invalid %lu", i, n->misuse,
-                     n->tx_invalid, n->fill_invalid);
-        if (n->tx_modified && w->c->side[i].completion_delay_ns == 0)
-            sim_fail(w, "side %u: %lu frames were written to while they were sent", i,
-                     n->tx_modified);
-    }
-}
-
 /* The canaries that live in the world around the applications. */
 static void let_canary_loose(struct sim_world *w)
 {
@@ -396,7 +349,9 @@ static bool step(struct sim_world *w)
         if (due_ns[i] <= w->now_ns)
             poll_side(w, i);
     if (w->c->check_every && w->result->steps % w->c->check_every == 0)
-        check(w);
+        sim_check(w);
+    else if (w->result->steps % CONNS_CHECK_EVERY == 0)
+        sim_check_conns(w);
     return !sim_failed(w);
 }
 
@@ -480,74 +435,6 @@ static void run_until(struct sim_world *w, bool (*done)(const struct sim_world *
     }
 }
 
-static void check_end(struct sim_world *w, uint32_t i)
-{
-    struct sim_side *side = &w->side[i];
-    const struct ix_tcp *tcp = &side->shard->tcp;
-    const uint32_t *count = side->shard->frames.count;
-    if (count[IX_FRAME_RX] || count[IX_FRAME_APP] || count[IX_FRAME_TX])
-        sim_fail(w, "side %u: frames left: rx %u, app %u, tx %u", i, count[IX_FRAME_RX],
-                 count[IX_FRAME_APP], count[IX_FRAME_TX]);
-    if (tcp->extents_used || tcp->boards_used || tcp->half_open || tcp->time_wait)
-        sim_fail(w, "side %u: left: extents %u, scoreboards %u, half open %u, time wait %u", i,
-                 tcp->extents_used, tcp->boards_used, tcp->half_open, tcp->time_wait);
-    if (tcp->listeners[0].pending)
-        sim_fail(w, "side %u: the listener still counts %u", i, tcp->listeners[0].pending);
-    if (side->blocks_used || side->chunks_used)
-        sim_fail(w, "side %u: %u chunks were never given back", i, side->chunks_used);
-    if (ix_shard_next_deadline(side->shard, 1) != UINT64_MAX)
-        sim_fail(w, "side %u: it waits for something", i);
-    uint64_t delivered = w->wire.direction[1 - i].counters.delivered;
-    if (side->shard->counters.rx_frames != delivered)
-        sim_fail(w, "side %u: %lu frames arrived, %lu were counted", i, delivered,
-                 side->shard->counters.rx_frames);
-}
-
-/* What no fault can bring about: only a shard that breaks the protocol can. */
-static void check_manners(struct sim_world *w)
-{
-    const struct ix_counters *n = &w->result->counters;
-    uint64_t broken = n->drop_eth_short + n->drop_eth_type + n->drop_ip_short + n->drop_ip_header +
-                      n->drop_ip_csum + n->drop_tcp_short + n->drop_tcp_header + n->drop_tcp_csum +
-                      n->drop_partial_csum;
-    if (broken && w->result->wire.corrupted == 0)
-        sim_fail(w, "%lu broken frames, and the wire broke none", broken);
-    if (n->drop_tcp_wnd)
-        sim_fail(w, "%lu bytes were sent beyond the receiver's window", n->drop_tcp_wnd);
-    if (n->drop_tcp_foreign || n->drop_ip_frag || n->drop_ip_src || n->calls_stale > n->call_errors)
-        sim_fail(w, "foreign %lu, fragments %lu, impossible sources %lu", n->drop_tcp_foreign,
-                 n->drop_ip_frag, n->drop_ip_src);
-}
-
-/* What must not have happened when nothing was lost, delayed beyond measure or refused. */
-static void check_lossless(struct sim_world *w)
-{
-    const struct ix_simd_case *c = w->c;
-    const struct ix_counters *n = &w->result->counters;
-    const struct ix_sim_counters *s = &w->result->wire;
-    uint64_t frames_lost = s->sent + s->dup - s->delivered;
-    uint64_t slow_ns = 0;
-    for (uint32_t i = 0; i < 2; i++)
-        slow_ns += c->side[i].poll_ns * (1 + 256 / c->side[i].batch) + c->path[i].delay_ns +
-                   c->path[i].jitter_ns + c->side[i].completion_delay_ns;
-    bool upright = frames_lost == 0 && s->reordered == 0 && s->corrupted == 0 && s->dup == 0 &&
-                   c->upset_count == 0 && c->path[0].rate_bytes_per_s == 0 &&
-                   c->path[1].rate_bytes_per_s == 0 && slow_ns < 100 * SIM_MS &&
-                   c->side[0].tx_budget + c->side[1].tx_budget == 0 &&
-                   c->side[0].back_ppm + c->side[1].back_ppm == 0;
-    bool refused = n->drop_tcp_backlog || n->drop_tcp_flows || n->drop_tcp_lend_limit ||
-                   n->tx_no_frame || n->tx_full || n->fill_starved || n->drop_neigh;
-    w->result->lossless = upright && !refused;
-    /* A port taken up again within the millisecond finds TIME_WAIT as new as itself: one SYN more.
-     */
-    uint64_t again = 0;
-    for (uint32_t i = 0; i < w->conn_count; i++)
-        again += w->conns[i].after != IX_NONE;
-    if (w->result->lossless && (n->tcp_rto || n->tcp_fast_rexmit || n->tcp_rexmit > again))
-        sim_fail(w, "nothing was lost, and %lu segments were sent again (%lu timeouts)",
-                 n->tcp_rexmit, n->tcp_rto);
-}
-
 static void sum_up(struct sim_world *w)
 {
     struct ix_simd_result *r = w->result;
@@ -578,11 +465,7 @@ static void run(struct sim_world *w)
         run_until(w, all_quiet, w->now_ns + 3 * w->c->faults_until_ns + QUIET_S * SIM_S,
                   "not quiet");
     sum_up(w);
-    check(w);
-    for (uint32_t i = 0; i < 2; i++)
-        check_end(w, i);
-    check_manners(w);
-    check_lossless(w);
+    sim_check_end(w);
 }
 
 int ix_simd_run(const struct ix_simd_case *c, struct ix_simd_result *result)

@@ -2,7 +2,7 @@
  *
  * Everything follows from one seed: sizes, faults, connections, what the applications do and when.
  * ix_simd_plan() draws a case from the seed, ix_simd_run() plays it and checks all along; what it
- * checks stands at the head of sim_driver.c. A test may change a case before it is run.
+ * checks stands at the head of sim_check.c. A test may change a case before it is run.
  */
 #ifndef IX_TESTS_SIM_DRIVER_H
 #define IX_TESTS_SIM_DRIVER_H

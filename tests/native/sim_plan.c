@@ -217,8 +217,10 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
     if (conn->kind != SIM_ORDERLY || sim_chance(r, 100000))
         /* nine probes in a row are not all lost */
         end->keepalive_ns = sim_log_range(r, 500 * SIM_MS, 10 * SIM_S) + c->faults_until_ns / 8;
-    if ((conn->kind == SIM_ABORT || conn->kind == SIM_CLOSE_EARLY) && e == (all & 1))
+    if ((conn->kind == SIM_ABORT || conn->kind == SIM_CLOSE_EARLY) && e == (all & 1)) {
         end->quit_at = (uint32_t)sim_range(r, 0, all);
+        end->quit_after_close = conn->kind == SIM_ABORT && sim_chance(r, 300000);
+    }
 }
 
 static void plan_streams(uint64_t *r, const struct ix_simd_case *c, struct sim_conn *conn)

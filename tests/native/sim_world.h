@@ -75,6 +75,7 @@ struct sim_end {
     uint32_t pause_at;    /* bytes received at which it stops reading; IX_NONE */
     uint64_t pause_ns, keepalive_ns;
     uint32_t rcvbuf_bytes;
+    bool quit_after_close; /* ABORT follows CLOSE at once */
     bool close_half, close_after_eof, nagle, send_more, options_set;
     /* progress */
     uint32_t tx_made, tx_accepted, tx_sent; /* bytes put in chunks, taken by SENDV, told by SENT */
@@ -205,6 +206,11 @@ static inline struct ix_mac sim_side_mac(uint32_t side)
 void sim_tap_init(struct sim_world *w, uint32_t side, struct ix_link *inner);
 void sim_trace(const struct sim_world *w, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* ---- sim_check.c: the modules' invariants and what follows; the latter alone; the end */
+void sim_check(struct sim_world *w);
+void sim_check_conns(struct sim_world *w);
+void sim_check_end(struct sim_world *w);
 
 /* ---- sim_guard.c: runs, and says what assertion ended it, or NULL */
 const char *sim_guarded(void (*run)(struct sim_world *), struct sim_world *w);

@@ -1,6 +1,6 @@
 """Two shards and their applications on a lossy wire with virtual time, one seed after the other.
 
-What is simulated stands in tests/native/sim_driver.h, what is checked in sim_driver.c.
+What is simulated stands in tests/native/sim_driver.h, what is checked in sim_check.c.
 
 ``IX_SIM_SEEDS=20000 make test PYTEST_ARGS=tests/sim``
     more seeds (1,000 unless set; ``make sim`` is this);
