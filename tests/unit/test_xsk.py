@@ -305,6 +305,16 @@ def test_busy_polling_sending_covers_receiving() -> None:
     assert kernel.kicks == [KICK_TX, KICK_RX]
 
 
+def test_busy_polling_zerocopy_tx_that_lags_is_kicked_now_and_then() -> None:
+    # The NIC is looked at meanwhile.
+    kernel = Kernel(BUSY_POLL | ZEROCOPY)
+    kernel.tx((0, 60))
+    assert kernel.wakeup(TX | RX) == 1
+    for _ in range(16):
+        kernel.wakeup(RX)
+    assert kernel.kicks == [KICK_TX] + [KICK_RX] * 15 + [KICK_TX]
+
+
 # ---- wakeup: errors -------------------------------------------------------------------------
 
 

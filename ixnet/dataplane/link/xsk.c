@@ -158,12 +158,12 @@ static bool tx_needs_kick(struct ix_xsk *x, uint32_t what)
         x->tx_waited = 0;
         return false;
     }
-    if (!(x->mode & IX_XSK_MODE_BUSY_POLL)) {
-        if ((x->mode & IX_XSK_MODE_NEED_WAKEUP) && !wants_wakeup(&x->tx))
-            return false;
-        if ((x->mode & IX_XSK_MODE_ZEROCOPY) && !news && ++x->tx_waited < REKICK_EVERY)
-            return false;
-    }
+    if (!(x->mode & IX_XSK_MODE_BUSY_POLL) && (x->mode & IX_XSK_MODE_NEED_WAKEUP) &&
+        !wants_wakeup(&x->tx))
+        return false;
+    /* When busy polling, RX's kick polls the NIC meanwhile. */
+    if ((x->mode & IX_XSK_MODE_ZEROCOPY) && !news && ++x->tx_waited < REKICK_EVERY)
+        return false;
     x->tx_waited = 0;
     if (!news)
         x->stats.kicks_leftover++;

@@ -239,14 +239,21 @@ static int open_once(struct ix_xsk_socket *s, const struct ix_xsk_config *c, con
     return 0;
 }
 
+/* SO_PREFER_BUSY_POLL makes the kernel take a busy poll for the wakeup of TX too
+ * (xsk_no_wakeup in net/xdp/xsk.c). What is polled is the NAPI context that receives:
+ * a driver that sends in another one, as virtio-net and igb with few queues do,
+ * would never send. So with zero-copy it is left out, and our kicks both poll and
+ * wake. In copy mode sending needs no driver's context. */
 static int set_busy_poll(int fd, const struct ix_xsk_config *c)
 {
+    bool prefer = !(c->flags & IX_XSK_OPEN_ZEROCOPY);
     int on = 1, us = (int)c->busy_poll_us, budget = (int)c->busy_poll_budget;
 
     if (!us)
         return -ENODATA;
-    if (setsockopt(fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof on) ||
-        setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &us, sizeof us))
+    if (prefer && setsockopt(fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof on))
+        return -errno;
+    if (setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &us, sizeof us))
         return -errno;
     if (budget && setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL_BUDGET, &budget, sizeof budget))
         return -errno;
