@@ -61,6 +61,8 @@ struct run {
     uint32_t failures_in_a_row; /* crc */
     uint64_t completed;         /* requests, messages or transactions, while measuring */
     uint64_t verified_bytes;
+    uint32_t next_port;  /* crc: local ports are taken in turn; 0: the range has not been read */
+    uint32_t port_lo, port_hi;
     uint64_t port_waits; /* crc: no local port was free for a moment */
     uint64_t failures[FAILURES];
     double elapsed_s;
