@@ -214,7 +214,9 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
     uint32_t wait_ms = tcb->keepalive_ms;
     if (wait_ms == 0)
         return;
-    if (idle_ms >= tcb->keepalive_ms && ix_tcb_flight(tcb) == 0) {
+    /* What probes a window shows as well that the peer is there, and has the count to itself. */
+    bool probing = tcb->flags & IX_TF_PERSIST;
+    if (idle_ms >= tcb->keepalive_ms && ix_tcb_flight(tcb) == 0 && !probing) {
         bool patience_over = tcb->user_timeout_ms
                                  ? idle_ms >= tcb->keepalive_ms + tcb->user_timeout_ms
                                  : tcb->retries >= KEEPALIVE_PROBES;
