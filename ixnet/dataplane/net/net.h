@@ -97,6 +97,7 @@ struct ix_net {
     struct ix_route routes[IX_ROUTES_MAX]; /* longest prefix first */
     struct ix_neigh neigh[2 * IX_NEIGH_MAX]; /* open addressing */
     uint32_t neigh_count, neigh_learned;
+    uint32_t neigh_purged; /* epoch in which those that are gone were last taken out of `neigh` */
     struct ix_key neigh_key;
 };
 

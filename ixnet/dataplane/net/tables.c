@@ -106,11 +106,16 @@ uint32_t ix_net_source_for(const struct ix_net *net, uint32_t dst)
     return 0;
 }
 
+static uint32_t neigh_home(const struct ix_net *net, uint32_t ip)
+{
+    return (uint32_t)ix_hash_words(&net->neigh_key, ip, 0, 0) & (IX_ARRAY_LEN(net->neigh) - 1);
+}
+
 /* The slot of `ip`, or the one where it would go; NULL if the table is full. */
 static struct ix_neigh *neigh_slot(struct ix_net *net, uint32_t ip)
 {
     const uint32_t mask = IX_ARRAY_LEN(net->neigh) - 1;
-    uint32_t at = (uint32_t)ix_hash_words(&net->neigh_key, ip, 0, 0) & mask;
+    uint32_t at = neigh_home(net, ip);
     struct ix_neigh *reuse = NULL;
     for (uint32_t n = 0; n <= mask; n++, at = (at + 1) & mask) {
         struct ix_neigh *slot = &net->neigh[at];
@@ -128,7 +133,7 @@ static struct ix_neigh *neigh_slot(struct ix_net *net, uint32_t ip)
 static const struct ix_neigh *neigh_find(const struct ix_net *net, uint32_t ip)
 {
     const uint32_t mask = IX_ARRAY_LEN(net->neigh) - 1;
-    uint32_t at = (uint32_t)ix_hash_words(&net->neigh_key, ip, 0, 0) & mask;
+    uint32_t at = neigh_home(net, ip);
     for (uint32_t n = 0; n <= mask; n++, at = (at + 1) & mask) {
         const struct ix_neigh *slot = &net->neigh[at];
         if (slot->state == IX_NEIGH_EMPTY)
@@ -154,8 +159,36 @@ bool ix_net_unreachable(const struct ix_net *net, uint32_t ip)
     return slot && slot->state == IX_NEIGH_GONE && slot->asked_ns;
 }
 
+/* Empties a slot, and moves up what was put further on because of it. */
+static void neigh_remove(struct ix_net *net, uint32_t hole)
+{
+    const uint32_t mask = IX_ARRAY_LEN(net->neigh) - 1;
+    net->neigh_count--;
+    for (uint32_t at = (hole + 1) & mask; net->neigh[at].state != IX_NEIGH_EMPTY;
+         at = (at + 1) & mask) {
+        if (((at - neigh_home(net, net->neigh[at].ip)) & mask) < ((at - hole) & mask))
+            continue; /* its search begins behind the hole */
+        net->neigh[hole] = net->neigh[at];
+        hole = at;
+    }
+    net->neigh[hole] = (struct ix_neigh){.state = IX_NEIGH_EMPTY};
+}
+
+/* The table is full: those that are gone leave it. Once an epoch, for it is a walk over all slots. */
+static void neigh_purge(struct ix_net *net)
+{
+    if (net->neigh_purged == net->epoch)
+        return;
+    net->neigh_purged = net->epoch;
+    for (uint32_t i = 0; i < IX_ARRAY_LEN(net->neigh); i++)
+        while (net->neigh[i].state == IX_NEIGH_GONE)
+            neigh_remove(net, i);
+}
+
 static struct ix_neigh *neigh_take(struct ix_net *net, uint32_t ip)
 {
+    if (net->neigh_count == IX_NEIGH_MAX)
+        neigh_purge(net);
     struct ix_neigh *slot = neigh_slot(net, ip);
     if (!slot)
         return NULL;
@@ -204,6 +237,8 @@ void ix_net_neigh_del(struct ix_net *net, uint32_t ip)
         return;
     if (slot->state == IX_NEIGH_KNOWN)
         slot->asked_ns = 0; /* it went by itself; only a question can have failed */
+    net->neigh_learned -= slot->learned;
+    slot->learned = false;
     slot->state = IX_NEIGH_GONE;
     changed(net);
 }
