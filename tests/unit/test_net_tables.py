@@ -191,6 +191,31 @@ def test_neighbours_full_keeps_those_there_are() -> None:
     assert net.neigh(7) == 700
 
 
+def test_neighbours_that_come_and_go_for_ever_leave_room() -> None:
+    # Each of them leaves a mark in the table that keeps searches going; the marks must not fill it.
+    net = Net()
+    for ip in range(1, 301):
+        net.neigh_set(ip, ip)
+    for ip in range(1000, 6000):
+        net.neigh_set(ip, ip)
+        assert net.neigh(ip) == ip
+        lib.ix_net_neigh_del(net.net, ip)
+        assert net.neigh(ip) is None
+    assert all(net.neigh(ip) == ip for ip in range(1, 301))
+    for ip in range(301, lib.IX_NEIGH_MAX + 1):
+        net.neigh_set(ip, ip)
+    assert all(net.neigh(ip) == ip for ip in range(1, lib.IX_NEIGH_MAX + 1))
+
+
+def test_learned_neighbours_that_went_count_no_more() -> None:
+    net = Net()
+    for ip in range(1, 3000):
+        lib.ix_net_neigh_learn(net.net, ip, mac_of(ip))
+        assert net.neigh(ip) == ip
+        lib.ix_net_neigh_del(net.net, ip)
+    assert net.net.neigh_learned <= lib.IX_NEIGH_MAX // 2
+
+
 def test_same_neighbour_again_changes_nothing() -> None:
     net = Net()
     net.neigh_set(5, 1)
