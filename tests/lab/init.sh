@@ -38,9 +38,9 @@ disk() {
 writable() {
     mkdir -p "/layers/$1" "$2"
     mount -t tmpfs -o size=50% tmpfs "/layers/$1"
-    mkdir "/layers/$1/image" "/layers/$1/changes" "/layers/$1/work"
+    mkdir "/layers/$1/image" "/layers/$1/changes" "/layers/$1/scratch"
     mount -t erofs -o ro "$(disk "$1")" "/layers/$1/image" || give_up "no image $1"
-    mount -t overlay -o "lowerdir=/layers/$1/image,upperdir=/layers/$1/changes,workdir=/layers/$1/work" \
+    mount -t overlay -o "lowerdir=/layers/$1/image,upperdir=/layers/$1/changes,workdir=/layers/$1/scratch" \
         overlay "$2" || give_up "no overlay for $1"
 }
 
