@@ -6,11 +6,11 @@
  * hold, both ends of a connection agree on its options, and neither thinks to know of more than the
  * other has sent, received or offered.
  *
- * Connections that end in order are complete at both ends, with SENT for every byte taken and DEAD 0.
- * Some time after the faults have stopped every connection has ended.
+ * Connections that end in order are complete at both ends, with SENT for every byte taken and DEAD
+ * 0. Some time after the faults have stopped every connection has ended.
  *
- * At the end all frames are back, no flow, timer, extent or scoreboard is left, and there is nothing
- * to wait for. Where nothing was lost on the way, nothing was sent twice.
+ * At the end all frames are back, no flow, timer, extent or scoreboard is left, and there is
+ * nothing to wait for. Where nothing was lost on the way, nothing was sent twice.
  */
 #include "tests/native/sim_world.h"
 

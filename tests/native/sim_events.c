@@ -24,6 +24,14 @@ bool sim_conn_over(const struct sim_world *w, const struct sim_conn *conn)
            (b->state == SIM_IDLE && (a->status || conn->kind == SIM_REJECT));
 }
 
+/* It may be what a connection on the other side has waited for. */
+static void over(struct sim_world *w, struct sim_end *end, int32_t status)
+{
+    end->state = SIM_OVER;
+    end->status = status;
+    w->side[1 - end->side].app_next_ns = 0;
+}
+
 /* ---- results of calls -------------------------------------------------------------- */
 
 static void connect_result(struct sim_world *w, struct sim_conn *conn, struct sim_end *end,
@@ -90,8 +98,10 @@ static void one_result(struct sim_world *w, struct sim_side *side, const struct 
     case IX_CALL_ACCEPT:
     case IX_CALL_REJECT:
         end->calling = false;
-        if (call->result == 0)
-            end->state = call->op == IX_CALL_ACCEPT ? SIM_OPEN : SIM_OVER;
+        if (call->result == 0 && call->op == IX_CALL_ACCEPT)
+            end->state = SIM_OPEN;
+        else if (call->result == 0)
+            over(w, end, 0);
         break;
     case IX_CALL_RECV_DONE:
         end->held_bytes -= call->bytes;
@@ -169,8 +179,9 @@ static void on_connected(struct sim_world *w, struct sim_end *end, const struct 
 {
     struct sim_conn *conn = conn_of(w, end);
     REQUIRE(w, end, end->state == SIM_OPENING, "CONNECTED in state %u", end->state);
-    end->status = ev->status;
-    end->state = ev->status ? SIM_OVER : SIM_OPEN;
+    end->state = SIM_OPEN;
+    if (ev->status)
+        over(w, end, ev->status);
     if (conn->kind == SIM_CANCEL && ev->status == 0) /* ABORT or CLOSE came too late to be first */
         end->close_wr = end->close_rd = end->told_epipe;
     bool neighbour_gone = ev->status == -IX_EHOSTUNREACH && w->c->upset_count;
@@ -290,8 +301,7 @@ static void on_dead(struct sim_world *w, struct sim_side *side, struct sim_end *
     REQUIRE(w, end, end->state == SIM_OPEN || end->state == SIM_KNOCKED, "DEAD in state %u",
             end->state);
     bool was_open = end->state == SIM_OPEN;
-    end->state = SIM_OVER;
-    end->status = ev->status;
+    over(w, end, ev->status);
     REQUIRE(w, end, !was_open || end_is_right(w, conn, end, peer),
             "DEAD says %d; sent %u of %u taken of %u, got %u of %u, eof %d, closed %d %d; the peer "
             "is in state %u (%d)",

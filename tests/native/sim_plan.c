@@ -55,7 +55,7 @@ static void plan_sizes(uint64_t *r, struct ix_simd_side *s)
 {
     s->pool_frames = 1024;
     s->arena_frames = (uint32_t)sim_log_range(r, 16, 256);
-    s->fill_target = sim_chance(r, 300000) ? (uint32_t)sim_range(r, 64, 900) : 0;
+    s->fill_target = sim_chance(r, 300000) ? (uint32_t)sim_log_range(r, 8, 900) : 0;
     s->batch = sim_chance(r, 500000) ? 64 : (uint32_t)sim_log_range(r, 1, 256);
     s->max_flows = sim_chance(r, 150000) ? (uint32_t)sim_log_range(r, 8, 64) : 160;
     s->max_events = sim_chance(r, 400000) ? 64 : 256;
