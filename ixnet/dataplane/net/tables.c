@@ -174,7 +174,7 @@ static void neigh_remove(struct ix_net *net, uint32_t hole)
     net->neigh[hole] = (struct ix_neigh){.state = IX_NEIGH_EMPTY};
 }
 
-/* The table is full: those that are gone leave it. Once an epoch, for it is a walk over all slots. */
+/* The table is full: those that are gone leave it. Once an epoch, as it walks over all slots. */
 static void neigh_purge(struct ix_net *net)
 {
     if (net->neigh_purged == net->epoch)
