@@ -44,22 +44,22 @@ writable() {
         overlay "$2" || give_up "no overlay for $1"
 }
 
-writable debian /root
-mkdir -p /root/proc /root/sys /root/dev /root/run /root/tmp /root/root
-mount -t proc proc /root/proc
-mount -t sysfs sysfs /root/sys
-mount -t devtmpfs devtmpfs /root/dev
-mkdir -p /root/dev/pts /root/dev/shm
-mount -t devpts devpts /root/dev/pts
-mount -t tmpfs tmpfs /root/dev/shm
-mount -t tmpfs tmpfs /root/run
-mount -t tmpfs -o mode=1777 tmpfs /root/tmp
-mount -t bpf bpf /root/sys/fs/bpf
-mount -t debugfs debugfs /root/sys/kernel/debug
-mkdir -p /root/run/netns
-ln -sf /proc/self/fd /root/dev/fd
-writable tree "/root$TREE"
-cp /run.sh /root/run.sh
+writable debian /guest
+mkdir -p /guest/proc /guest/sys /guest/dev /guest/run /guest/tmp /guest/root
+mount -t proc proc /guest/proc
+mount -t sysfs sysfs /guest/sys
+mount -t devtmpfs devtmpfs /guest/dev
+mkdir -p /guest/dev/pts /guest/dev/shm
+mount -t devpts devpts /guest/dev/pts
+mount -t tmpfs tmpfs /guest/dev/shm
+mount -t tmpfs tmpfs /guest/run
+mount -t tmpfs -o mode=1777 tmpfs /guest/tmp
+mount -t bpf bpf /guest/sys/fs/bpf
+mount -t debugfs debugfs /guest/sys/kernel/debug
+mkdir -p /guest/run/netns
+ln -sf /proc/self/fd /guest/dev/fd
+writable tree "/guest$TREE"
+cp /run.sh /guest/run.sh
 
 echo lab >/proc/sys/kernel/hostname
 ip link set lo up
@@ -82,7 +82,7 @@ port() {
     done
 }
 say "the command starts"
-chroot /root /bin/bash /run.sh >"$(port lab.output)" 2>&1 </dev/null
+chroot /guest /bin/bash /run.sh >"$(port lab.output)" 2>&1 </dev/null
 status=$?
 say "the command ended with $status"
 echo $status >"$(port lab.status)"

@@ -139,7 +139,7 @@ def _padded(data: bytes) -> bytes:
 def initramfs(modules: ModuleTree, busybox: Path) -> bytes:
     """What every boot has: busybox, and the modules in the order to load them."""
     archive = Cpio()
-    for name in ("bin", "proc", "sys", "dev", "root", "modules"):
+    for name in ("bin", "proc", "sys", "dev", "guest", "modules"):
         archive.directory(name)
     archive.add("bin/busybox", busybox.read_bytes())
     archive.symlink("bin/sh", "busybox")

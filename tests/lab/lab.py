@@ -252,7 +252,7 @@ def run_settings(command: Sequence[str], names: Sequence[str]) -> bytes:
     settings = f"TREE={shlex.quote(str(ROOT))}\nNICS={shlex.quote(' '.join(names))}\n"
     archive.add("settings", settings.encode())
     script = (
-        "export PATH=/usr/sbin:/usr/bin HOME=/root LC_ALL=C.UTF-8\n"
+        "export PATH=/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8\n"
         "export IX_LAB=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1\n"
         f"cd {shlex.quote(str(ROOT))}\nexec {shlex.join(command)}\n"
     )
