@@ -16,9 +16,9 @@ static void grow(struct ix_tcb *tcb, uint32_t bytes)
 void ix_cc_acked(struct ix_tcb *tcb, uint32_t bytes)
 {
     uint32_t mss = ix_tcb_mss(tcb);
-    /* Slow start: one ACK counts for L segments at most. L = 2 (RFC 3465 2.2) would slow a peer down
-     * that answers a batch with one ACK, as we do; 8 without pacing (RFC 9406 4.3), 1 after a
-     * timeout. */
+    /* Slow start: one ACK counts for L segments at most. L = 2 (RFC 3465 2.2) would slow a peer
+     * down that answers a batch with one ACK, as we do; 8 without pacing (RFC 9406 4.3), 1 after
+     * a timeout. */
     if (tcb->cwnd < tcb->ssthresh) {
         grow(tcb, IX_MIN(bytes, (tcb->flags & IX_TF_RTO ? 1 : 8) * mss));
         return;
