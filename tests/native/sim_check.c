@@ -54,6 +54,9 @@ static void check_pair(struct sim_world *w, const struct sim_conn *conn)
         if (ix_seq_gt(from->snd_una, to->rcv_nxt) || ix_seq_gt(to->rcv_nxt, from->snd_max))
             sim_fail(w, "conn %u end %u: una %u, max %u, the other end expects %u", number, e,
                      from->snd_una, from->snd_max, to->rcv_nxt);
+        if (ix_seq_gt(to->rcv_nxt, to->rcv_adv))
+            sim_fail(w, "conn %u end %u: expects %u, offered %u", number, 1 - e, to->rcv_nxt,
+                     to->rcv_adv);
         if (ix_seq_gt(from->snd_una + from->snd_wnd, to->rcv_adv))
             sim_fail(w, "conn %u end %u: it may send up to %u, the other end offered %u", number, e,
                      from->snd_una + from->snd_wnd, to->rcv_adv);

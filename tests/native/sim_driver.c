@@ -6,7 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS_MAX = 400000, FINISH_S = 900, QUIET_S = 300, CONNS_CHECK_EVERY = 16 };
+enum {
+    STEPS_MAX = 400000,
+    FINISH_S = 900,
+    QUIET_S = 300,
+    CONNS_CHECK_EVERY = 16,
+    IDLE_RUN_MAX = 2000
+};
 
 void sim_fail(struct sim_world *w, const char *format, ...)
 {
@@ -262,7 +268,12 @@ static void poll_side(struct sim_world *w, uint32_t i)
     uint64_t now_ns = w->now_ns + side->clock_ns;
     if (sim_chance(&w->random, plan->back_ppm))
         now_ns -= sim_range(&w->random, 0, IX_MIN(now_ns, SIM_S));
+    uint64_t idle = side->shard->counters.cycles_idle;
     (void)ix_shard_poll(side->shard, now_ns);
+    side->idle_run =
+        side->shard->counters.cycles_idle == idle ? 0 : side->idle_run + !side->idle_poll;
+    if (side->idle_run > IDLE_RUN_MAX)
+        sim_fail(w, "side %u: %u polls in a row had nothing to do", i, side->idle_run);
     side->shard_ns = IX_MAX(side->shard_ns, now_ns);
     w->result->steps++;
     sim_app_results(w, side, n_calls);

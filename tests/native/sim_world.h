@@ -126,6 +126,7 @@ struct sim_side {
     uint64_t last_ns, earliest_ns, app_next_ns, stalled_until_ns;
     uint64_t shard_ns; /* the latest time that the shard was told */
     bool idle_poll;
+    uint32_t idle_run; /* polls in a row that found nothing to do, though it had asked for them */
     struct sim_call *calls;
     struct sim_chunk *chunks;
     uint32_t chunk_free, chunk_count, chunks_used;
