@@ -4,8 +4,8 @@ What is simulated stands in tests/native/sim_driver.h, what is checked in sim_ch
 
 ``IX_SIM_SEEDS=20000 make test PYTEST_ARGS=tests/sim``
     more seeds (1,000 unless set; ``make sim`` is this);
-``IX_SIM_SEED=123 make test PYTEST_ARGS=tests/sim``
-    that seed alone; with ``IX_SIM_TRACE=1`` every frame, call and event to stderr.
+``IX_SIM_SEED=123 make test PYTEST_ARGS='tests/sim -k shards'``
+    that seed alone; with ``IX_SIM_TRACE=1`` and ``-s`` every frame, call and event to stderr.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LAST_SEED = Path("build/sanitizer.seed")
 
 
 def reproduce(seed: int) -> str:
-    return f"reproduce: IX_SIM_SEED={seed} IX_SIM_TRACE=1 make test PYTEST_ARGS='tests/sim -s'"
+    return f"reproduce: IX_SIM_SEED={seed} IX_SIM_TRACE=1 make test PYTEST_ARGS='tests/sim -s -k shards'"
 
 
 def plan(seed: int, **changes: Any) -> Any:
