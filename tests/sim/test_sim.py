@@ -29,7 +29,8 @@ LAST_SEED = Path("build/sanitizer.seed")
 
 
 def reproduce(seed: int) -> str:
-    return f"reproduce: IX_SIM_SEED={seed} IX_SIM_TRACE=1 make test PYTEST_ARGS='tests/sim -s -k shards'"
+    command = "make test PYTEST_ARGS='tests/sim -s -k shards'"
+    return f"reproduce: IX_SIM_SEED={seed} IX_SIM_TRACE=1 {command}"
 
 
 def plan(seed: int, **changes: Any) -> Any:
