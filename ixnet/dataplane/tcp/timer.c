@@ -123,7 +123,9 @@ static bool probes_exhausted(const struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->unanswered == 0)
         tcb->rtx_start_ms = tcp->now_ms;
-    if (tcb->user_timeout_ms && tcp->now_ms - tcb->rtx_start_ms >= tcb->user_timeout_ms)
+    /* One probe without an answer is no silence yet: Linux limits its answers to two a second. */
+    if (tcb->user_timeout_ms && tcb->unanswered > 1 &&
+        tcp->now_ms - tcb->rtx_start_ms >= tcb->user_timeout_ms)
         return true;
     return tcb->unanswered >= DATA_RETRIES ||
            (tcb->flags & IX_TF_CLOSED_RD && tcb->retries >= DATA_RETRIES);
@@ -135,13 +137,14 @@ static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
         give_up(tcp, tcb);
         return;
     }
-    tcb->retries++; /* probes back off as retransmissions do (RFC 9293 3.8.6.1) */
     tcp->counters->tcp_probes++;
     if (tcb->snd_wnd) { /* smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1 (4)) */
+        tcb->retries = 0; /* what goes now is sent for the first time */
         tcb->max_wnd = tcb->snd_wnd;
         tcb->flags &= ~(IX_TF_MORE | IX_TF_PERSIST);
         ix_tcp_want_output(tcp, tcb);
     } else {
+        tcb->retries++; /* probes back off as retransmissions do (RFC 9293 3.8.6.1) */
         tcb->unanswered++;
         probe(tcp, tcb);
     }
