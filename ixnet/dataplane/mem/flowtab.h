@@ -76,10 +76,6 @@ static inline uint32_t ix_flowtab_next(const struct ix_flowtab *t, struct ix_flo
     }
     return IX_NONE;
 }
-static inline void ix_flowtab_prefetch(const struct ix_flowtab *t, uint64_t hash)
-{
-    __builtin_prefetch(&t->buckets[(uint32_t)hash & t->bucket_mask]);
-}
 
 /* What lookups cost: a walk over the whole table, for tests and diagnosis. */
 struct ix_flowtab_survey {

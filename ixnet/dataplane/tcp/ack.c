@@ -2,15 +2,13 @@
 #include "tcp/tcp.h"
 
 enum {
-    DUP_THRESH = 3, /* RFC 5681 3.2 */
     RTO_MIN_US = 200000, /* RFC 6298 (2.4) says 1 s, "SHOULD"; Linux and others take 200 ms */
-    RTO_MAX_US = 120000000,
 };
 
 void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns)
 {
     /* RFC 6298 section 2, in microseconds */
-    uint32_t rtt_us = (uint32_t)IX_MIN(rtt_ns / 1000 + 1, (uint64_t)RTO_MAX_US);
+    uint32_t rtt_us = (uint32_t)IX_MIN(rtt_ns / 1000 + 1, (uint64_t)IX_TCP_RTO_MAX_US);
     if (tcb->srtt_us == 0) {
         tcb->srtt_us = rtt_us;
         tcb->rttvar_us = rtt_us / 2;
@@ -22,7 +20,7 @@ void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns)
             tcb->srtt_us = 1;
     }
     uint32_t rto_us = tcb->srtt_us + IX_MAX(4 * tcb->rttvar_us, (uint32_t)RTO_MIN_US);
-    tcb->rto_us = IX_MIN(rto_us, (uint32_t)RTO_MAX_US);
+    tcb->rto_us = IX_MIN(rto_us, (uint32_t)IX_TCP_RTO_MAX_US);
 }
 
 void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
@@ -75,7 +73,7 @@ static void duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
         ix_tcp_want_output(tcp, tcb);
         return;
     }
-    bool lost = tcb->dupacks >= DUP_THRESH || ix_sack_is_lost(tcp, tcb, tcb->snd_una);
+    bool lost = tcb->dupacks >= IX_TCP_DUP_THRESH || ix_sack_is_lost(tcp, tcb, tcb->snd_una);
     /* RFC 6582 3.2 step 2: not for what was outstanding at a timeout; and at `recover` itself the
      * duplicates may be answers to segments sent twice, unless a new SACK block says otherwise. */
     bool beyond = tcb->flags & IX_TF_SACK ? ix_seq_geq(hdr->ack, tcb->recover)

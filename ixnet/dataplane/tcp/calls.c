@@ -87,8 +87,7 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
         tcb->state = IX_TCP_LAST_ACK;
         break;
     case IX_TCP_FIN_WAIT_2: /* half closed before; now nobody waits for the peer */
-        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
-                     tcp->now_ns + 60000000000ull);
+        ix_tcp_await_fin(tcp, tcb);
         break;
     default:
         break;

@@ -6,8 +6,6 @@
 enum {
     PAWS_VALID_MS =
         24 * 24 * 3600 * 1000, /* RFC 7323 5.5: a timestamp older than 24 days proves nothing */
-    FIN_WAIT_2_MS = 60000, /* how long a closed application's peer may keep its half open (Linux:
-                              tcp_fin_timeout) */
 };
 IX_STATIC_ASSERT((uint64_t)PAWS_VALID_MS == 24ull * 24 * 3600 * 1000, "24 days fit");
 
@@ -204,8 +202,7 @@ static bool fin_acked(struct ix_tcp *tcp, struct ix_tcb *tcb)
     case IX_TCP_FIN_WAIT_1:
         tcb->state = IX_TCP_FIN_WAIT_2;
         if (tcb->flags & IX_TF_CLOSED_RD)
-            ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
-                         tcp->now_ns + FIN_WAIT_2_MS * 1000000ull);
+            ix_tcp_await_fin(tcp, tcb);
         return true;
     case IX_TCP_CLOSING:
         ix_tcp_enter_time_wait(tcp, tcb);

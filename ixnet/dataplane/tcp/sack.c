@@ -6,8 +6,6 @@
  */
 #include "tcp/tcp.h"
 
-enum { DUP_THRESH = 3 };
-
 static struct ix_sack_board *board_of(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     return tcb->sack_board == IX_NONE ? NULL : &tcp->boards[tcb->sack_board];
@@ -122,7 +120,8 @@ static uint32_t lost_below(const struct ix_tcb *tcb, const struct ix_sack_board 
     uint32_t above = 0;
     for (uint32_t i = board->count; i-- > 0;) {
         above += board->range[i].end - board->range[i].start;
-        if (above > (DUP_THRESH - 1) * ix_tcb_mss(tcb) || board->count - i >= DUP_THRESH)
+        if (above > (IX_TCP_DUP_THRESH - 1) * ix_tcb_mss(tcb) ||
+            board->count - i >= IX_TCP_DUP_THRESH)
             return board->range[i].start;
     }
     return tcb->snd_una;

@@ -74,6 +74,12 @@ enum ix_tcp_timer {
     IX_TIMERS_PER_FLOW = 3,
 };
 
+/* Numbers that more than one file goes by. */
+enum {
+    IX_TCP_DUP_THRESH = 3,         /* DupThresh (RFC 5681 3.2, RFC 6675 section 2) */
+    IX_TCP_RTO_MAX_US = 120000000, /* RFC 6298 (2.5) allows any maximum of 60 s or more */
+};
+
 /* One SENDV record that is borrowed: memory between SENDV and SENT. */
 struct ix_extent {
     uint64_t addr;  /* UMEM offset */

@@ -110,6 +110,9 @@ void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb);
 
 /* ---- timer.c */
+/* FIN_WAIT_2 of an application that has closed and gone: how long its peer may keep its half open.
+ */
+void ix_tcp_await_fin(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer);
 /* RTO with backoff, us, bounded. */

@@ -2,7 +2,7 @@
 #include "tcp/tcp.h"
 
 enum {
-    RTO_MAX_US = 120000000,
+    FIN_WAIT_2_MS = 60000, /* Linux: tcp_fin_timeout */
     SYN_RETRIES = 6,    /* Linux: tcp_syn_retries */
     SYNACK_RETRIES = 5, /* Linux: tcp_synack_retries */
     DATA_RETRIES = 15,  /* RFC 9293 3.8.3: R2 at least 100 s; Linux: tcp_retries2 */
@@ -24,7 +24,7 @@ static bool port_in_doubt(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb)
 {
     uint64_t rto_us = (uint64_t)tcb->rto_us << IX_MIN(tcb->retries, 10); /* RFC 6298 (5.5) */
-    return (uint32_t)IX_MIN(rto_us, (uint64_t)RTO_MAX_US);
+    return (uint32_t)IX_MIN(rto_us, (uint64_t)IX_TCP_RTO_MAX_US);
 }
 
 /* How long one port is tried. If none of the quick tries was answered it is not the ports: from
@@ -34,7 +34,7 @@ static uint32_t port_try_us(const struct ix_tcb *tcb)
     if (tcb->retries < PORT_TRIES)
         return PORT_TRY_US;
     uint64_t wait_us = (uint64_t)tcb->rto_us << IX_MIN(tcb->retries - PORT_TRIES, 10);
-    return (uint32_t)IX_MIN(wait_us, (uint64_t)RTO_MAX_US);
+    return (uint32_t)IX_MIN(wait_us, (uint64_t)IX_TCP_RTO_MAX_US);
 }
 
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -49,6 +49,12 @@ void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
         wait_us = (uint32_t)IX_MIN(wait_us, left_ms * 1000ull);
     }
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX), tcp->now_ns + wait_us * 1000ull);
+}
+
+void ix_tcp_await_fin(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                 tcp->now_ns + FIN_WAIT_2_MS * 1000000ull);
 }
 
 static void give_up(struct ix_tcp *tcp, struct ix_tcb *tcb)
