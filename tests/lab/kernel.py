@@ -25,6 +25,7 @@ MODULES = (
     "virtio_net",
     "veth",
     "xsk_diag",
+    "kvm_amd",
 )
 
 Decompress = Callable[[bytes], bytes]

@@ -46,6 +46,9 @@ TOOLS = ("qemu-system-x86", "seabios", "erofs-utils", "zstd", "busybox-static")
 GUEST = (
     "bash", "coreutils", "dash", "ethtool", "grep", "iproute2", "iputils-ping", "kmod",
     "libbpf1", "libc-bin", "libxdp1", "procps", "python3", "python3-distutils", "sed", "util-linux",
+    # Programs that dune-sandbox is tried on, and CPython's own tests.
+    "busybox", "diffutils", "findutils", "gzip", "libpython3.11-testsuite", "perl", "pigz",
+    "sqlite3", "tar", "xz-utils",
 )  # fmt: skip
 # Kernels: 7.x comes as binary + modules, those before as one image.
 KERNEL_NAME = r"linux-(?:image|binary)-(\d+\.\d+\.\d+\+deb\d+)-amd64"

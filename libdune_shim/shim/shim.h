@@ -1,0 +1,292 @@
+/* The shim: what runs in the vault, on the host side of KVM_RUN and in guest ring 0.
+ *
+ * It is linked alone (image.ld), calls no libc, has no relocations and no variables: all state
+ * hangs off struct dune_vault and struct dune_vcpu. The host side makes raw system calls (sys.h),
+ * uses no thread-local storage and only general registers; it may be interrupted by a signal anywhere.
+ *
+ * Who runs what:
+ *   host side  vm.c vcpu.c loop.c call.c nested.c emulate.c path.c mm.c fault.c signal.c frame.c
+ *              thread.c policy.c host.S: as the process's ordinary user code, on the host stack of a
+ *              vCPU's block
+ *   ring 0     stub.S trap.c: in the guest, supervisor
+ *   both       pagetable.c memops.c
+ */
+#ifndef DUNE_SHIM_H
+#define DUNE_SHIM_H
+
+#include "dune.h"
+#include "shim/layout.h"
+
+#include <linux/kvm.h>
+
+#define DUNE_KERNEL_SIGSET_BYTES 8
+#define DUNE_SIGNALS 64
+
+struct dune_policy;
+
+/* One lock of the shim: a futex word. Never held over a forwarded call, KVM_RUN or a fault of
+ * ring 3's memory. The holder has all signals blocked or records them only. */
+struct dune_lock {
+    uint32_t word; /* 0 free, 1 held, 2 held and waited for */
+};
+
+/* What sigaction() set, as the kernel's struct (rt_sigaction). */
+struct dune_sigaction {
+    uint64_t handler; /* 0 SIG_DFL, 1 SIG_IGN */
+    uint64_t flags;
+    uint64_t restorer;
+    uint64_t mask;
+};
+
+struct dune_sighand {
+    struct dune_lock lock;
+    struct dune_sigaction action[DUNE_SIGNALS + 1]; /* by signal number */
+};
+
+/* A signal that the host's handler took down, until the loop delivers it. While one is recorded
+ * every signal is blocked on the host thread. */
+struct dune_pending {
+    uint32_t recorded;  /* bool */
+    uint32_t forced;    /* bool: a fault of ring 3's own: block or ignore means death */
+    uint64_t mask;      /* what to restore when its handler returns */
+    uint8_t info[128];  /* siginfo_t */
+    uint64_t trapno, error, cr2; /* for the context, when forced */
+};
+
+struct dune_regs { /* struct kvm_regs' order */
+    uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
+    uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
+    uint64_t rip, rflags;
+};
+
+enum dune_vcpu_state {
+    DUNE_VCPU_NONE = 0, /* no KVM vCPU yet */
+    DUNE_VCPU_FREE,     /* made, and to be had */
+    DUNE_VCPU_RUNS,     /* some thread's */
+    DUNE_VCPU_LEFT,     /* its thread is ending: free once `tid` is gone */
+};
+
+struct dune_counts {
+    uint64_t exits, syscalls, windows, executable, faults, traps, interrupted, others, refused;
+};
+
+/* One vCPU, which is one thread: page DUNE_BLOCK_VCPU of its block. Asm uses the first part. */
+struct dune_vcpu {
+    uint8_t mode;      /* 3 while ring 3 runs, else 0 */
+    uint8_t attention; /* DUNE_ATTENTION_* */
+    uint8_t hooks;     /* ring 3's system calls go to the program's handler first */
+    uint8_t in_vault0; /* reserved */
+    uint32_t reserved;
+    uint64_t user_rsp;
+    uint64_t saved[2];
+    uint64_t stack_top;
+    uint64_t syscall_entry;
+    uint64_t trap_entry;
+    struct dune_vcpu *self;
+    uint64_t pad[24];
+    struct dune_tf tf; /* at DUNE_VCPU_TF */
+
+    struct dune_vault *vault;
+    struct kvm_run *run;    /* in this block; regs are synchronised at each exit (KVM_CAP_SYNC_REGS) */
+    int32_t fd;             /* the KVM vCPU's */
+    uint32_t index;         /* of the block, and of the scratch */
+    uint32_t state;         /* enum dune_vcpu_state */
+    int32_t tid;            /* the host thread's */
+    uint8_t *scratch;       /* DUNE_SCRATCH bytes that a forwarded call may point into */
+    uint32_t scratch_used;  /* of the call under way; reset by the dispatcher */
+    uint32_t vforked;       /* bool: a vfork child, alone in its own process */
+    struct dune_root *root; /* page tables in use */
+
+    struct dune_sighand *sighand; /* the process's, or own_sighand of a vfork child */
+    struct dune_pending pending;
+    uint64_t altstack[3]; /* stack_t as the kernel has it: sp, flags, size */
+    uint64_t clear_tid;   /* set_tid_address */
+
+    struct dune_counts counts;
+    uint64_t fork_scratch[8]; /* thread.c's own */
+    uint64_t handlers_flags;  /* trap.c's own */
+    uint64_t user_return[8];  /* dune_run_user()'s saved ring-0 context */
+    struct dune_sighand own_sighand;
+};
+
+struct dune_window {
+    uint32_t used;  /* bool */
+    uint32_t slot;  /* KVM memory slot */
+    uint64_t gpa;   /* where the window lies in guest-physical space */
+};
+
+#define DUNE_MAX_WINDOWS 1024 /* the vault's is number 0 */
+#define DUNE_FREE_TABLES 8192
+
+struct dune_vault {
+    uint64_t base;  /* of the vault's window; closed: [base - DUNE_WINDOW, base + 2 * DUNE_WINDOW) */
+    uint32_t flags; /* DUNE_SEALED, ... */
+    int32_t pkey;   /* protection key of [base, base + DUNE_KEYED_BYTES), -1: none */
+    int32_t kvm_fd, vm_fd;
+    int32_t first_fd; /* descriptors from here up are the shim's: EBADF to ring 3 */
+    uint32_t physical_bits;
+    uint32_t run_bytes; /* of a vCPU's kvm_run mapping */
+    uint32_t xsave_bytes;
+    int32_t pid;        /* the process that the VM belongs to */
+    uint32_t features;  /* DUNE_HAS_* */
+    uint64_t xcr0;
+    struct dune_lock lock;      /* vcpus, windows, page tables */
+    struct dune_lock mm_lock;   /* calls that change executable mappings, see mm.c */
+    struct dune_root *root;     /* the process's own */
+    uint16_t window_of[1u << (47 - DUNE_WINDOW_SHIFT)]; /* by address >> 30: its index + 1, 0: closed */
+    struct dune_window window[DUNE_MAX_WINDOWS];
+    uint32_t n_windows;
+    uint32_t n_vcpus;           /* blocks ever used */
+    uint32_t tables_used;       /* pages ever taken */
+    uint32_t tables_free;       /* head of the list of freed pages: index + 1, 0 none */
+    struct dune_sighand sighand;
+    dune_handler handler[DUNE_VECTORS];
+    uint32_t handler_flags[DUNE_VECTORS];
+    dune_handler syscall_handler;
+    uint32_t syscall_handler_flags;
+    uint64_t host_signal_entry, host_restorer; /* addresses of host.S's, for rt_sigaction */
+    struct kvm_cpuid2 *cpuid;   /* in the vault */
+    const struct dune_policy *policy; /* in the vault; never NULL */
+    struct dune_counts counts;  /* of threads that ended */
+};
+
+#define DUNE_HAS_FSGSBASE 1u
+#define DUNE_HAS_PCID 2u
+#define DUNE_HAS_GIGABYTES 4u
+#define DUNE_HAS_SMEP 8u
+#define DUNE_HAS_SMAP 16u
+#define DUNE_HAS_XSAVE 32u
+#define DUNE_HAS_STATS 64u
+
+/* The vCPU whose host stack this code runs on. */
+static inline struct dune_vcpu *dune_this_vcpu(void)
+{
+    uint64_t rsp;
+
+    __asm__("mov %%rsp, %0" : "=r"(rsp));
+    return (struct dune_vcpu *)((rsp & ~(uint64_t)(DUNE_BLOCK - 1)) + DUNE_BLOCK_VCPU);
+}
+
+static inline void *dune_block(const struct dune_vcpu *cpu)
+{
+    return (uint8_t *)cpu - DUNE_BLOCK_VCPU;
+}
+
+/* True: ring 3 may name [address, address + bytes): none of it is the vault's or its guards', it
+ * does not wrap, and it ends in the lower half. bytes 0: the address alone. */
+static inline bool dune_range_is_free(const struct dune_vault *vault, uint64_t address,
+                                      uint64_t bytes)
+{
+    uint64_t low = vault->base - DUNE_WINDOW, high = vault->base + 2 * (uint64_t)DUNE_WINDOW;
+    uint64_t end;
+
+    if (__builtin_add_overflow(address, bytes, &end))
+        return false;
+    return end <= low || address >= high;
+}
+
+/* ---- loop.c ---------------------------------------------------------------------------------- */
+
+/* Runs the vCPU until its thread leaves the guest or ends. Called on the block's host stack. */
+void dune_loop(struct dune_vcpu *cpu) __attribute__((noreturn));
+/* Ends the process with a message about the shim's own fault. */
+void dune_panic(struct dune_vcpu *cpu, const char *what, uint64_t value) __attribute__((noreturn));
+/* A line to the policy's log, or standard error: printf's %s %d %u %x (64 bits each) and %% only. */
+void dune_log(struct dune_vcpu *cpu, const char *format, ...);
+
+/* The registers of what the guest was doing when it exited, whichever way it exited: in the tf of a trap,
+ * in the system-call registers, or KVM's. Valid until the next KVM_RUN. */
+struct dune_context {
+    struct dune_tf tf; /* cs tells the ring */
+    enum { DUNE_AT_SYSCALL, DUNE_AT_TRAP, DUNE_AT_INTERRUPT, DUNE_IN_SHIM } where;
+    struct dune_tf *trap; /* DUNE_AT_TRAP: ring 0's own, which it resumes from */
+};
+void dune_get_context(struct dune_vcpu *cpu, struct dune_context *context);
+/* Makes the guest go on with context->tf (not possible where it is DUNE_IN_SHIM). */
+void dune_set_context(struct dune_vcpu *cpu, const struct dune_context *context);
+
+/* ---- vm.c, vcpu.c ---------------------------------------------------------------------------- */
+
+int dune_vm_create(struct dune_vault *vault);        /* VM, slot of the vault; also in a fork's child */
+int dune_window_open(struct dune_vault *vault, uint64_t address); /* slot; idempotent; takes the lock */
+/* Guest-physical address of a process address. Its window must be open. */
+uint64_t dune_gpa(const struct dune_vault *vault, uint64_t address);
+uint64_t dune_hva(const struct dune_vault *vault, uint64_t gpa); /* and back; 0: no window */
+
+/* A vCPU for a new thread: reset, not yet placed. NULL: none left. Takes vault->lock. */
+struct dune_vcpu *dune_vcpu_take(struct dune_vault *vault);
+void dune_vcpu_give(struct dune_vcpu *cpu);          /* its thread will never use it again */
+/* Makes the KVM vCPU (again) of a block after dune_vm_create(): fd, kvm_run, CPUID, MSRs, SREGS. */
+int dune_vcpu_create(struct dune_vcpu *cpu);
+/* To run with these registers, in this ring, with this FS and GS base and this FPU state (xsave
+ * image of vault->xsave_bytes; NULL: leave). */
+int dune_vcpu_place(struct dune_vcpu *cpu, const struct dune_regs *regs, int ring, uint64_t fs_base,
+                    uint64_t gs_base, const void *xsave);
+int dune_vcpu_get_fpu(struct dune_vcpu *cpu, void *xsave);  /* 64-byte aligned, xsave_bytes */
+int dune_vcpu_set_fpu(struct dune_vcpu *cpu, const void *xsave);
+void dune_vcpu_get_bases(struct dune_vcpu *cpu, uint64_t *fs_base, uint64_t *gs_base);
+void dune_vcpu_set_bases(struct dune_vcpu *cpu, uint64_t fs_base, uint64_t gs_base);
+/* Page tables: root for the next entry (also flushes this vCPU's TLB). */
+void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root);
+
+void dune_lock(struct dune_lock *lock);
+void dune_unlock(struct dune_lock *lock);
+
+/* ---- system calls: call.c, nested.c, and one function for each that is emulated ---------------- */
+
+struct dune_call {
+    uint64_t nr;
+    uint64_t arg[6];
+};
+
+/* What a dune_do_*() returns instead of a result when it replaced the whole state (sigreturn). */
+#define DUNE_NO_RESULT (-4096L)
+/* The call was interrupted before it did anything, and the kernel would restart it if the handler
+ * has SA_RESTART. The dispatcher does that. */
+#define DUNE_RESTART (-512L)
+
+/* The whole of a forwarded call: checks, does, delivers the result to the guest's registers. */
+void dune_call_dispatch(struct dune_vcpu *cpu);
+
+/* The raw call on behalf of ring 3: protection key closed, interruptible. Returns its result, or
+ * DUNE_RESTART. Arguments must have been checked. */
+long dune_forward_raw(struct dune_vcpu *cpu, uint64_t nr, const uint64_t arg[6]);
+
+/* Ring 3's memory: 0, or -EFAULT (not mapped, or the vault's). Never faults here. */
+int dune_copy_in(struct dune_vcpu *cpu, void *to, uint64_t from, uint64_t bytes);
+int dune_copy_out(struct dune_vcpu *cpu, uint64_t to, const void *from, uint64_t bytes);
+/* A string with its NUL: its length, or -EFAULT, -ENAMETOOLONG when it takes more than limit. */
+long dune_copy_string(struct dune_vcpu *cpu, char *to, uint64_t from, uint64_t limit);
+/* Memory that a forwarded call may point into, for the call under way; 16-byte aligned; NULL: used up. */
+void *dune_scratch(struct dune_vcpu *cpu, uint64_t bytes);
+
+/* One log line and a count for a call that is refused; returns error. */
+long dune_refuse(struct dune_vcpu *cpu, const struct dune_call *call, const char *why, long error);
+
+/* ---- fault.c, mm.c --------------------------------------------------------------------------- */
+
+/* KVM_RUN returned EFAULT or an MMIO exit: memory that Linux doesn't map as asked. */
+void dune_memory_fault(struct dune_vcpu *cpu);
+/* DUNE_PORT_TRAP: opens windows, permits executable pages, or makes it a signal. */
+void dune_handle_trap(struct dune_vcpu *cpu, struct dune_tf *tf);
+
+/* ---- signal.c, frame.c ----------------------------------------------------------------------- */
+
+/* Takes over the handlers that exist. At the first entry. */
+int dune_signals_init(struct dune_vault *vault);
+/* Called by host.S on the host stack, all signals blocked: see signal.c. */
+void dune_host_signal(int number, void *info, void *ucontext);
+/* Before each KVM_RUN: delivers what was recorded, if the guest is where it can be delivered. `call`:
+ * the call just made returned DUNE_RESTART or -EINTR (its number), else -1. */
+void dune_deliver(struct dune_vcpu *cpu);
+/* A fault of the guest's own becomes a signal: siginfo's first fields. */
+void dune_force_signal(struct dune_vcpu *cpu, int number, int code, uint64_t address,
+                       const struct dune_tf *tf);
+
+/* ---- thread.c -------------------------------------------------------------------------------- */
+
+/* host.S: raw clone(); the child continues on `stack` (its block's host stack) in entry(child). */
+long dune_host_clone(uint64_t flags, void *stack, uint64_t parent_tid, uint64_t child_tid,
+                     uint64_t tls, void (*entry)(struct dune_vcpu *), struct dune_vcpu *child);
+
+#endif
