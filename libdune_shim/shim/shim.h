@@ -46,8 +46,11 @@ struct dune_sighand {
 /* A signal that the host's handler took down, until the loop delivers it. While one is recorded
  * every signal is blocked on the host thread. */
 struct dune_pending {
-    uint32_t recorded;  /* bool */
+    uint32_t recorded;  /* bool; at DUNE_VCPU_RECORDED */
     uint32_t forced;    /* bool: a fault of ring 3's own: block or ignore means death */
+    uint32_t keyed;     /* what dune_forward_raw() does with PKRU: DUNE_VCPU_KEYED ... */
+    uint32_t pkru_open;
+    uint32_t pkru_closed;
     uint64_t mask;      /* what to restore when its handler returns */
     uint8_t info[128];  /* siginfo_t */
     uint64_t trapno, error, cr2; /* for the context, when forced */
@@ -72,7 +75,7 @@ struct dune_counts {
 
 /* One vCPU, which is one thread: page DUNE_BLOCK_VCPU of its block. Asm uses the first part. */
 struct dune_vcpu {
-    uint8_t mode;      /* 3 while ring 3 runs, else 0 */
+    uint8_t mode;      /* the ring whose code or system call is under way: 3 or 0 */
     uint8_t attention; /* DUNE_ATTENTION_* */
     uint8_t hooks;     /* ring 3's system calls go to the program's handler first */
     uint8_t in_vault0; /* reserved */
@@ -83,7 +86,7 @@ struct dune_vcpu {
     uint64_t syscall_entry;
     uint64_t trap_entry;
     struct dune_vcpu *self;
-    uint64_t pad[24];
+    struct dune_pending pending; /* its first field at DUNE_VCPU_RECORDED */
     struct dune_tf tf; /* at DUNE_VCPU_TF */
 
     struct dune_vault *vault;
@@ -97,8 +100,10 @@ struct dune_vcpu {
     uint32_t vforked;       /* bool: a vfork child, alone in its own process */
     struct dune_root *root; /* page tables in use */
 
+    uint32_t where;         /* of the last exit: see struct dune_context */
+    struct dune_tf *trap;   /* of the last exit, when DUNE_AT_TRAP */
+
     struct dune_sighand *sighand; /* the process's, or own_sighand of a vfork child */
-    struct dune_pending pending;
     uint64_t altstack[3]; /* stack_t as the kernel has it: sp, flags, size */
     uint64_t clear_tid;   /* set_tid_address */
 
@@ -113,6 +118,7 @@ struct dune_window {
     uint32_t used;  /* bool */
     uint32_t slot;  /* KVM memory slot */
     uint64_t gpa;   /* where the window lies in guest-physical space */
+    uint64_t address; /* where it lies in the process */
 };
 
 #define DUNE_MAX_WINDOWS 1024 /* the vault's is number 0 */
@@ -198,7 +204,7 @@ void dune_log(struct dune_vcpu *cpu, const char *format, ...);
  * in the system-call registers, or KVM's. Valid until the next KVM_RUN. */
 struct dune_context {
     struct dune_tf tf; /* cs tells the ring */
-    enum { DUNE_AT_SYSCALL, DUNE_AT_TRAP, DUNE_AT_INTERRUPT, DUNE_IN_SHIM } where;
+    enum dune_where { DUNE_AT_SYSCALL, DUNE_AT_TRAP, DUNE_AT_INTERRUPT, DUNE_IN_SHIM } where;
     struct dune_tf *trap; /* DUNE_AT_TRAP: ring 0's own, which it resumes from */
 };
 void dune_get_context(struct dune_vcpu *cpu, struct dune_context *context);
@@ -231,6 +237,8 @@ void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root);
 
 void dune_lock(struct dune_lock *lock);
 void dune_unlock(struct dune_lock *lock);
+/* Moves a descriptor up to where ring 3 can't name it; closes fd. The new one or -errno. */
+int dune_fd_up(struct dune_vault *vault, int fd);
 
 /* ---- system calls: call.c, nested.c, and one function for each that is emulated ---------------- */
 
@@ -247,6 +255,11 @@ struct dune_call {
 
 /* The whole of a forwarded call: checks, does, delivers the result to the guest's registers. */
 void dune_call_dispatch(struct dune_vcpu *cpu);
+
+/* host.S. The host's signal handler redirects a RIP in [dune_forward_check, dune_forward_syscall]
+ * to dune_forward_restart. */
+extern const char dune_forward_check[], dune_forward_syscall[], dune_forward_restart[];
+extern const char dune_host_signal_entry[], dune_host_signal_entry_keyed[], dune_host_restorer[];
 
 /* The raw call on behalf of ring 3: protection key closed, interruptible. Returns its result, or
  * DUNE_RESTART. Arguments must have been checked. */
