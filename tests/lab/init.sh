@@ -19,7 +19,7 @@ give_up() {
 while read -r module; do
     insmod "/modules/$module.ko" || say "the module $module can't be loaded"
 done </modules/order
-. /settings # TREE: where the project lies; NICS: NAME=MAC ...
+. /settings # TREE: where the project lies; NICS: NAME=MAC ...; OUT: the shared directory, or nothing
 
 # The disk with this serial number.
 disk() {
@@ -60,6 +60,12 @@ mkdir -p /guest/run/netns
 ln -sf /proc/self/fd /guest/dev/fd
 writable tree "/guest$TREE"
 cp /run.sh /guest/run.sh
+
+if [ -n "$OUT" ]; then
+    mkdir -p "/guest$OUT"
+    mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 lab.out "/guest$OUT" ||
+        give_up "no shared directory"
+fi
 
 echo lab >/proc/sys/kernel/hostname
 ip link set lo up

@@ -14,13 +14,16 @@ from pathlib import Path
 
 from packages import LabError
 
-# What a boot needs, then the NIC drivers under test. Some are built in, depending on the kernel.
+# What a boot needs, then the directory shared with the host, the NIC drivers under test, and what
+# makes the guest a host of KVM. Some are built in, depending on the kernel.
 MODULES = (
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
     "overlay",
     "erofs",
+    "9pnet_virtio",
+    "9p",
     "igb",
     "virtio_net",
     "veth",

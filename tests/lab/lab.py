@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""A virtual machine with real NIC drivers, on a machine that has none: what `make lab` runs.
+"""A virtual machine with real NIC drivers and a KVM that is fit for libdune, on a machine that has
+neither: what `make lab` and tests/lab/test_dune.py run in.
 
     lab.py setup [--refresh]              fetch QEMU, a kernel and a small Debian, make images
     lab.py run [options] -- COMMAND       boot, run the command in the project's tree, power off
     lab.py list                           kernels at hand
 
-`run` passes the command's output through and returns its exit status; 124: it took too long;
-125: the lab itself failed. Everything is emulated (no KVM needed), so it is 10 to 20 times slower
-than the machine: time nothing here. Needs no root. All lies in
-${XDG_CACHE_HOME:-~/.cache}/ixnet-lab;
-a fresh start is to remove that.
+`run` does what `setup` would where something is missing or its recipe changed (images.py). It
+passes the command's output through and returns its exit status; 124: it took too long; 125: the lab
+itself failed; 69 (EX_UNAVAILABLE): it is not at hand and can't be fetched from here. With
+--out DIR the guest's command finds DIR as $IX_LAB_OUT: what it writes there is here at once, and
+stays when the guest breaks down. Everything is emulated (no KVM needed), so it is 10 to 20 times
+slower than the machine: time nothing here. Needs no root. All lies in
+${XDG_CACHE_HOME:-~/.cache}/ixnet-lab; a fresh start is to remove that.
 
 The wire between a NIC under test and its peer is a QEMU hub. NICs appear as dut0, peer0, dut1 ...:
 dutN is of the model asked for, peerN a virtio-net.
@@ -19,10 +22,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,29 +33,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernel import Cpio, ModuleTree, initramfs, release_key, vmlinux
-from packages import Archive, LabError, run, unpack
+from images import CACHE, HERE, HOST, TRIPLET, choose_kernel, kernels, say, setup
+from kernel import Cpio
+from packages import LabError, Unavailable
 
-HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ixnet-lab"
-TRIPLET = "x86_64-linux-gnu"
-
-# Run here, from a directory of their own with every library they need.
-TOOLS = ("qemu-system-x86", "seabios", "erofs-utils", "zstd", "busybox-static")
-# The guest's system. The project's .venv comes with its tree and runs on this Python.
-GUEST = (
-    "bash", "coreutils", "dash", "ethtool", "grep", "iproute2", "iputils-ping", "kmod",
-    "libbpf1", "libc-bin", "libxdp1", "procps", "python3", "python3-distutils", "sed", "util-linux",
-    # Programs that dune-sandbox is tried on, and CPython's own tests.
-    "busybox", "diffutils", "findutils", "gzip", "libpython3.11-testsuite", "perl", "pigz",
-    "sqlite3", "tar", "xz-utils",
-)  # fmt: skip
-# Kernels: 7.x comes as binary + modules, those before as one image.
-KERNEL_NAME = r"linux-(?:image|binary)-(\d+\.\d+\.\d+\+deb\d+)-amd64"
-KERNEL_ATTEMPTS = 3
-# AF_XDP zero-copy of igb came with 6.14.
-KERNEL_LEAST = (6, 14)
 # Not for the guest: what only builders and checkers use.
 LEFT_OUT = (
     r"^\.git$", r"^\.hypothesis", r"^\.mypy_cache", r"^\.ruff_cache",
@@ -68,165 +51,13 @@ GUEST_CPUS = 2
 TIMEOUT_S = 1500.0
 LAB_FAILED = 125
 TIMED_OUT = 124
+UNAVAILABLE = os.EX_UNAVAILABLE
+GUEST_OUT = "/run/lab-out"
 MODELS = {
     "igb": "igb",
     # Zero-copy needs the kernel's DMA API, which a virtio device uses with an IOMMU platform.
     "virtio": "virtio-net-pci,iommu_platform=on,disable-legacy=on",
 }
-
-
-def say(text: str) -> None:
-    """A line about the lab itself, apart from the guest's output."""
-    print(f"lab: {text}", file=sys.stderr, flush=True)
-
-
-# ---- set-up --------------------------------------------------------------------------------
-
-
-class Host:
-    """Programs out of packages that are not installed, with their own libraries."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def command(self, program: str) -> list[str]:
-        """How to start one of them."""
-        libraries = self.root / "usr/lib" / TRIPLET
-        # Some libraries lie a level deeper, found by a path in the program that starts at /.
-        path = [libraries, *sorted({so.parent for so in libraries.glob("*/*.so*")})]
-        return [
-            str(self.root / "lib64/ld-linux-x86-64.so.2"),
-            "--library-path",
-            ":".join(map(str, path)),
-            str(self.root / "usr/bin" / program),
-        ]
-
-    def unzstd(self, data: bytes) -> bytes:
-        """Decompresses zstd."""
-        done = subprocess.run(
-            [*self.command("zstd"), "-dcq"], input=data, stdout=subprocess.PIPE, check=False
-        )
-        if done.returncode != 0 or not done.stdout:
-            raise LabError("a compressed kernel file can't be read", "lab.py setup --refresh")
-        return done.stdout
-
-    def image(self, source: Path, target: Path, left_out: Sequence[str] = ()) -> None:
-        """Makes a read-only image of a directory."""
-        patterns = [f"--exclude-regex={pattern}" for pattern in left_out]
-        run(
-            [*self.command("mkfs.erofs"), "--quiet", "--all-root", *patterns, target, source],
-            f"make an image of {source}",
-            "free some disk space",
-        )
-
-
-HOST = Host(CACHE / "host")
-
-
-def setup(refresh: bool, wanted: str | None) -> None:
-    """Makes everything that a run needs, unless it is there. Errors: LabError."""
-    stamp = CACHE / "done"
-    parts = [(HERE / name).read_bytes() for name in ("lab.py", "packages.py", "kernel.py")]
-    digest = hashlib.sha256(b"".join([*parts, (wanted or "").encode()])).hexdigest()
-    if stamp.exists() and stamp.read_text() == digest and not refresh:
-        return
-    CACHE.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
-    archive = Archive(CACHE / "apt")
-    say(f"fetching lists of packages from {archive.mirror}")
-    archive.update()
-    if refresh or not (HOST.root / "usr/bin/qemu-system-x86_64").exists():
-        say(f"fetching {', '.join(TOOLS)}")
-        _fresh(HOST.root)
-        unpack(archive.closure(TOOLS, backports=True), HOST.root)
-    if refresh or not (CACHE / "debian.erofs").exists():
-        say(f"fetching the guest's system: {', '.join(GUEST)}")
-        _make_guest(archive)
-    _make_kernel(archive, wanted)
-    shutil.rmtree(CACHE / "apt/cache/archives", ignore_errors=True)
-    stamp.write_text(digest)
-    say(f"ready: {CACHE}")
-
-
-def _fresh(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-
-
-def _make_guest(archive: Archive) -> None:
-    root = CACHE / "guest"
-    _fresh(root)
-    unpack(archive.closure(GUEST), root)
-    # What the packages' scripts would have done, as far as it matters here.
-    for link, target in {"usr/bin/sh": "dash", "etc/mtab": "/proc/self/mounts"}.items():
-        if not (root / link).is_symlink():
-            (root / link).symlink_to(target)
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
-    (root / "etc/group").write_text("root:x:0:\n")
-    (root / "etc/hosts").write_text("127.0.0.1 localhost lab\n")
-    for name in ("doc", "man", "locale", "info"):
-        shutil.rmtree(root / "usr/share" / name, ignore_errors=True)
-    HOST.image(root, CACHE / "debian.erofs")
-    shutil.rmtree(root)
-
-
-def _make_kernel(archive: Archive, wanted: str | None) -> None:
-    """The newest kernel that there is, or one of the next newest where that can't be had."""
-    names = {name.split("-", 2)[2] for name in archive.names(KERNEL_NAME)}
-    found = [release for release in names if release_key(release)[:2] >= KERNEL_LEAST]
-    found = [release for release in found if release.startswith(wanted or "")]
-    found.sort(key=release_key, reverse=True)
-    if not found:
-        raise LabError(
-            f"the mirror has no kernel {wanted or '.'.join(map(str, KERNEL_LEAST)) + ' or later'}",
-            f"use a mirror with backports (there are: {', '.join(sorted(names)) or 'none'})",
-        )
-    for release in found[:KERNEL_ATTEMPTS]:
-        try:
-            _prepare_kernel(archive, release)
-            return
-        except LabError as error:
-            say(f"the kernel {release} can't be had: {error}")
-    raise LabError("no kernel can be had", "try again later, or lab.py setup --kernel VERSION")
-
-
-def _prepare_kernel(archive: Archive, release: str) -> None:
-    place = CACHE / f"kernel-{release}"
-    if not (place / "vmlinux").exists():
-        say(f"fetching the kernel {release}")
-        _fresh(place)
-        names = archive.names(rf"linux-(?:image|binary|modules)-{release.replace('+', '[+]')}")
-        unpack(archive.download(names), place / "package")
-        image = next((place / "package").glob("boot/vmlinuz*"), None) or next(
-            (place / "package").rglob("vmlinuz*"), None
-        )
-        modules = next((place / "package/usr/lib/modules").glob("*"), None)
-        if image is None or modules is None:
-            raise LabError(f"its packages ({', '.join(names)}) hold no kernel", "try another")
-        loaded = ModuleTree(modules, HOST.unzstd)
-        _write(place / "initrd", initramfs(loaded, HOST.root / "bin/busybox"))
-        _write(place / "vmlinux", vmlinux(image.read_bytes(), HOST.unzstd))
-        shutil.rmtree(place / "package")
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.rename(path)
-
-
-def kernels() -> list[Path]:
-    """Those that were made ready, the newest first."""
-    ready = [path.parent for path in CACHE.glob("kernel-*/vmlinux")]
-    return sorted(ready, key=lambda path: release_key(path.name), reverse=True)
-
-
-def choose_kernel(wanted: str | None) -> Path:
-    """The newest at hand that begins with `wanted`. Errors: LabError."""
-    for place in kernels():
-        if place.name.removeprefix("kernel-").startswith(wanted or ""):
-            return place
-    raise LabError(f"there is no kernel {wanted or ''} at hand", "lab.py setup [--kernel VERSION]")
 
 
 # ---- one boot --------------------------------------------------------------------------------
@@ -248,22 +79,24 @@ def nic_options(models: Sequence[str]) -> tuple[list[str], list[str]]:
     return options, names
 
 
-def run_settings(command: Sequence[str], names: Sequence[str]) -> bytes:
+def run_settings(command: Sequence[str], names: Sequence[str], out: Path | None) -> bytes:
     """The part of the initramfs that each run has of its own."""
     archive = Cpio()
     archive.add("init", (HERE / "init.sh").read_bytes())
     settings = f"TREE={shlex.quote(str(ROOT))}\nNICS={shlex.quote(' '.join(names))}\n"
+    settings += f"OUT={GUEST_OUT if out else ''}\n"
     archive.add("settings", settings.encode())
     script = (
         "export PATH=/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8\n"
         "export IX_LAB=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1\n"
+        f"{f'export IX_LAB_OUT={GUEST_OUT}' if out else 'unset IX_LAB_OUT'}\n"
         f"cd {shlex.quote(str(ROOT))}\nexec {shlex.join(command)}\n"
     )
     archive.add("run.sh", script.encode())
     return archive.finish()
 
 
-def qemu_command(kernel: Path, work: Path, nics: Sequence[str], output: str) -> list[str]:
+def qemu_command(kernel: Path, work: Path, devices: Sequence[str], output: str) -> list[str]:
     """The emulator's command line."""
     disks: list[str] = []
     for serial, image in (("debian", CACHE / "debian.erofs"), ("tree", work / "tree.erofs")):
@@ -287,12 +120,25 @@ def qemu_command(kernel: Path, work: Path, nics: Sequence[str], output: str) -> 
         *("-serial", f"file:{work / 'console'}"),
         *ports,
         *disks,
-        *nics,
+        *devices,
     ]
 
 
+def share_options(out: Path | None) -> list[str]:
+    """QEMU's options for the directory that guest and host share."""
+    if out is None:
+        return []
+    out.mkdir(parents=True, exist_ok=True)
+    share = f"local,id=out,path={out.resolve()},security_model=none"
+    return ["-fsdev", share, "-device", "virtio-9p-pci,fsdev=out,mount_tag=lab.out"]
+
+
 def boot(
-    command: Sequence[str], models: Sequence[str], kernel: str | None, timeout_s: float
+    command: Sequence[str],
+    models: Sequence[str],
+    kernel: str | None,
+    timeout_s: float,
+    out: Path | None,
 ) -> int:
     """Runs a command in a guest; returns its exit status, or the lab's own."""
     place = choose_kernel(kernel)
@@ -301,11 +147,11 @@ def boot(
         options, names = nic_options(models)
         HOST.image(ROOT, work / "tree.erofs", LEFT_OUT)
         (work / "initrd").write_bytes(
-            (place / "initrd").read_bytes() + run_settings(command, names)
+            (place / "initrd").read_bytes() + run_settings(command, names, out)
         )
         say(f"booting {place.name.removeprefix('kernel-')} with {', '.join(models) or 'no NIC'}")
         began = time.monotonic()
-        ended = _run_qemu(place, work, options, timeout_s)
+        ended = _run_qemu(place, work, [*options, *share_options(out)], timeout_s)
         status = (work / "status").read_text().strip() if (work / "status").exists() else ""
         say(f"{time.monotonic() - began:.0f} s, exit status {status or 'none'}")
         if status:
@@ -379,6 +225,7 @@ def main() -> int:
     boots.add_argument(
         "--timeout", type=float, default=TIMEOUT_S, help="seconds, the boot included"
     )
+    boots.add_argument("--out", type=Path, help="directory for what the guest hands back")
     boots.add_argument("command", nargs="+")
     parts.add_parser("list", help="kernels at hand")
     given = parser.parse_args()
@@ -389,7 +236,11 @@ def main() -> int:
         elif given.part == "list":
             print("\n".join(path.name.removeprefix("kernel-") for path in kernels()))
         else:
-            return boot(given.command, given.nic, given.kernel, given.timeout)
+            setup(wanted=given.kernel)
+            return boot(given.command, given.nic, given.kernel, given.timeout, given.out)
+    except Unavailable as error:
+        say(f"not available: {error}")
+        return UNAVAILABLE
     except LabError as error:
         say(f"FAILED: {error}")
         return LAB_FAILED

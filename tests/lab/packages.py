@@ -28,6 +28,10 @@ class LabError(Exception):
         super().__init__(f"{message}\nlab:   cure: {cure}")
 
 
+class Unavailable(LabError):
+    """The packages can't be fetched from here: no mirror is reached, or this is no Debian."""
+
+
 def run(command: Sequence[str | Path], what: str, cure: str, **more: object) -> str:
     """Runs a program to its end and returns what it printed. Errors: LabError."""
     try:
@@ -47,7 +51,7 @@ def codename() -> str:
     text = Path("/etc/os-release").read_text()
     found = re.search(r'^VERSION_CODENAME="?(\w+)', text, re.M)
     if not found or not re.search(r"^ID=debian", text, re.M):
-        raise LabError("this machine does not run Debian", "run make lab on Debian 12 or later")
+        raise Unavailable("this machine does not run Debian", "run make lab on Debian 12 or later")
     return found[1]
 
 
@@ -71,7 +75,7 @@ class Archive:
             uri, _, release = line.partition(" ")
             if release == self.release:
                 return uri
-        raise LabError(f"apt has no source for {self.release}", cure)
+        raise Unavailable(f"apt has no source for {self.release}", cure)
 
     @cached_property
     def _options(self) -> list[str]:
@@ -85,17 +89,27 @@ class Archive:
             "Acquire::Languages": "none",
             "APT::Install-Recommends": "false",
             "Debug::NoLocking": "true",
+            "Acquire::Retries": "3",
+            # A mirror that isn't reached is an error, not a warning and old lists.
+            "APT::Update::Error-Mode": "any",
         }
         if os.geteuid() == 0:  # else its unprivileged helper could not write here
             options["APT::Sandbox::User"] = "root"
         return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
 
-    def _apt(self, tool: str, *arguments: str, what: str) -> str:
+    def _apt(self, tool: str, *arguments: str, what: str, cwd: Path | None = None) -> str:
         cure = (
             f"check that this machine reaches its Debian mirror ({self.mirror}; apt-get update), "
             "then run make lab again"
         )
-        return run([tool, *self._options, *arguments], what, cure, cwd=self.home)
+        try:
+            return run([tool, *self._options, *arguments], what, cure, cwd=cwd or self.home)
+        except LabError as error:
+            if re.search(
+                r"(?:Failed|Unable) to fetch|Could not resolve|Could not connect", str(error)
+            ):
+                raise Unavailable(f"can't {what}: {self.mirror} is not reached", cure) from error
+            raise
 
     def update(self) -> None:
         """Fetches the lists of packages."""
@@ -128,8 +142,7 @@ class Archive:
         place = self.home / "debs"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        options = [*self._options, "-q", "download", *names]
-        run(["apt-get", *options], f"fetch {' '.join(names)}", "run make lab again", cwd=place)
+        self._apt("apt-get", "-q", "download", *names, what=f"fetch {' '.join(names)}", cwd=place)
         return sorted(place.glob("*.deb"))
 
 
