@@ -1,24 +1,25 @@
 /* Ring 0's side of exceptions and of ring 3's system calls: the program's handlers.
  *
- * The stubs (stub.S) come here with everything that was interrupted in a struct dune_tf, on ring 0's
- * stack (ring 3 was interrupted) or below the red zone of ring 0's own; never on an IST stack, so
- * that a handler may itself fault. What is in *tf on return is what goes on, in whichever ring its
- * cs says.
+ * The stubs (stub.S) come here with everything that was interrupted in a struct dune_tf, on ring
+ * 0's stack (ring 3 was interrupted) or below the red zone of ring 0's own; never on an IST stack,
+ * so that a handler may itself fault. What is in *tf on return is what goes on, in whichever ring
+ * its cs says.
  *
  * Order of a page fault: first what libdune itself owes the process (a window that nobody touched
  * yet, a first fetch from a page), which the host side settles; only what is left is the program's.
  * In the sealed way no handler is ever registered, and all of it goes to the host side.
  */
+#include "shim/pagetable.h"
 #include "shim/shim.h"
 #include "shim/trap.h"
 
-#define PAGE_FAULT 14
-#define ERROR_PRESENT 1u
-#define ERROR_FETCH 16u
-#define MXCSR_DEFAULT 0x1f80u
+#define PAGE_FAULT         14
+#define ERROR_PRESENT      1u
+#define ERROR_FETCH        16u
+#define MXCSR_DEFAULT      0x1f80u
 #define XSAVE_LEGACY_BYTES 512
 #define XSAVE_HEADER_BYTES 64
-#define XSAVE_ALIGN_BITS 512
+#define XSAVE_ALIGN_BITS   512
 
 /* dune_vcpu.handlers_flags */
 #define XSAVEC_ASKED 1u
@@ -27,6 +28,11 @@
 static void hypercall_trap(struct dune_tf *tf)
 {
     __asm__ volatile("out %%al, %0" : : "i"(DUNE_PORT_TRAP), "D"(tf), "a"(0) : "memory");
+}
+
+static void hypercall_forward(struct dune_tf *tf)
+{
+    __asm__ volatile("out %%al, %0" : : "i"(DUNE_PORT_FORWARD), "D"(tf), "a"(0) : "memory");
 }
 
 /* XSAVEC writes only what is in use, so that a handler doesn't pay for 8 KiB of AMX tiles. */
@@ -107,17 +113,19 @@ static void end_user(struct dune_vcpu *cpu, struct dune_tf *tf)
     saved[DUNE_RETURN_ENDING] = 0;
 }
 
-/* A page fault that is no business of the program: its window was never touched, or it is a fetch,
- * whose page may yet turn out to be executable. */
+/* A page fault that is no business of the program: nothing touched its window yet, or it is a first
+ * fetch from a page that may yet turn out to be executable. What the program set itself is its own.
+ */
 static bool is_librarys(const struct dune_vcpu *cpu, const struct dune_tf *tf)
 {
-    if (tf->vector != PAGE_FAULT)
+    uint64_t entry, bytes;
+
+    if (tf->vector != PAGE_FAULT || tf->cr2 >> 47)
         return false;
-    if (tf->error & ERROR_FETCH)
-        return true;
-    if ((tf->error & ERROR_PRESENT) || tf->cr2 >> 47)
+    entry = dune_root_entry(cpu->vault, cpu->root, tf->cr2, &bytes);
+    if (entry & DUNE_ENTRY_OWN)
         return false;
-    return cpu->vault->window_of[tf->cr2 >> DUNE_WINDOW_SHIFT] == 0;
+    return (tf->error & ERROR_FETCH) || !(entry & DUNE_ENTRY_PRESENT);
 }
 
 void dune_ring0_trap(struct dune_vcpu *cpu, struct dune_tf *tf)
@@ -134,20 +142,19 @@ void dune_ring0_trap(struct dune_vcpu *cpu, struct dune_tf *tf)
         end_user(cpu, tf);
 }
 
-bool dune_ring0_syscall(struct dune_vcpu *cpu, struct dune_tf *tf)
+void dune_ring0_syscall(struct dune_vcpu *cpu, struct dune_tf *tf)
 {
     const struct dune_vault *vault = cpu->vault;
     uint64_t *saved = cpu->user_return;
-    bool done = false;
 
     if (tf->rax == DUNE_CALL_RETURN && saved[DUNE_RETURN_RSP]) {
         saved[DUNE_RETURN_RESULT] = tf->rdi;
         end_user(cpu, tf);
-        return true;
+        return;
     }
-    if (vault->syscall_handler)
-        done = call_handler(cpu, tf, vault->syscall_handler, vault->syscall_handler_flags);
-    if (done && saved[DUNE_RETURN_ENDING])
+    if (!vault->syscall_handler ||
+        !call_handler(cpu, tf, vault->syscall_handler, vault->syscall_handler_flags))
+        hypercall_forward(tf);
+    if (saved[DUNE_RETURN_ENDING])
         end_user(cpu, tf);
-    return done;
 }

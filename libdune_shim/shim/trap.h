@@ -3,7 +3,7 @@
 #define DUNE_TRAP_H
 
 /* The system call with which ring 3 ends dune_run_user(); RDI: the result. */
-#define DUNE_CALL_RETURN 0x44756e65 /* "Dune": no number of Linux's */
+#define DUNE_CALL_RETURN 0xd002
 
 /* Words of dune_vcpu.user_return: where dune_run_user() goes on, in ring 0. */
 #define DUNE_RETURN_RSP 0    /* 0: it is not running */
@@ -21,9 +21,9 @@ struct dune_tf;
 
 /* Ring 0, from stub.S: an exception. *tf is what goes on afterwards. */
 void dune_ring0_trap(struct dune_vcpu *cpu, struct dune_tf *tf);
-/* Ring 0, from stub.S, where cpu->hooks is set: a system call of ring 3. True: *tf is what goes on,
- * perhaps in ring 0 (cs tells). False: forward it, with the registers as they were in *tf. */
-_Bool dune_ring0_syscall(struct dune_vcpu *cpu, struct dune_tf *tf);
+/* Ring 0, from stub.S, where cpu->hooks is set: a system call of ring 3. *tf is what goes on, perhaps
+ * in ring 0 (cs tells). */
+void dune_ring0_syscall(struct dune_vcpu *cpu, struct dune_tf *tf);
 #endif
 
 #endif
