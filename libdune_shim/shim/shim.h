@@ -17,6 +17,8 @@
 #include "dune.h"
 #include "shim/layout.h"
 
+#include <errno.h>
+
 #include <linux/kvm.h>
 
 #define DUNE_KERNEL_SIGSET_BYTES 8
@@ -52,6 +54,8 @@ struct dune_pending {
     uint32_t pkru_open;
     uint32_t pkru_closed;
     uint64_t mask;      /* what to restore when its handler returns */
+    uint64_t blocked;   /* what was blocked when it came: mask, or what sigsuspend() and the like
+                         * put in its place; its handler runs with this and its sa_mask */
     uint8_t info[128];  /* siginfo_t */
     uint64_t trapno, error, cr2; /* for the context, when forced */
 };
@@ -86,8 +90,9 @@ struct dune_vcpu {
     uint64_t syscall_entry;
     uint64_t trap_entry;
     struct dune_vcpu *self;
-    struct dune_pending pending; /* its first field at DUNE_VCPU_RECORDED */
+    uint64_t reserved2;
     struct dune_tf tf; /* at DUNE_VCPU_TF */
+    struct dune_pending pending; /* its first field at DUNE_VCPU_RECORDED */
 
     struct dune_vault *vault;
     struct kvm_run *run;    /* in this block; regs are synchronised at each exit (KVM_CAP_SYNC_REGS) */
@@ -105,6 +110,7 @@ struct dune_vcpu {
 
     struct dune_sighand *sighand; /* the process's, or own_sighand of a vfork child */
     uint64_t altstack[3]; /* stack_t as the kernel has it: sp, flags, size */
+    uint8_t probed[128];  /* siginfo_t of what dune_touch() met, see signal.h */
     uint64_t clear_tid;   /* set_tid_address */
 
     struct dune_counts counts;
@@ -130,6 +136,8 @@ struct dune_vault {
     int32_t pkey;   /* protection key of [base, base + DUNE_KEYED_BYTES), -1: none */
     int32_t kvm_fd, vm_fd;
     int32_t first_fd; /* descriptors from here up are the shim's: EBADF to ring 3 */
+    int32_t proc_fd, misc_fd, devices_fd; /* path.c's: /proc (O_PATH), /proc/misc, /proc/devices */
+    uint32_t fd_soft, fd_hard;            /* RLIMIT_NOFILE as ring 3 sees it, at most first_fd */
     uint32_t physical_bits;
     uint32_t run_bytes; /* of a vCPU's kvm_run mapping */
     uint32_t xsave_bytes;
@@ -232,6 +240,8 @@ int dune_vcpu_get_fpu(struct dune_vcpu *cpu, void *xsave);  /* 64-byte aligned, 
 int dune_vcpu_set_fpu(struct dune_vcpu *cpu, const void *xsave);
 void dune_vcpu_get_bases(struct dune_vcpu *cpu, uint64_t *fs_base, uint64_t *gs_base);
 void dune_vcpu_set_bases(struct dune_vcpu *cpu, uint64_t fs_base, uint64_t gs_base);
+int dune_vcpu_get_ring(struct dune_vcpu *cpu);
+void dune_vcpu_set_ring(struct dune_vcpu *cpu, int ring); /* where it is stopped between instructions */
 /* Page tables: root for the next entry (also flushes this vCPU's TLB). */
 void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root);
 
