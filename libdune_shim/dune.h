@@ -144,6 +144,8 @@ void dune_forward(struct dune_tf *tf);
 #define DUNE_PTE_READ 8u    /* present; without it the page faults whatever else is set */
 #define DUNE_PTE_ACCESSED 16u
 #define DUNE_PTE_DIRTY 32u
+#define DUNE_PTE_SMALL 64u /* to dune_map(), dune_protect(): 4 KiB entries, which are accessed and
+                            * dirty page by page; else as large as alignment allows */
 
 /* A set of page tables. The process's own is dune_root(). Fresh roots follow Linux's mappings
  * lazily as the first does; what dune_map() and dune_protect() set stays as set. */
