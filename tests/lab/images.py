@@ -71,11 +71,11 @@ def say(text: str) -> None:
 
 
 class Made:
-    """Something in the cache and the stamp that says by which recipe it was made."""
+    """Something in the cache, and its stamp: the recipe that it was made by."""
 
-    def __init__(self, place: Path, *recipe: object) -> None:
+    def __init__(self, place: Path, stamp: Path, *recipe: object) -> None:
         self.place = place
-        self.stamp = place / "recipe" if place.suffix == "" else place.with_suffix(".recipe")
+        self.stamp = stamp
         self.digest = hashlib.sha256(repr(recipe).encode()).hexdigest()
 
     def current(self) -> bool:
@@ -89,19 +89,22 @@ class Made:
 
 def made_host() -> Made:
     """The tools."""
-    return Made(CACHE / "host", codename(), TOOLS)
+    place = CACHE / "host"
+    return Made(place, place / "recipe", codename(), TOOLS)
 
 
 def made_guest() -> Made:
     """The guest's system."""
     how = inspect.getsource(_make_guest)
-    return Made(CACHE / "debian.erofs", codename(), GUEST, GUEST_FILES, GUEST_LINKS, how)
+    recipe = (codename(), GUEST, GUEST_FILES, GUEST_LINKS, how)
+    return Made(CACHE / "debian.erofs", CACHE / "debian.recipe", *recipe)
 
 
 def made_kernel(release: str) -> Made:
     """A kernel and its initramfs: kernel.py makes it, MODULES are in it."""
     how = (HERE / "kernel.py").read_text()
-    return Made(CACHE / f"kernel-{release}", MODULES, how)
+    place = CACHE / f"kernel-{release}"
+    return Made(place, place / "recipe", MODULES, how)
 
 
 # ---- tools of the host ---------------------------------------------------------------------

@@ -51,6 +51,7 @@ GUEST_CPUS = 2
 TIMEOUT_S = 1500.0
 LAB_FAILED = 125
 TIMED_OUT = 124
+CONSOLE_LINES = 40
 UNAVAILABLE = os.EX_UNAVAILABLE
 GUEST_OUT = "/run/lab-out"
 MODELS = {
@@ -158,7 +159,7 @@ def boot(
             return int(status)
         for log in ("console", "emulator"):
             if (work / log).exists():
-                for line in (work / log).read_text(errors="replace").splitlines()[-12:]:
+                for line in (work / log).read_text(errors="replace").splitlines()[-CONSOLE_LINES:]:
                     say(f"{log}: {line}")
         if not ended:
             say(f"ended after {timeout_s:.0f} s (cure: --timeout, or a less busy machine)")
