@@ -79,9 +79,11 @@ MODULE := ixnet/_core.abi3.so
 LIBRARY := ixnet/libixnet.so
 SAN_MODULE := tests/unit/_san_core.abi3.so
 
+include libdune_shim/build.mk
+
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san demo test tidy sim lab bench clean lib-locked all lib programs san FORCE
+.PHONY: help setup build build-san dune dune-build demo test tidy sim lab bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -107,6 +109,9 @@ build: setup
 # setup.py calls this, with the Python that it runs in.
 lib-locked:
 	@$(LOCKED) lib
+
+dune-build: setup
+	@$(LOCKED) dune
 
 build-san: setup
 	@$(LOCKED) san

@@ -68,9 +68,15 @@
 #define DUNE_PORT_RETURN 0x12  /* on the way back to what was interrupted, attention was set */
 #define DUNE_PORT_CALL 0x13    /* RAX: an enum dune_hypercall; RDI, RSI, RDX: its arguments */
 #define DUNE_PORT_PANIC 0x14   /* RDI: a struct dune_tf: the shim itself is at fault */
+#define DUNE_PORT_RETURN_TF 0x15 /* as RETURN, on the way back to RDI: a struct dune_tf */
+#define DUNE_PORT_FORWARD 0x16 /* RDI: a struct dune_tf of ring 3's system call: forward that */
+
+/* System calls of libdune's own, which Linux never had. Open only. */
+#define DUNE_CALL_LEAVE 0xd000 /* this thread becomes an ordinary one */
+#define DUNE_CALL_USER 0xd001  /* ring 0: goes on in ring 3 */
 
 /* struct dune_vcpu as the stubs see it (checked in vcpu.c). */
-#define DUNE_VCPU_MODE 0x00      /* u8: 3 while ring 3 runs, else 0 */
+#define DUNE_VCPU_MODE 0x00      /* u8: the ring whose system call or code is under way, 3 or 0 */
 #define DUNE_VCPU_ATTENTION 0x01 /* u8 of DUNE_ATTENTION_* */
 #define DUNE_VCPU_HOOKS 0x02     /* u8: system calls go to dune_ring0_syscall() first */
 #define DUNE_VCPU_USER_RSP 0x08
@@ -79,7 +85,12 @@
 #define DUNE_VCPU_SYSCALL 0x28   /* address of dune_ring0_syscall() */
 #define DUNE_VCPU_TRAP 0x30      /* address of dune_ring0_trap() */
 #define DUNE_VCPU_SELF 0x38      /* address of struct dune_vcpu */
-#define DUNE_VCPU_TF 0x100       /* struct dune_tf: what to become when FULL is set */
+#define DUNE_VCPU_TF 0x48        /* struct dune_tf: what to become when FULL is set */
+
+#define DUNE_VCPU_RECORDED 0x100 /* u32: cpu->pending.recorded */
+#define DUNE_VCPU_KEYED 0x108    /* u32: bool, PKRU is to be changed around forwarded calls */
+#define DUNE_VCPU_PKRU_OPEN 0x10c
+#define DUNE_VCPU_PKRU_CLOSED 0x110
 
 #define DUNE_ATTENTION_FULL 1    /* leave by IRETQ with all of vcpu->tf */
 #define DUNE_ATTENTION_PENDING 2 /* a signal waits: go through DUNE_PORT_RETURN first */

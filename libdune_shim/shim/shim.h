@@ -21,6 +21,9 @@
 
 #include <linux/kvm.h>
 
+/* Also what is declared here and defined in assembly: or the compiler would go through a table. */
+#pragma GCC visibility push(hidden)
+
 #define DUNE_KERNEL_SIGSET_BYTES 8
 #define DUNE_SIGNALS 64
 
@@ -138,6 +141,7 @@ struct dune_vault {
     int32_t first_fd; /* descriptors from here up are the shim's: EBADF to ring 3 */
     int32_t proc_fd, misc_fd, devices_fd; /* path.c's: /proc (O_PATH), /proc/misc, /proc/devices */
     uint32_t fd_soft, fd_hard;            /* RLIMIT_NOFILE as ring 3 sees it, at most first_fd */
+    uint64_t nofile[2]; /* RLIMIT_NOFILE, soft and hard, as it was before room was made above */
     uint32_t physical_bits;
     uint32_t run_bytes; /* of a vCPU's kvm_run mapping */
     uint32_t xsave_bytes;
@@ -311,5 +315,7 @@ void dune_force_signal(struct dune_vcpu *cpu, int number, int code, uint64_t add
 /* host.S: raw clone(); the child continues on `stack` (its block's host stack) in entry(child). */
 long dune_host_clone(uint64_t flags, void *stack, uint64_t parent_tid, uint64_t child_tid,
                      uint64_t tls, void (*entry)(struct dune_vcpu *), struct dune_vcpu *child);
+
+#pragma GCC visibility pop
 
 #endif
