@@ -19,6 +19,8 @@
 #define PAGE 4096ull
 #define ROOM_BELOW (64 << 10) /* for the functions that are still called on the way */
 #define AUXV_MAX 40
+#define STRINGS_MAX (6 << 20)     /* of arguments and environment: three quarters of 8 MiB, */
+#define STRINGS_LEAST (128 << 10) /* and what is allowed on any stack (execve(2)) */
 #define PLATFORM "x86_64"
 
 /* Where things came to lie, for sandbox_stack_announce(). */
@@ -102,19 +104,20 @@ static void build_auxv(const struct sandbox_program *program, struct filler *fil
     add(AT_NULL, 0);
 }
 
+/* The kernel's own limit, which a script's interpreter and its argument may have gone beyond. */
 static void check_room(size_t bytes)
 {
+    uint64_t most = STRINGS_MAX;
     struct rlimit limit;
-    uint64_t most = 2 << 20; /* three quarters of 8 MiB are left to the program */
 
-    if (getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    if (getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur / 4 < most)
         most = limit.rlim_cur / 4;
-    else
-        most = 6 << 20;
+    if (most < STRINGS_LEAST)
+        most = STRINGS_LEAST;
     if (bytes > most)
         sandbox_fail(SANDBOX_NOT_EXECUTABLE,
-                     "arguments and environment take %zu bytes, a quarter of the stack is %llu: "
-                     "give less, or raise the limit (ulimit -s)",
+                     "arguments and environment take %zu bytes, and %llu are allowed: give less, "
+                     "or raise the stack's limit (ulimit -s)",
                      bytes, (unsigned long long)most);
 }
 
