@@ -40,6 +40,7 @@ int dune_enter_ring(int ring, const struct dune_regs *regs);
 struct dune_vault *dune_the_vault;
 static char message[512] = "nothing has failed";
 static bool took_signals;
+static uint32_t asked_flags; /* ring 3 can't read the vault's */
 
 int dune_fail(int error, const char *format, ...)
 {
@@ -360,6 +361,7 @@ int dune_init(const struct dune_config *config)
         return error;
     }
     dune_the_vault = vault;
+    asked_flags = asked->flags;
     return 0;
 }
 
@@ -414,7 +416,7 @@ int dune_enter_ring(int ring, const struct dune_regs *regs)
         return dune_user_from_ring0();
     if (dune_ring() >= 0)
         return dune_fail(-EALREADY, "this thread is in ring %d already", dune_ring());
-    if (ring == 0 && vault->flags & DUNE_SEALED)
+    if (ring == 0 && asked_flags & DUNE_SEALED)
         return dune_fail(-EPERM, "ring 0 is the shim's alone (cure: don't ask for DUNE_SEALED)");
     error = end_rseq();
     if (error == 0 && !took_signals) {
@@ -438,7 +440,7 @@ int dune_leave(void)
 {
     if (dune_ring() < 0)
         return dune_fail(-EINVAL, "this thread is not in the guest");
-    if (dune_the_vault->flags & DUNE_SEALED)
+    if (asked_flags & DUNE_SEALED)
         return dune_fail(-EPERM, "there is no way back");
     return dune_leave_guest();
 }
