@@ -13,6 +13,7 @@
  *               pointers lead to. The only part that the host kernel may read
  *               during a forwarded call, so the only one without the
  *               protection key.                                              256 MiB
+ *   0x30000000  exec areas, 8 MiB each: lists of arguments too long for scratch 256 MiB
  *
  * Pages are touched on demand: a vault costs what is used of it.
  */
@@ -31,6 +32,8 @@
 #define DUNE_MODULES_AT 0x04000000
 #define DUNE_BLOCKS_AT 0x10000000
 #define DUNE_SCRATCH_AT 0x20000000
+#define DUNE_EXEC_AT 0x30000000   /* mapped only while one is in use: exec.c */
+#define DUNE_EXEC_AREA 0x00800000 /* 32 of them */
 #define DUNE_KEYED_BYTES 0x20000000 /* what the protection key covers, from the vault's start */
 
 #define DUNE_MAX_VCPUS 2048

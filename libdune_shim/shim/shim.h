@@ -166,6 +166,7 @@ struct dune_vault {
     struct kvm_cpuid2 *cpuid;   /* in the vault */
     const struct dune_policy *policy; /* in the vault; never NULL */
     struct dune_counts counts;  /* of threads that ended */
+    uint32_t exec_areas;        /* exec.c: a bit for each that is taken */
 };
 
 #define DUNE_HAS_FSGSBASE 1u
