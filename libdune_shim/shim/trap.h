@@ -21,8 +21,8 @@ struct dune_tf;
 
 /* Ring 0, from stub.S: an exception. *tf is what goes on afterwards. */
 void dune_ring0_trap(struct dune_vcpu *cpu, struct dune_tf *tf);
-/* Ring 0, from stub.S, where cpu->hooks is set: a system call of ring 3. *tf is what goes on, perhaps
- * in ring 0 (cs tells). */
+/* Ring 0, from stub.S, where cpu->hooks is set: a system call of ring 3. *tf is what goes on,
+ * perhaps in ring 0 (cs tells). */
 void dune_ring0_syscall(struct dune_vcpu *cpu, struct dune_tf *tf);
 #endif
 
