@@ -22,7 +22,6 @@
 #define ALL_SIGNALS (~(uint64_t)0)
 #define SIG_SETMASK 2
 #define SI_TKILL    (-6)
-#define IO_OUT_IMM8 2 /* bytes of `out %al, $port` */
 
 #define PROT_READ     1
 #define PROT_WRITE    2
@@ -56,22 +55,24 @@ struct clone_args_raw {
 /* What a vCPU needs to go on as another one did. */
 struct cpu_state {
     struct dune_regs regs;
+    struct dune_regs synced; /* fork: what the host side has made of them since */
     uint64_t fs_base, gs_base;
-    int ring;
 };
 
 /* ---- signals ---------------------------------------------------------------------------------- */
 
-uint64_t dune_signals_block(struct dune_vcpu *cpu, uint64_t *guest)
+/* Blocks all signals on this host thread. Returns what to set afterwards; *guest is the mask that
+ * ring 3 knows of, which is another one while a signal is recorded. */
+static uint64_t block_signals(struct dune_vcpu *cpu, uint64_t *guest)
 {
     uint64_t all = ALL_SIGNALS, before = 0;
 
     dune_sys4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &before, DUNE_KERNEL_SIGSET_BYTES);
-    *guest = cpu->pending.recorded ? cpu->pending.mask : before;
+    *guest = cpu->pending.recorded ? cpu->pending.blocked : before;
     return before;
 }
 
-void dune_signals_restore(uint64_t mask)
+static void set_mask(uint64_t mask)
 {
     dune_sys4(__NR_rt_sigprocmask, SIG_SETMASK, &mask, 0, DUNE_KERNEL_SIGSET_BYTES);
 }
@@ -117,7 +118,6 @@ static void child_state(struct dune_vcpu *cpu, const struct clone_args_raw *args
         .r10 = tf->r10, .r11 = tf->rflags, .r12 = tf->r12, .r13 = tf->r13, .r14 = tf->r14,
         .r15 = tf->r15, .rip = tf->rip, .rflags = tf->rflags,
     };
-    state->ring = 3;
     if (args->flags & CLONE_SETTLS)
         state->fs_base = args->tls;
 }
@@ -128,7 +128,7 @@ static void child_state(struct dune_vcpu *cpu, const struct clone_args_raw *args
 static void child_starts(struct dune_vcpu *child)
 {
     child->tid = (int32_t)dune_sys0(__NR_gettid);
-    dune_signals_restore(child->pending.mask);
+    set_mask(child->fork_scratch[DUNE_THREAD_MASK]);
     dune_loop(child);
 }
 
@@ -153,8 +153,7 @@ static struct dune_vcpu *make_child(struct dune_vcpu *cpu, const struct clone_ar
     if (args->flags & CLONE_CHILD_CLEARTID)
         child->clear_tid = args->child_tid;
     if (dune_vcpu_get_fpu(cpu, xsave_area(child)) ||
-        dune_vcpu_place(child, &state.regs, state.ring, state.fs_base, state.gs_base,
-                        xsave_area(child))) {
+        dune_vcpu_place(child, &state.regs, 3, state.fs_base, state.gs_base, xsave_area(child))) {
         __atomic_store_n(&child->state, DUNE_VCPU_FREE, __ATOMIC_RELEASE);
         return NULL;
     }
@@ -172,10 +171,10 @@ static long clone_thread(struct dune_vcpu *cpu, const struct clone_args_raw *arg
 
     if (!child)
         return -EAGAIN;
-    before = dune_signals_block(cpu, &child->pending.mask);
+    before = block_signals(cpu, &child->fork_scratch[DUNE_THREAD_MASK]);
     tid = dune_host_clone(args->flags, (uint8_t *)dune_block(child) + DUNE_BLOCK_TOP,
                           args->parent_tid, args->child_tid, args->tls, child_starts, child);
-    dune_signals_restore(before);
+    set_mask(before);
     if (tid < 0)
         __atomic_store_n(&child->state, DUNE_VCPU_FREE, __ATOMIC_RELEASE);
     return tid;
@@ -193,12 +192,13 @@ static long clone_vfork(struct dune_vcpu *cpu, const struct clone_args_raw *args
     child->sighand = &child->own_sighand;
     child->vforked = 1;
     __builtin_memcpy(child->altstack, cpu->altstack, sizeof(child->altstack)); /* threads: none */
-    before = dune_signals_block(cpu, &child->pending.mask);
+    before = block_signals(cpu, &child->fork_scratch[DUNE_THREAD_MASK]);
     pid = dune_host_clone(args->flags, (uint8_t *)dune_block(child) + DUNE_BLOCK_TOP,
                           args->parent_tid, args->child_tid, args->tls, child_starts, child);
     /* The child left this memory: nobody uses its block. */
+    dune_exec_area_give(child);
     __atomic_store_n(&child->state, DUNE_VCPU_FREE, __ATOMIC_RELEASE);
-    dune_signals_restore(before);
+    set_mask(before);
     return pid;
 }
 
@@ -246,25 +246,44 @@ static void own_process(struct dune_vcpu *cpu)
     cpu->pending.forced = 0;
 }
 
-static void rebuild(struct dune_vcpu *cpu, const struct cpu_state *state)
+/* The vCPU as it was in the middle of its system call, which it had come to by an OUT: that is done
+ * again, or KVM would not know that it has to step over it. */
+static int make_own(struct dune_vcpu *cpu, const struct cpu_state *state)
 {
     struct dune_vault *vault = cpu->vault;
+    int error = dune_vm_create(vault);
+    long result;
+
+    if (error == 0)
+        error = dune_vcpu_create(cpu);
+    if (error == 0)
+        error = dune_vcpu_place(cpu, &state->regs, 0, state->fs_base, state->gs_base,
+                                xsave_area(cpu));
+    if (error)
+        return error;
+    do {
+        result = dune_sys3(__NR_ioctl, cpu->fd, KVM_RUN, 0);
+    } while (result == -EAGAIN);
+    if (result)
+        return (int)result;
+    return cpu->run->exit_reason == KVM_EXIT_IO ? 0 : -EPROTO;
+}
+
+static void rebuild(struct dune_vcpu *cpu, const struct cpu_state *state)
+{
     uint8_t mode = cpu->mode, attention = cpu->attention & (uint8_t)~DUNE_ATTENTION_PENDING;
     int error;
 
     own_process(cpu);
     forget_others(cpu);
-    error = dune_vm_create(vault);
-    if (error == 0)
-        error = dune_vcpu_create(cpu);
-    if (error == 0)
-        error = dune_vcpu_place(cpu, &state->regs, state->ring, state->fs_base, state->gs_base,
-                                xsave_area(cpu));
+    error = make_own(cpu, state);
     if (error) {
         dune_log(cpu, "a forked process can't make its own VM (error %d): it ends", -error);
         dune_sys1(__NR_exit_group, 127);
     }
-    cpu->mode = mode; /* ring 0 runs: the stub that made the call, perhaps on behalf of ring 3 */
+    __builtin_memcpy(&cpu->run->s.regs.regs, &state->synced, sizeof(state->synced));
+    cpu->run->kvm_dirty_regs = KVM_SYNC_X86_REGS;
+    cpu->mode = mode; /* not ring 0's, perhaps: that of the call that is under way */
     cpu->attention = attention;
 }
 
@@ -272,12 +291,14 @@ static void rebuild(struct dune_vcpu *cpu, const struct cpu_state *state)
 static int own_state(struct dune_vcpu *cpu, const struct clone_args_raw *args,
                      struct cpu_state *state)
 {
-    __builtin_memcpy(&state->regs, &cpu->run->s.regs.regs, sizeof(state->regs));
-    /* KVM steps over the instruction that exited only when that vCPU runs again. */
-    if (cpu->run->exit_reason == KVM_EXIT_IO)
-        state->regs.rip += IO_OUT_IMM8;
+    struct kvm_regs regs;
+    long error = dune_sys3(__NR_ioctl, cpu->fd, KVM_GET_REGS, &regs);
+
+    if (error)
+        return (int)error;
+    __builtin_memcpy(&state->regs, &regs, sizeof(state->regs));
+    __builtin_memcpy(&state->synced, &cpu->run->s.regs.regs, sizeof(state->synced));
     dune_vcpu_get_bases(cpu, &state->fs_base, &state->gs_base);
-    state->ring = 0;
     if (args->flags & CLONE_SETTLS)
         state->fs_base = args->tls;
     return dune_vcpu_get_fpu(cpu, xsave_area(cpu));
@@ -293,7 +314,7 @@ static long clone_fork(struct dune_vcpu *cpu, const struct clone_args_raw *args)
 
     if (own_state(cpu, args, &state))
         return -ENOMEM;
-    before = dune_signals_block(cpu, &guest);
+    before = block_signals(cpu, &guest);
     /* No other thread may be in the middle of changing what the child gets a copy of. */
     dune_lock(&vault->mm_lock);
     dune_lock(&cpu->sighand->lock);
@@ -305,7 +326,7 @@ static long clone_fork(struct dune_vcpu *cpu, const struct clone_args_raw *args)
     dune_unlock(&vault->mm_lock);
     if (pid == 0)
         rebuild(cpu, &state);
-    dune_signals_restore(pid == 0 ? guest : before);
+    set_mask(pid == 0 ? guest : before);
     if (pid != 0 || !args->stack)
         return pid;
     dune_get_context(cpu, &context);
@@ -390,7 +411,7 @@ long dune_do_exit(struct dune_vcpu *cpu, struct dune_call *call)
 {
     uint64_t guest;
 
-    dune_signals_block(cpu, &guest);
+    block_signals(cpu, &guest);
     dune_robust_release(cpu);
     pass_on_signal(cpu);
     /* Taken again only once this thread's number is gone; a vfork child's parent gives its own. */
@@ -404,7 +425,7 @@ long dune_do_exit_group(struct dune_vcpu *cpu, struct dune_call *call)
 {
     uint64_t guest;
 
-    dune_signals_block(cpu, &guest);
+    block_signals(cpu, &guest);
     dune_robust_release(cpu);
     for (;;)
         dune_sys1(__NR_exit_group, call->arg[0]);
@@ -416,15 +437,4 @@ long dune_do_set_tid_address(struct dune_vcpu *cpu, struct dune_call *call)
         return dune_refuse(cpu, call, "an argument lies in the vault", -EFAULT);
     cpu->clear_tid = call->arg[0];
     return dune_forward_raw(cpu, call->nr, call->arg);
-}
-
-long dune_again(struct dune_vcpu *cpu, const struct dune_call *call)
-{
-    struct dune_context context;
-
-    dune_get_context(cpu, &context);
-    context.tf.rip -= 2; /* SYSCALL's length */
-    context.tf.rax = call->nr;
-    dune_set_context(cpu, &context);
-    return DUNE_NO_RESULT;
 }
