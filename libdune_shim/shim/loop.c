@@ -2,6 +2,8 @@
 #include "shim/image.h"
 #include "shim/pagetable.h"
 #include "shim/policy.h"
+#include "shim/ring0.h"
+#include "shim/signal.h"
 #include "shim/sys.h"
 
 #include <stdarg.h>
@@ -154,6 +156,7 @@ static void leave(struct dune_vcpu *cpu)
     else
         __asm__ volatile("fxrstor64 %0" : : "m"(*(const char *)xsave));
     dune_vcpu_give(cpu);
+    dune_signals_leave(cpu);
     dune_host_resume(&regs);
 }
 
@@ -163,12 +166,20 @@ static bool own_call(struct dune_vcpu *cpu)
     struct dune_regs *regs = regs_of(cpu);
     struct dune_context context;
 
-    if (regs->rax != DUNE_CALL_LEAVE && regs->rax != DUNE_CALL_USER)
-        return false;
     if (cpu->vault->flags & DUNE_SEALED)
         return false;
     if (regs->rax == DUNE_CALL_LEAVE)
         leave(cpu);
+    if (cpu->mode == 0 && (regs->rax == DUNE_CALL_WINDOW || regs->rax == DUNE_CALL_EXITS)) {
+        if (regs->rax == DUNE_CALL_WINDOW)
+            regs->rax = (uint64_t)(int64_t)dune_window_open(cpu->vault, regs->rdi);
+        else
+            regs->rax = dune_count_exits(cpu->vault);
+        cpu->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+        return true;
+    }
+    if (regs->rax != DUNE_CALL_USER)
+        return false;
     dune_get_context(cpu, &context);
     context.tf.rax = 0;
     context.tf.cs = DUNE_USER_CS;
@@ -191,7 +202,8 @@ static void forward_frame(struct dune_vcpu *cpu)
     regs->rcx = tf->rip;
     regs->r11 = tf->rflags;
     cpu->mode = tf->cs & 3;
-    dune_call_dispatch(cpu);
+    if (!own_call(cpu))
+        dune_call_dispatch(cpu);
     if (cpu->attention & DUNE_ATTENTION_FULL) {
         *tf = cpu->tf;
         cpu->attention &= (uint8_t)~DUNE_ATTENTION_FULL;
@@ -319,6 +331,7 @@ int dune_thread_enter(struct dune_vault *vault, const struct dune_entering *ente
     open_ahead(cpu, entering->regs.rsp);
     cpu->hooks = vault->syscall_handler != NULL;
     cpu->where = DUNE_AT_INTERRUPT;
+    dune_signals_enter(cpu);
     dune_host_enter(cpu);
 }
 

@@ -335,7 +335,8 @@ void dune_host_signal(int number, void *information, void *ucontext)
     struct dune_vcpu *cpu = dune_this_vcpu();
     siginfo_t *info = information;
 
-    if ((uint64_t)cpu - (vault->base + DUNE_BLOCKS_AT) >= DUNE_SCRATCH_AT - DUNE_BLOCKS_AT) {
+    if ((uint64_t)cpu - (vault->base + DUNE_BLOCKS_AT) >= DUNE_SCRATCH_AT - DUNE_BLOCKS_AT ||
+        cpu->state == DUNE_VCPU_LEFT) { /* on its way out, see dune_signals_leave() */
         act_outside(vault, number, info, frame);
         return;
     }

@@ -25,7 +25,8 @@ extern const char dune_touch_begin[], dune_touch_end[], dune_touch_fixup[];
 
 /* A thread enters the guest: its alternate stack becomes the guest's, and the host has none. */
 void dune_signals_enter(struct dune_vcpu *cpu);
-/* It leaves: what is recorded goes back to the kernel, the alternate stack too. */
+/* It leaves, and has given its vCPU back: what is recorded goes to the kernel again, and as that of
+ * a thread outside acts at once. The alternate stack is the host's again, too. */
 void dune_signals_leave(struct dune_vcpu *cpu);
 /* The last one left (open mode): the program's handlers go back to the kernel. */
 void dune_signals_end(struct dune_vault *vault);
