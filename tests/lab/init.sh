@@ -87,6 +87,7 @@ port() {
         if [ "$(cat "$one/name")" = "$1" ]; then echo "/dev/${one##*/}"; fi
     done
 }
+chroot /guest /sbin/ldconfig # a package's script would have
 say "the command starts"
 chroot /guest /bin/bash /run.sh >"$(port lab.output)" 2>&1 </dev/null
 status=$?

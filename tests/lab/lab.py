@@ -41,7 +41,7 @@ ROOT = HERE.parents[1]
 # Not for the guest: what only builders and checkers use.
 LEFT_OUT = (
     r"^\.git$", r"^\.hypothesis", r"^\.mypy_cache", r"^\.ruff_cache",
-    r"^build/(san|core|hosted|cffi)",
+    r"^build/(san|core|hosted|cffi|dune/(shim|lib))",
     r"^\.venv/lib/[^/]*/site-packages/(mypy|mypyc|pip|setuptools|ruff)", r"^\.venv/bin/ruff",
     r"__pycache__",
 )  # fmt: skip

@@ -1,0 +1,185 @@
+"""CPython's own tests in ring 3: each case fails, passes or is skipped as it does outside.
+
+`python3 -m test` of Debian's libpython3.11-testsuite runs twice on the same guest, as it is and
+under dune-sandbox, and its JUnit reports are compared case by case. Cases that depend on how fast
+the machine is are given another chance, on both sides. What differs must be in DIFFERENT.
+
+IX_CPYTHON=all (`make lab-dune`) runs ALL, which takes half an hour; otherwise QUICK alone runs.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.dune import kit
+
+PYTHON = "/usr/bin/python3"
+TIMEOUT_S = 1800.0
+# Seconds outside, in the lab: 6, 5, 5, 7, 4, 2, 5, 9, 5.
+QUICK = ("re", "struct", "array", "hashlib", "select", "mmap", "ctypes", "os", "zlib")
+# 16, 39, 18, 23, 52, 55.
+SLOW = ("json", "socket", "selectors", "threading", "subprocess", "signal")
+ALL = (*QUICK, *SLOW)
+CHOSEN = ALL if os.environ.get("IX_CPYTHON") == "all" else QUICK
+AGAIN = 2
+SHOWN = 40
+STARTS = 9
+MOST_START_RATIO = 3.0
+
+POLICY = """
+paths any
+exec sandboxed
+fork yes
+network yes
+signal yes
+ipc yes
+admin yes
+log {log}
+"""
+
+# What may differ, by the case's name (or its beginning), and why.
+DIFFERENT: dict[str, str] = {}
+
+
+@dataclass
+class Report:
+    """What a run of `python3 -m test` found. cases: name to passed, failed or skipped."""
+
+    cases: dict[str, str]
+    text: dict[str, str]  # why, of those that failed
+    seconds: float
+    result: kit.Result
+    refused: str = ""
+
+    def counts(self) -> str:
+        outcomes = list(self.cases.values())
+        return ", ".join(f"{outcomes.count(one)} {one}" for one in dict.fromkeys(sorted(outcomes)))
+
+
+def cpython(place: Path, sandboxed: bool, *options: str) -> Report:
+    """Runs `python3 -m test OPTIONS`."""
+    xml, log = place / "report.xml", place / "refused"
+    for old in (xml, log):
+        old.unlink(missing_ok=True)
+    # Not where the test that runs this looks for its own files.
+    work = place / "work"
+    work.mkdir(exist_ok=True)
+    argv = [PYTHON, "-m", "test", "--junit-xml", str(xml), "--tempdir", str(work), *options]
+    began = time.monotonic()
+    if sandboxed:
+        result = kit.run_sandbox(place, POLICY.format(log=log), *argv, timeout=TIMEOUT_S, cwd=work)
+    else:
+        result = kit.run(argv, TIMEOUT_S, cwd=work)
+    seconds = time.monotonic() - began
+    cases, text = parse(xml)
+    refused = log.read_text(errors="replace") if log.exists() else ""
+    return Report(cases, text, seconds, result, refused)
+
+
+def parse(xml: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The outcome of each case, and why some failed."""
+    cases: dict[str, str] = {}
+    text: dict[str, str] = {}
+    if not xml.exists():
+        return cases, text
+    for case in ET.parse(xml).iter("testcase"):
+        name = case.get("name", "")
+        wrong = [part for part in case if part.tag in ("failure", "error")]
+        if wrong:
+            cases[name] = "failed"
+            text[name] = (wrong[0].text or "").strip()
+        elif case.find("skipped") is not None:
+            cases.setdefault(name, "skipped")
+        else:
+            cases.setdefault(name, "passed")
+    return cases, text
+
+
+def compare(bare: Report, sandboxed: Report) -> list[str]:
+    """Names of the cases that don't end alike."""
+    names = bare.cases.keys() | sandboxed.cases.keys()
+    return sorted(name for name in names if bare.cases.get(name) != sandboxed.cases.get(name))
+
+
+def again(place: Path, module: str, names: Collection[str]) -> list[str]:
+    """Of these cases, those that still differ when run alone, on both sides."""
+    matches = place / "matches"
+    matches.write_text("".join(f"{name}\n" for name in names))
+    options = ("--matchfile", str(matches), module)
+    outside = cpython(place, False, *options)
+    return compare(outside, cpython(place, True, *options))
+
+
+def declared(name: str) -> str | None:
+    """Why a case may differ."""
+    return next((why for known, why in DIFFERENT.items() if name.startswith(known)), None)
+
+
+@pytest.mark.timeout(3 * TIMEOUT_S)
+@pytest.mark.parametrize("subject", CHOSEN)
+def test_cpython_cases_end_as_outside(
+    subject: str, tmp_path: Path, note: Callable[[str], None]
+) -> None:
+    module = f"test_{subject}"
+    bare = cpython(tmp_path, False, module)
+    assert bare.cases, f"outside, nothing ran: {bare.result}"
+    sandboxed = cpython(tmp_path, True, module)
+    note(
+        f"{bare.counts()}; {bare.seconds:.0f} s outside, {sandboxed.seconds:.0f} s in ring 3 "
+        f"({sandboxed.seconds / bare.seconds:.1f}x)"
+    )
+    if not sandboxed.cases:
+        pytest.fail(f"in ring 3 it gave no report: {sandboxed.result}\n{sandboxed.refused[-2000:]}")
+    different = compare(bare, sandboxed)
+    for name in list(different):
+        if why := declared(name):
+            note(f"declared: {name}: {why}")
+            different.remove(name)
+    for _ in range(AGAIN if different else 0):
+        still = again(tmp_path, module, different)
+        for name in set(different) - set(still):
+            note(f"only at the first try: {name}: {bare.cases.get(name)} outside")
+        different = [name for name in different if name in still]
+        if not different:
+            break
+    if different:
+        pytest.fail(explain(different, bare, sandboxed), pytrace=False)
+
+
+def explain(different: list[str], bare: Report, sandboxed: Report) -> str:
+    """The cases that differ, and what is known about each."""
+    parts = [f"{len(different)} cases differ"]
+    for name in different[:SHOWN]:
+        before, after = bare.cases.get(name, "not run"), sandboxed.cases.get(name, "not run")
+        parts.append(f"{name}: {before} outside, {after} in ring 3")
+        parts.append(sandboxed.text.get(name, "")[-1500:])
+    parts.append(f"refused calls:\n{sandboxed.refused[-3000:]}")
+    parts.append(f"the end of its output:\n{sandboxed.result.stdout[-1500:]}")
+    return "\n".join(parts)
+
+
+def test_cpython_starts_in_ring_3_in_at_most_three_times(
+    tmp_path: Path, note: Callable[[str], None]
+) -> None:
+    """The median of a few, both ways in turn."""
+    argv = [PYTHON, "-c", "pass"]
+    outside, inside = [], []
+    for _ in range(STARTS):
+        began = time.monotonic()
+        kit.run(argv).expect()
+        between = time.monotonic()
+        kit.run_sandbox(tmp_path, "permissive", *argv).expect()
+        outside.append(between - began)
+        inside.append(time.monotonic() - between)
+    bare_s, dune_s = statistics.median(outside), statistics.median(inside)
+    ratio = dune_s / bare_s
+    note(f"python3 -c pass: {bare_s:.3f} s outside, {dune_s:.3f} s in ring 3: {ratio:.2f}x")
+    assert ratio <= MOST_START_RATIO
