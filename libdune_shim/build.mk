@@ -24,7 +24,7 @@ DUNE_TESTS := $(DUNE_TEST_C:tests/dune/c/%.c=$(B)/tests/dune/%)
 DUNE_BENCHES := $(DUNE_BENCH_C:%.c=$(B)/%)
 DUNE_SO := ixnet/libdune.so
 
-dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_TESTS) $(DUNE_BENCHES) $(if $(SANDBOX_C),$(D)/dune-sandbox)
+dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_TESTS) $(DUNE_BENCHES) $(B)/dune-sandbox
 
 $(D)/gen/stamp: libdune_shim/syscalls.toml libdune_shim/gen_syscalls.py
 	$(call say,GEN )
@@ -78,7 +78,7 @@ $(DUNE_SO): $(DUNE_LIB_OBJ) $(D)/sources.list
 		-Wl,--version-script=$(D)/libdune.map -Wl,--no-undefined -lpthread
 
 # Static, so that nothing of the untrusted program's world is needed to start it.
-$(D)/dune-sandbox: $(SANDBOX_OBJ) $(D)/libdune.a $(D)/sources.list
+$(B)/dune-sandbox: $(SANDBOX_OBJ) $(D)/libdune.a $(D)/sources.list
 	$(call say,LD  )
 	$(Q)$(CC) -static-pie -o $@ $(filter %.o,$^) $(D)/libdune.a -lpthread
 

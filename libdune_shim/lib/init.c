@@ -195,7 +195,7 @@ static int find_sizes(struct dune_vault *vault)
 }
 
 /* The shim's descriptors lie above what ring 3 can have. */
-static int find_descriptors(struct dune_vault *vault)
+static int find_descriptors(struct dune_vault *vault, const struct dune_policy *policy)
 {
     struct rlimit limit, wanted;
     int fd;
@@ -203,6 +203,8 @@ static int find_descriptors(struct dune_vault *vault)
     getrlimit(RLIMIT_NOFILE, &limit);
     vault->nofile[0] = limit.rlim_cur;
     vault->nofile[1] = limit.rlim_max;
+    if (policy != NULL && policy->nofile[1] != 0)
+        memcpy(vault->nofile, policy->nofile, sizeof(vault->nofile));
     wanted = (struct rlimit){limit.rlim_max, limit.rlim_max};
     if (limit.rlim_max < FD_TOP) {
         wanted = (struct rlimit){FD_TOP, FD_TOP};
@@ -339,7 +341,7 @@ int dune_init(const struct dune_config *config)
     if (error == 0)
         error = open_kvm(vault);
     if (error == 0)
-        error = find_descriptors(vault);
+        error = find_descriptors(vault, asked->policy);
     if (error == 0)
         error = find_cpuid(vault, asked->physical_bits);
     if (error == 0)

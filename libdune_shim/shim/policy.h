@@ -34,6 +34,7 @@ struct dune_policy {
     uint32_t log_fd;     /* where refused calls are logged; the shim moves it up; ~0: nowhere */
     uint64_t memory_bytes; /* of address space (RLIMIT_AS); 0: no limit */
     struct dune_rule rule[DUNE_POLICY_RULES];
+    uint64_t nofile[2];  /* RLIMIT_NOFILE as ring 3 is to see it, soft and hard; 0, 0: as it is */
     char self[DUNE_POLICY_PATH];     /* what ring 3 sees as /proc/self/exe; "": the truth */
     char sandbox[DUNE_POLICY_PATH];  /* execve(P, ...) becomes execve(this, this, "--inherit", FD,
                                       * "--", P, ...); "": P itself, outside of Dune */
