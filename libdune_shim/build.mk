@@ -4,7 +4,8 @@
 D := $(B)/dune
 SHIM_C := $(wildcard libdune_shim/shim/*.c)
 SHIM_S := $(wildcard libdune_shim/shim/*.S)
-DUNE_LIB_C := $(wildcard libdune_shim/lib/*.c) libdune_shim/shim/pagetable.c
+DUNE_LIB_C := $(wildcard libdune_shim/lib/*.c) libdune_shim/shim/pagetable.c \
+	libdune_shim/shim/pagewalk.c
 DUNE_LIB_S := $(wildcard libdune_shim/lib/*.S)
 SANDBOX_C := $(wildcard libdune_shim/sandbox/*.c)
 SANDBOX_S := $(wildcard libdune_shim/sandbox/*.S)

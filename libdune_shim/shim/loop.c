@@ -1,4 +1,5 @@
 /* The loop around KVM_RUN, one a thread: what made the guest exit, and who takes care of it. */
+#include "shim/fault.h"
 #include "shim/image.h"
 #include "shim/pagetable.h"
 #include "shim/policy.h"
@@ -281,6 +282,8 @@ void dune_loop(struct dune_vcpu *cpu)
     for (;;) {
         long result;
 
+        if (cpu->step.fast != NULL)
+            dune_step_check(cpu);
         dune_deliver(cpu);
         result = dune_sys3(__NR_ioctl, cpu->fd, KVM_RUN, 0);
         cpu->counts.exits++;

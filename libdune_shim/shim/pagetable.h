@@ -26,6 +26,8 @@
 
 #include "shim/shim.h"
 
+#pragma GCC visibility push(hidden)
+
 /* The first address that Linux gives to nobody: its window ends a page early. */
 #define DUNE_USER_END 0x7ffffffff000ull
 
@@ -52,6 +54,7 @@ struct dune_tables {
     uint64_t pcids[4096 / 64]; /* in use */
     struct dune_changing changing[DUNE_CHANGING]; /* under vault->mm_lock */
     uint64_t changes;                             /* calls that ended; under vault->mm_lock */
+    int32_t maps_fd, maps_pid; /* vma.c's: /proc/self/maps of that process; under vault->mm_lock */
 };
 
 static inline struct dune_tables *dune_tables(const struct dune_vault *vault)
@@ -161,5 +164,7 @@ static inline bool dune_is_vault_table(const struct dune_vault *vault, uint64_t 
 {
     return (entry & DUNE_ENTRY_ADDRESS) == dune_tables(vault)->vault_directory;
 }
+
+#pragma GCC visibility pop
 
 #endif

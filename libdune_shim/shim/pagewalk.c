@@ -12,7 +12,7 @@ static uint64_t address_of(const struct dune_vault *vault, uint64_t gpa, uint64_
     for (unsigned i = 0; i < vault->n_windows; i++) {
         const struct dune_window *window = &vault->window[i];
 
-        if (window->used && gpa - window->gpa < DUNE_WINDOW)
+        if (gpa - window->gpa < DUNE_WINDOW)
             return window->address + (gpa - window->gpa);
     }
     return 0;

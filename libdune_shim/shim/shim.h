@@ -69,6 +69,20 @@ struct dune_regs { /* struct kvm_regs' order */
     uint64_t rip, rflags;
 };
 
+/* step.c: an instruction that touches memory which Linux doesn't map runs alone, on page tables with
+ * nothing in them. */
+struct dune_step {
+    struct dune_root *fast; /* the page tables to go back to; NULL: no step under way */
+    uint64_t rip;           /* the instruction's */
+    uint64_t address;       /* what it touched last */
+    uint32_t flags;         /* RFLAGS.TF as ring 3 had it */
+    uint32_t go;            /* bool: the step goes on with the next KVM_RUN */
+    uint32_t opcode;        /* its first byte behind the prefixes */
+    uint32_t stuck;         /* how often KVM refused what Linux allows */
+    uint32_t shim_stuck;    /* the same of the shim's own instruction at shim_rip */
+    uint64_t shim_rip;
+};
+
 enum dune_vcpu_state {
     DUNE_VCPU_NONE = 0, /* no KVM vCPU yet */
     DUNE_VCPU_FREE,     /* made, and to be had */
@@ -115,6 +129,7 @@ struct dune_vcpu {
     uint64_t altstack[3]; /* stack_t as the kernel has it: sp, flags, size */
     uint8_t probed[128];  /* siginfo_t of what dune_touch() met, see signal.h */
     uint64_t clear_tid;   /* set_tid_address */
+    struct dune_step step;
 
     struct dune_counts counts;
     uint64_t fork_scratch[8]; /* thread.c's own */
