@@ -77,6 +77,9 @@
 /* System calls of libdune's own, which Linux never had. Open only. */
 #define DUNE_CALL_LEAVE 0xd000 /* this thread becomes an ordinary one */
 #define DUNE_CALL_USER 0xd001  /* ring 0: goes on in ring 3 */
+#define DUNE_CALL_RETURN 0xd002 /* ring 3: ends dune_run_user(); RDI: its result */
+#define DUNE_CALL_WINDOW 0xd003 /* ring 0: opens the window of the address in RDI */
+#define DUNE_CALL_EXITS 0xd004 /* ring 0: KVM's own count of all exits */
 
 /* struct dune_vcpu as the stubs see it (checked in vcpu.c). */
 #define DUNE_VCPU_MODE 0x00      /* u8: the ring whose system call or code is under way, 3 or 0 */

@@ -100,7 +100,9 @@ call_ring0:
     call *%rax
     add $DUNE_TF_RIP, %rsp
 
-/* Becomes the frame that RSP points into (at its RIP). RSP doesn't change until IRETQ. */
+/* Becomes the frame that RSP points into (at its RIP). RSP doesn't change until IRETQ. Ring 0's own
+ * code comes here too, to go on in ring 3 (dune_run_user()). */
+LABEL(dune_stub_become):
 return_frame:
     mov DUNE_TF_CS - DUNE_TF_RIP(%rsp), %eax
     and $3, %al

@@ -2,16 +2,13 @@
 #ifndef DUNE_TRAP_H
 #define DUNE_TRAP_H
 
-/* The system call with which ring 3 ends dune_run_user(); RDI: the result. */
-#define DUNE_CALL_RETURN 0xd002
-
 /* Words of dune_vcpu.user_return: where dune_run_user() goes on, in ring 0. */
-#define DUNE_RETURN_RSP 0    /* 0: it is not running */
-#define DUNE_RETURN_RIP 1
+#define DUNE_RETURN_RSP    0 /* 0: it is not running */
+#define DUNE_RETURN_RIP    1
 #define DUNE_RETURN_RESULT 2
 #define DUNE_RETURN_ENDING 3 /* bool: a handler called dune_end_user() */
-#define DUNE_RETURN_STACK 4  /* cpu->stack_top before */
-#define DUNE_RETURN_HOOKS 5  /* cpu->hooks before */
+#define DUNE_RETURN_STACK  4 /* cpu->stack_top before */
+#define DUNE_RETURN_HOOKS  5 /* cpu->hooks before */
 
 #define DUNE_RETURN_FLAGS 0x2 /* RFLAGS in ring 0: interrupts off, as everywhere in this guest */
 
