@@ -356,7 +356,7 @@ int dune_init(const struct dune_config *config)
         vault_open = (int (*)(struct dune_vault *))(base + DUNE_IMAGE(vault)->vault_open);
         error = vault_open(vault);
         if (error != 0)
-            dune_fail(error, "KVM makes no VM: %s", strerror(-error));
+            dune_fail(error, "no VM, or no procfs at /proc: %s", strerror(-error));
     }
     if (error != 0) {
         munmap((void *)(base - GIB), 3 * GIB);

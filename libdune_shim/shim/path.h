@@ -25,6 +25,8 @@
 
 #define DUNE_PATH_MAX 4096
 
+#pragma GCC visibility push(hidden) /* no GOT in the image */
+
 /* For dune_path_resolve(), besides AT_SYMLINK_NOFOLLOW and AT_EMPTY_PATH of the kernel. */
 #define DUNE_PATH_PARENT 0x01000000u /* the directory of the last component, and its name */
 #define DUNE_PATH_META 0x02000000u   /* only to look at it or change its inode: no danger in it */
@@ -41,7 +43,8 @@ struct dune_resolved {
     uint32_t mode;    /* st_mode; PARENT: the directory's */
     uint32_t links;   /* st_nlink */
     uint32_t major, minor;   /* of a device file */
-    uint64_t device, inode;
+    uint64_t device, inode;  /* st_dev (major << 32 | minor), st_ino */
+    bool mount_root;         /* a mount shows it here: its name isn't its file system's */
     char *name;       /* its canonical name (PARENT: the last component's), in scratch; NULL: not
                        * asked for; no leading '/': it has none (a pipe, a socket) */
     uint32_t name_bytes;     /* of it, without the NUL */
@@ -97,5 +100,7 @@ uint32_t dune_policy_access(const struct dune_policy *policy, const char *name, 
 bool dune_policy_below(const struct dune_policy *policy, const char *name, uint32_t bytes);
 /* 0, or -EPERM (logged as `call`) when the policy denies one of these DUNE_CLASS_*. */
 long dune_policy_class(struct dune_vcpu *cpu, const struct dune_call *call, uint32_t classes);
+
+#pragma GCC visibility pop
 
 #endif

@@ -4,6 +4,7 @@
  * upward, so that a CPU with few physical bits has room. Windows stay for the VM's lifetime. */
 #include "shim/image.h"
 #include "shim/pagetable.h"
+#include "shim/path.h"
 #include "shim/sys.h"
 
 #define ADDRESS_BITS 47
@@ -128,8 +129,10 @@ int dune_vm_create(struct dune_vault *vault)
 /* For libdune: the VM, and the first root. */
 int dune_vault_open(struct dune_vault *vault)
 {
-    int error = dune_vm_create(vault);
+    int error = dune_path_init(vault); /* -ENOENT: procfs isn't mounted at /proc */
 
+    if (error == 0)
+        error = dune_vm_create(vault);
     if (error != 0)
         return error;
     vault->root = dune_root_create(vault);
