@@ -248,7 +248,7 @@ static bool is_between(uint64_t rip, const char *first, const char *last)
 
 static bool is_touching(const struct dune_sigframe *frame)
 {
-    return is_between(frame->rip, dune_touch_begin, dune_touch_end - 1);
+    return frame->rip >= (uint64_t)dune_touch_begin && frame->rip < (uint64_t)dune_touch_end;
 }
 
 static bool read_word(struct dune_vcpu *cpu, uint64_t from, uint64_t *word)
@@ -316,6 +316,11 @@ static bool is_own_fault(int number, const siginfo_t *info)
 
 static void record(struct dune_vcpu *cpu, const siginfo_t *info, struct dune_sigframe *frame)
 {
+    if (cpu->pending.recorded) { /* something unblocked too early: one at a time */
+        send_to_self(info);
+        frame->mask = ALL_SIGNALS;
+        return;
+    }
     cpu->pending.mask = frame->mask;
     cpu->pending.blocked = waited_mask(cpu, frame);
     __builtin_memcpy(cpu->pending.info, info, sizeof(cpu->pending.info));

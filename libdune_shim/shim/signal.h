@@ -9,8 +9,12 @@
 
 #include "shim/shim.h"
 
+#if __STDC_HOSTED__ /* tests */
+#include <signal.h>
+#else
 #include <asm/siginfo.h>
 #include <asm/signal.h>
+#endif
 
 /* stack_t's flags. */
 #define DUNE_SS_ONSTACK    1u
