@@ -137,7 +137,7 @@ long dune_check_call(struct dune_vcpu *cpu, const struct dune_call *call,
 long dune_check_range(struct dune_vcpu *cpu, const struct dune_call *call, uint64_t address,
                       uint64_t bytes)
 {
-    if (address == 0 || dune_range_is_free(cpu->vault, address, bytes))
+    if (dune_range_is_free(cpu->vault, address, bytes))
         return 0;
     return dune_refuse(cpu, call, "a pointer into the vault", -EFAULT);
 }
@@ -179,8 +179,9 @@ void dune_call_dispatch(struct dune_vcpu *cpu)
 {
     struct kvm_regs *regs = &cpu->run->s.regs.regs;
     /* The kernel takes the number from 32 bits. */
-    struct dune_call call = {.nr = (uint32_t)regs->rax,
-                             .arg = {regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9}};
+    struct dune_call call = {
+        .nr = (uint32_t)regs->rax,
+        .arg = {regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9}};
     uint64_t nr = call.nr;
     long result;
 
@@ -226,7 +227,7 @@ int dune_copy_in(struct dune_vcpu *cpu, void *to, uint64_t from, uint64_t bytes)
 int dune_copy_out(struct dune_vcpu *cpu, uint64_t to, const void *from, uint64_t bytes)
 {
     return transfer(cpu, __NR_process_vm_writev, (void *)from, to, bytes) == (long)bytes ? 0
-                                                                                       : -EFAULT;
+                                                                                         : -EFAULT;
 }
 
 /* In pieces that don't cross a page: behind the string's end there may be nothing. */

@@ -14,7 +14,7 @@ enum dune_call_action {
     DUNE_CALL_EMULATE,
 };
 
-#define DUNE_CALL_OPEN 1u     /* denied only where the process is sealed */
+#define DUNE_CALL_OPEN     1u /* denied only where the process is sealed */
 #define DUNE_CALL_MAKES_FD 2u /* its result is a descriptor */
 
 enum dune_arg_kind {
@@ -53,17 +53,17 @@ struct dune_arg_rule {
 
 struct dune_call_rule {
     uint8_t action;
-    uint8_t classes; /* DUNE_CLASS_* */
-    uint8_t flags;   /* DUNE_CALL_OPEN, ... */
-    uint8_t error;   /* denied: the errno */
+    uint8_t classes;    /* DUNE_CLASS_* */
+    uint8_t flags;      /* DUNE_CALL_OPEN, ... */
+    uint8_t error;      /* denied: the errno */
     uint16_t name, why; /* offsets in dune_call_texts */
     struct dune_arg_rule arg[6];
 };
 
 /* What is to be done with a call. */
 struct dune_verdict {
-    uint32_t action;  /* DUNE_CALL_ALLOW, DUNE_CALL_EMULATE; else it is refused */
-    uint32_t quiet;   /* bool: refused, but nothing to be told: the kernel might say the same */
+    uint32_t action; /* DUNE_CALL_ALLOW, DUNE_CALL_EMULATE; else it is refused */
+    uint32_t quiet;  /* bool: refused, but nothing to be told: the kernel might say the same */
     const char *why;
     const struct dune_call_rule *rule; /* NULL: no such number */
 };
@@ -81,7 +81,7 @@ long dune_emulate(struct dune_vcpu *cpu, struct dune_call *call);
 long dune_check_call(struct dune_vcpu *cpu, const struct dune_call *call,
                      struct dune_verdict *verdict);
 
-/* nested_iov.c, for nested*.c: an iovec array is copied to scratch and every piece checked. *copy
+/* nested.c, for nested*.c: an iovec array is copied to scratch and every piece checked. *copy
  * is it (NULL for n 0). 0 or -EINVAL, -EFAULT, -ENOMEM. */
 struct dune_iovec {
     uint64_t base, bytes;
@@ -89,7 +89,7 @@ struct dune_iovec {
 long dune_copy_iov(struct dune_vcpu *cpu, const struct dune_call *call, uint64_t from, uint64_t n,
                    struct dune_iovec **copy);
 
-/* dune_refuse() with EFAULT unless the range is ring 3's own; null passes. */
+/* dune_refuse() with EFAULT unless ring 3 may name the range. */
 long dune_check_range(struct dune_vcpu *cpu, const struct dune_call *call, uint64_t address,
                       uint64_t bytes);
 
