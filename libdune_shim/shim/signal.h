@@ -16,6 +16,8 @@
 #include <asm/signal.h>
 #endif
 
+#pragma GCC visibility push(hidden)
+
 /* stack_t's flags. */
 #define DUNE_SS_ONSTACK    1u
 #define DUNE_SS_DISABLE    2u
@@ -77,5 +79,7 @@ int dune_frame_restore(struct dune_vcpu *cpu, struct dune_context *context, uint
 long dune_altstack_set(struct dune_vcpu *cpu, const uint64_t stack[3], uint64_t sp);
 /* And what it tells. */
 void dune_altstack_get(const struct dune_vcpu *cpu, uint64_t stack[3], uint64_t sp);
+
+#pragma GCC visibility pop
 
 #endif
