@@ -45,6 +45,9 @@ admin yes
 log {log}
 """
 
+# Not run, on neither side: they don't fail where the kernel has no UDP-Lite (Linux 7 has none), but
+# end the whole run.
+LEFT_OUT = ("*UDPLITE*",)
 # What may differ, by the case's name (or its beginning), and why.
 DIFFERENT: dict[str, str] = {}
 
@@ -72,7 +75,8 @@ def cpython(place: Path, sandboxed: bool, *options: str) -> Report:
     # Not where the test that runs this looks for its own files.
     work = place / "work"
     work.mkdir(exist_ok=True)
-    argv = [PYTHON, "-m", "test", "--junit-xml", str(xml), "--tempdir", str(work), *options]
+    argv = [PYTHON, "-m", "test", "--junit-xml", str(xml), "--tempdir", str(work)]
+    argv += [word for pattern in LEFT_OUT for word in ("--ignore", pattern)] + list(options)
     began = time.monotonic()
     if sandboxed:
         result = kit.run_sandbox(place, POLICY.format(log=log), *argv, timeout=TIMEOUT_S, cwd=work)
