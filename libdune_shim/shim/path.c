@@ -184,7 +184,7 @@ static long check(struct dune_vcpu *cpu, const struct dune_call *call,
 /* What ring 3 finds at /proc/self/exe is the program that it is, not the one that started it; and
  * the shim's descriptors aren't in /proc/self/fd. Only when the path itself says so: a symbolic
  * link to there may still tell. */
-static long redirect(struct dune_vcpu *cpu, struct dune_lookup *lookup)
+long dune_path_redirect(struct dune_vcpu *cpu, struct dune_lookup *lookup)
 {
     const char *last = lookup->path, *self = cpu->vault->policy->self, *parent;
     bool number, exe;
@@ -257,7 +257,7 @@ long dune_path_object(struct dune_vcpu *cpu, const struct dune_call *call,
     __builtin_memset(out, 0, sizeof(*out));
     out->fd = -1;
     actual.dirfd = directory_of(cpu, lookup);
-    error = redirect(cpu, &actual);
+    error = dune_path_redirect(cpu, &actual);
     return error != 0 ? error : find(cpu, call, &actual, out);
 }
 

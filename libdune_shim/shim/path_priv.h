@@ -44,6 +44,10 @@ long dune_path_object(struct dune_vcpu *cpu, const struct dune_call *call,
 long dune_path_parent(struct dune_vcpu *cpu, const struct dune_call *call,
                       const struct dune_lookup *lookup, struct dune_resolved *out);
 
+/* lookup->path becomes policy->self where it says /proc/self/exe; -ENOENT for one of the shim's
+ * descriptors in /proc/self/fd. */
+long dune_path_redirect(struct dune_vcpu *cpu, struct dune_lookup *lookup);
+
 /* Cuts a path in two, in place: the last component (with the slashes behind it) is returned, the
  * rest is *parent. "/" alone is its own last component. */
 char *dune_path_split(char *path, const char **parent);
@@ -87,6 +91,12 @@ long dune_proc_self(struct dune_vcpu *cpu, char text[16]);
 
 uint32_t dune_text_bytes(const char *text); /* without the NUL */
 int64_t dune_path_number(const char *text); /* of digits alone, at most ten; else -1 */
+
+/* Forwards with these arguments, then closes the object's descriptor. */
+long dune_path_act(struct dune_vcpu *cpu, struct dune_resolved *object, uint64_t nr, uint64_t a,
+                   uint64_t b, uint64_t c, uint64_t d, uint64_t e);
+/* "" in scratch; 0: used up */
+uint64_t dune_path_empty(struct dune_vcpu *cpu);
 
 /* A path that was copied in (or is the shim's), in scratch. */
 long dune_path_copy(struct dune_vcpu *cpu, uint64_t path, uint32_t flags, char **copy);
