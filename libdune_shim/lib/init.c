@@ -410,7 +410,7 @@ int dune_enter_ring(int ring, const struct dune_regs *regs)
     void *xsave = (void *)(((uint64_t)room + 63) & ~(uint64_t)63);
     struct dune_entering entering = {.regs = *regs, .ring = (uint32_t)ring, .xsave = xsave};
     int (*enter)(struct dune_vault *, const struct dune_entering *);
-    int error;
+    int error, kept = errno;
 
     if (vault == NULL)
         return dune_fail(-EINVAL, "dune_init() comes first");
@@ -434,6 +434,7 @@ int dune_enter_ring(int ring, const struct dune_regs *regs)
     save_fpu(vault, xsave);
     enter = (int (*)(struct dune_vault *, const struct dune_entering *))(
         vault->base + DUNE_IMAGE(vault)->thread_enter);
+    errno = kept;
     error = enter(vault, &entering);
     return dune_fail(error, "KVM makes no vCPU: %s", strerror(-error));
 }
