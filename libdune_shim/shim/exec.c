@@ -302,12 +302,26 @@ static char *scratch_number(struct dune_vcpu *cpu, uint32_t value)
     return at;
 }
 
+/* The limit of descriptors for the new program; this process's is higher, for the shim's. */
+static void program_limit(const struct dune_vault *vault, uint64_t limit[2])
+{
+    limit[0] = vault->nofile[0];
+    limit[1] = vault->nofile[1];
+    if (vault->fd_hard < limit[1] && vault->fd_hard < (uint32_t)vault->first_fd)
+        limit[1] = vault->fd_hard;
+    if (vault->fd_soft < (uint32_t)vault->first_fd)
+        limit[0] = vault->fd_soft;
+    if (limit[0] > limit[1])
+        limit[0] = limit[1];
+}
+
 /* The policy in a sealed memfd that survives exec, and so does the log. */
 static long open_policy(struct exec *exec)
 {
     const struct dune_policy *policy = exec->cpu->vault->policy;
     char *name = scratch_string(exec->cpu, "policy");
     long fd, result;
+    uint64_t limit[2];
 
     if (!name)
         return -ENOMEM;
@@ -316,11 +330,14 @@ static long open_policy(struct exec *exec)
     if (fd < 0)
         return fd;
     exec->policy_fd = (int)fd;
+    program_limit(exec->cpu->vault, limit);
     result = dune_sys3(__NR_write, fd, policy, sizeof(*policy));
-    if (result == sizeof(*policy))
+    if (result == sizeof(*policy) &&
+        dune_sys4(__NR_pwrite64, fd, limit, sizeof(limit),
+                  __builtin_offsetof(struct dune_policy, nofile)) == sizeof(limit))
         result = dune_sys3(__NR_fcntl, fd, F_ADD_SEALS, ALL_SEALS);
     else
-        result = result < 0 ? result : -ENOSPC;
+        result = -ENOSPC;
     if (result == 0)
         result = dune_sys3(__NR_fcntl, fd, F_SETFD, 0);
     if (result == 0 && policy->log_fd != ~0u)
@@ -382,15 +399,17 @@ static long outside(struct exec *exec, uint64_t arg[6])
     return arg[1] ? 0 : -EACCES;
 }
 
-/* The program's own limit of descriptors; the process's is higher, for the shim's. */
+/* Outside of Dune the soft limit is as it should be. A sandbox needs what there is, and hears what
+ * its program may have. */
 static void lower_limit(struct dune_vcpu *cpu, uint64_t before[2])
 {
-    const struct dune_vault *vault = cpu->vault;
     uint64_t limit[2];
 
     dune_sys4(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, before);
-    limit[0] = vault->fd_soft < (uint32_t)vault->first_fd ? vault->fd_soft : vault->nofile[0];
-    limit[1] = before[1];
+    if (cpu->vault->policy->sandbox[0])
+        return;
+    program_limit(cpu->vault, limit);
+    limit[1] = before[1]; /* lowered, it could not be raised again if the call fails */
     dune_sys4(__NR_prlimit64, 0, RLIMIT_NOFILE, limit, 0);
 }
 
