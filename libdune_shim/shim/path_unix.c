@@ -15,7 +15,6 @@
 #define ADDRESS_MAX 128 /* struct sockaddr_storage */
 #define UNIX_PATH 108
 
-#define SENDTO_ADDRESS 4
 
 long dune_do_socket(struct dune_vcpu *cpu, struct dune_call *call)
 {
@@ -137,11 +136,4 @@ long dune_do_connect(struct dune_vcpu *cpu, struct dune_call *call)
     if (open_to_all(cpu))
         return dune_forward_raw(cpu, call->nr, call->arg);
     return with_address(cpu, call, 1, false);
-}
-
-long dune_do_sendto(struct dune_vcpu *cpu, struct dune_call *call)
-{
-    if (call->arg[SENDTO_ADDRESS] == 0 || open_to_all(cpu))
-        return dune_forward_raw(cpu, call->nr, call->arg);
-    return with_address(cpu, call, SENDTO_ADDRESS, false);
 }
