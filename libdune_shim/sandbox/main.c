@@ -155,9 +155,10 @@ static void complete_policy(bool inherited)
     memcpy(made->self, program.path, sizeof made->self);
     if (inherited)
         return;
-    if (!policy.exec_outside && readlink("/proc/self/exe", made->sandbox,
-                                         sizeof made->sandbox - 1) <= 0)
-        sandbox_fail(SANDBOX_FAILED, "where dune-sandbox lies can't be told (is /proc mounted?)");
+    /* This name can't be given to another file, as dune-sandbox's own can by who may write there:
+     * it leads to what this process runs, which nobody can write while it runs. */
+    if (!policy.exec_outside)
+        strcpy(made->sandbox, "/proc/self/exe");
     if (policy.log_none)
         return;
     if (policy.log_file[0]) {
@@ -241,8 +242,8 @@ static void run(const struct options *options)
 
     if (error)
         sandbox_fail(SANDBOX_FAILED, "%s", dune_error());
-    if (policy.policy.log_fd != SANDBOX_LOG_NONE && !options->inherit)
-        close((int)policy.policy.log_fd); /* the shim has its own */
+    if (policy.policy.log_fd != SANDBOX_LOG_NONE)
+        close((int)policy.policy.log_fd); /* the shim has a copy of its own */
     if (program.interpreter_fd >= 0)
         entry = program.interpreter_base + program.interpreter.entry;
     limit_memory();

@@ -1,0 +1,243 @@
+"""Every way out of ring 3 that the protection of the vault speaks of, tried from ring 3.
+
+tests/dune/c/escape.c runs under dune-sandbox and tries; this looks at it from outside. Before the
+attempts it fills pages of the vault with a secret, through /proc/PID/mem, and remembers all of the
+vault that never changes (the shim's text, tables, the policy, the descriptors); afterwards all of
+that must be as before. The attempts find the secret's complement on their standard input, so that
+they notice if they have read the secret.
+
+All of it with the vault's protection key and without.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import select
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.dune import kit
+
+ESCAPE = kit.PROGRAMS / "escape"
+FATAL_H = Path(__file__).parent / "c/escape/fatal.h"
+GROUPS = ("direct", "pointers", "mappings", "files", "descriptors", "calls", "signals", "threads")
+FATAL = re.findall(r'^    \{ "([\w-]+)", fatal_', FATAL_H.read_text(), re.M)
+# In the vault (shim/layout.h): what never changes once ring 3 runs, and where the secret goes.
+IMAGE = (0, 0x100000)
+POLICY_AND_CPUID = (0x1E0000, 0x20000)
+STUBS = (0x10000000, 0x1000)
+GDT = (0x10002E00, 0x38)
+IDT = (0x10003000, 0x1000)
+SECRET, SECRET_BYTES = 0x4000000, 65536
+TIDS = SECRET + SECRET_BYTES
+SCRATCH = 0x20000000
+GIB = 1 << 30
+TIMEOUT_S = 120.0
+
+
+@dataclass
+class Escapee:
+    """One process in ring 3, and the view of it from outside."""
+
+    process: subprocess.Popen[bytes]
+    vault: int
+    descriptors: dict[int, str]
+    secret: bytes
+    before: dict[str, bytes]
+
+    def memory(self, offset: int, length: int) -> bytes:
+        with open(f"/proc/{self.process.pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(self.vault + offset)
+            return memory.read(length)
+
+    def put(self, offset: int, data: bytes) -> None:
+        with open(f"/proc/{self.process.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(self.vault + offset)
+            assert memory.write(data) == len(data)
+
+    def constant(self) -> dict[str, bytes]:
+        places = {
+            "the shim's image": IMAGE,
+            "the policy": POLICY_AND_CPUID,
+            "the entry stubs": STUBS,
+            "the GDT": GDT,
+            "the IDT": IDT,
+            "the secret": (SECRET, SECRET_BYTES),
+            "the thread numbers": (TIDS, 4096),
+        }
+        return {name: self.memory(*place) for name, place in places.items()}
+
+    def prepare(self) -> None:
+        """Fills in the secret and lets the attempts begin."""
+        self.put(SECRET, self.secret * (SECRET_BYTES // 8))
+        base = self.process.pid
+        self.put(TIDS, b"".join((base + n).to_bytes(4, "little") for n in range(1024)))
+        self.before = self.constant()
+        words = [
+            self.vault,
+            self.vault + SECRET,
+            self.vault + SCRATCH,
+            self.vault + TIDS,
+            base,
+            ~int.from_bytes(self.secret, "little") & (2**64 - 1),
+            min(self.descriptors),
+        ]
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join(f"{word:x}" for word in words).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def check_untouched(self) -> None:
+        """The vault and the shim's descriptors are as before."""
+        changed = [name for name, was in self.constant().items() if was != self.before[name]]
+        assert not changed, f"changed in the vault: {changed}"
+        now = high_descriptors(self.process.pid)
+        lost = {fd: link for fd, link in self.descriptors.items() if now.get(fd) != link}
+        assert not lost, f"descriptors of the shim are gone: {lost}"
+
+
+def high_descriptors(pid: int) -> dict[int, str]:
+    """The shim's: they lie above all that ring 3 has."""
+    place = Path(f"/proc/{pid}/fd")
+    return {int(fd.name): os.readlink(fd) for fd in place.iterdir() if int(fd.name) >= 256}
+
+
+def find_vault(pid: int) -> int:
+    """The shim's image: one MiB of executable memory at the beginning of a GiB."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        found = re.match(r"(\w+)-(\w+) r-xp 0+ 00:00 0\s*$", line)
+        if found:
+            start, end = (int(word, 16) for word in found.groups())
+            if start % GIB == 0 and end - start == 1 << 20:
+                return start
+    raise AssertionError(f"process {pid} has no vault")
+
+
+def read_lines(process: subprocess.Popen[bytes], last: str, timeout: float) -> list[str]:
+    """What it prints, up to the line that begins with `last`, or to its end."""
+    assert process.stdout is not None
+    end, text = time.monotonic() + timeout, b""
+    while not any(line.startswith(last) for line in text.decode(errors="replace").splitlines()):
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            raise AssertionError(f"nothing more in {timeout} s:\n{text.decode(errors='replace')}")
+        more = os.read(process.stdout.fileno(), 65536)
+        if not more:
+            break
+        text += more
+    return text.decode(errors="replace").splitlines()
+
+
+@contextmanager
+def escapee(pkey: bool, *words: str) -> Iterator[Escapee]:
+    """The program in ring 3, at its first question."""
+    options = [] if pkey else ["--no-pkey"]
+    process = subprocess.Popen(
+        [kit.SANDBOX, *options, "permissive", "--", ESCAPE, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert read_lines(process, "ready", TIMEOUT_S) == ["ready"], process.communicate()
+        made = Escapee(
+            process,
+            find_vault(process.pid),
+            high_descriptors(process.pid),
+            secrets.token_bytes(8),
+            {},
+        )
+        made.prepare()
+        yield made
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def key_of(pid: int, address: int) -> int:
+    """The protection key of the mapping that holds address."""
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        found = re.match(r"(\w+)-(\w+) ", line)
+        if found and not line.startswith("ProtectionKey"):
+            inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif inside and line.startswith("ProtectionKey:"):
+            return int(line.split()[1])
+    return 0
+
+
+def cpu_has_keys() -> bool:
+    return " ospke" in Path("/proc/cpuinfo").read_text()
+
+
+def keep(name: str, lines: list[str]) -> None:
+    """The whole table, for the closing report."""
+    print("\n".join(lines))
+    if out := os.environ.get("IX_LAB_OUT"):
+        (Path(out) / f"escape-{name}.tsv").write_text("\n".join(lines) + "\n")
+
+
+PKEY = pytest.mark.parametrize("pkey", [True, False], ids=["pkey", "no-pkey"])
+
+
+@PKEY
+def test_vault_is_under_a_key_where_the_cpu_has_them(pkey: bool) -> None:
+    with escapee(pkey, "direct") as one:
+        read_lines(one.process, "done", TIMEOUT_S)
+        key = key_of(one.process.pid, one.vault + SECRET)
+        assert (key != 0) == (pkey and cpu_has_keys())
+        assert (key_of(one.process.pid, one.vault) != 0) == (key != 0)
+
+
+@PKEY
+@pytest.mark.parametrize("group", [*GROUPS, "races"])
+def test_ring3_tries_to_escape_and_is_refused(
+    group: str, pkey: bool, note: Callable[[str], None]
+) -> None:
+    with escapee(pkey, group) as one:
+        lines = read_lines(one.process, "done", TIMEOUT_S)
+        if one.process.poll() is None:
+            one.check_untouched()
+        said = [line.split("\t") for line in lines if "\t" in line]
+        keep(f"{group}-{'pkey' if pkey else 'nopkey'}", lines)
+        broken = [" ".join(words[1:]) for words in said if words[0] != "refused"]
+        assert not broken, "went through:\n" + "\n".join(broken)
+        assert lines[-1].startswith("done"), f"it ended early, after:\n{lines[-3:]}"
+        assert lines[-1] == f"done {len(said)} 0" or group == "calls", lines[-1]
+        assert one.process.stdin is not None
+        one.process.stdin.write(b"\n")
+        one.process.stdin.flush()
+        assert one.process.wait(TIMEOUT_S) == 0
+    outcomes = Counter(words[3].split(",")[0].split(" ")[0] for words in said)
+    note(
+        f"{len(said)} attempts refused: {', '.join(f'{n} {what}' for what, n in outcomes.items())}"
+    )
+
+
+@PKEY
+@pytest.mark.parametrize("name", FATAL)
+def test_ring3_is_ended_by_a_fault_it_can_not_handle(name: str, pkey: bool) -> None:
+    with escapee(pkey, "fatal", name) as one:
+        out, err = one.process.communicate(timeout=TIMEOUT_S)
+        assert one.process.returncode == -signal.SIGSEGV, (out, err)
+
+
+@pytest.mark.parametrize(
+    ("group", "least"),
+    [("direct", 40), ("mappings", 20), ("files", 60), ("signals", 5), ("races", 4)],
+)
+def test_attempts_are_real_outside_of_the_sandbox(group: str, least: int) -> None:
+    """Against a range of its own memory, outside, many of the same attempts go through."""
+    done = kit.run([ESCAPE, "--bare", group], timeout=TIMEOUT_S)
+    broken = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]
+    assert len(broken) >= least, done
