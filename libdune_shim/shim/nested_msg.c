@@ -13,9 +13,10 @@
 #include <asm/errno.h>
 #include <linux/uio.h>
 
-#define ADDRESS_MAX 128         /* struct sockaddr_storage */
-#define CONTROL_MAX (64 * 1024) /* no more than half the scratch; Linux's own default is 128 KiB \
-                                 */
+#define ADDRESS_MAX 128 /* struct sockaddr_storage */
+#define CONTROL_MAX \
+    (64 * 1024) /* no more than half the scratch; Linux's own default is 128 KiB \
+                 */
 
 #define LEVEL_SOCKET   1 /* SOL_SOCKET */
 #define LEVEL_RDS      276
@@ -51,14 +52,17 @@ static long copy_address(struct dune_vcpu *cpu, const struct dune_call *call, ui
                          uint64_t bytes, void **to, int *fd)
 {
     uint8_t address[ADDRESS_MAX];
+    uint16_t family = 0;
 
     *fd = -1;
     *to = NULL;
-    /* Without sockets of its own, a process may still have pairs: these need no address. */
-    if (cpu->vault->policy->denied & DUNE_CLASS_NET)
-        return dune_refuse(cpu, call, "the policy denies to send to an address", -EPERM);
     if (dune_copy_in(cpu, address, from, bytes) != 0)
         return -EFAULT;
+    if (bytes >= sizeof(family))
+        __builtin_memcpy(&family, address, sizeof(family));
+    /* AF_UNSPEC means to connect to nobody; but UDP takes such an address for its own. */
+    if (family == 0 && (cpu->vault->policy->denied & DUNE_CLASS_NET))
+        return dune_refuse(cpu, call, "the policy denies to send to such an address", -EPERM);
     return dune_path_sockaddr(cpu, call, address, bytes, false, to, fd);
 }
 
