@@ -13,13 +13,15 @@
 /* stub.S: the stretches that are begun again after an interruption. */
 extern const char dune_stub_start[], dune_stub_user_check[], dune_stub_user_end[],
     dune_stub_ring0_check[], dune_stub_ring0_borrowed[], dune_stub_ring0_end[],
-    dune_stub_frame_check[], dune_stub_frame_end[];
+    dune_stub_frame_check[], dune_stub_frame_end[], dune_stub_copy[];
 extern void dune_host_resume(const struct dune_regs *regs) __attribute__((noreturn));
 extern void dune_host_enter(struct dune_vcpu *cpu) __attribute__((noreturn));
 #pragma GCC visibility pop
 
 #define KVM_EXIT_MEMORY_FAULT_NR 39 /* Linux 6.8 */
 #define SIG_SETMASK 2
+
+static void say(const char *format, ...);
 
 static struct dune_regs *regs_of(struct dune_vcpu *cpu)
 {
@@ -249,6 +251,9 @@ static void handle_port(struct dune_vcpu *cpu)
         break;
     case DUNE_PORT_PANIC:
         cpu->where = DUNE_AT_TRAP;
+        if (cpu->trap->rip == (uint64_t)dune_block(cpu) + offset_of(dune_stub_copy))
+            say("dune: ring 0's stack can't take an exception: rip %x rsp %x", cpu->saved[0],
+                cpu->saved[1]);
         dune_panic(cpu, "an exception in the shim", cpu->trap->vector);
     default: /* ring 0's own code, which may do as it likes */
         cpu->where = DUNE_IN_SHIM;

@@ -148,17 +148,20 @@ exception:
     mov CPU(DUNE_VCPU_STACK_TOP), %rdi
     testb $3, DUNE_TF_CS(%rsp)
     jnz 1f
-    mov DUNE_TF_RIP(%rsp), %rax
-    lea dune_stub_start(%rip), %rdi
+    mov DUNE_TF_RIP(%rsp), %rdi
+    lea dune_stub_start(%rip), %rax
     xor %rdi, %rax
     shr $DUNE_WINDOW_SHIFT, %rax
     jz panic /* the vault's own code is at fault; copying may well be what it failed at */
+    mov %rdi, CPU(DUNE_VCPU_SAVED) /* for the panic's words then */
     mov DUNE_TF_RSP(%rsp), %rdi
+    mov %rdi, CPU(DUNE_VCPU_SAVED + 8)
     sub $128, %rdi
     and $-16, %rdi
 1:  sub $(DUNE_TF_BYTES + 8), %rdi
     mov %rdi, %rax
     mov $(DUNE_TF_BYTES / 8), %ecx
+LABEL(dune_stub_copy):
     rep movsq
     mov %rax, %rsp
     mov CPU(DUNE_VCPU_TRAP), %rax
