@@ -53,7 +53,7 @@ $(D)/sources.list: FORCE
 $(D)/shim.elf: libdune_shim/shim/image.ld $(SHIM_OBJ) $(D)/shim/gen.o $(D)/sources.list
 	$(call say,LD  )
 	$(Q)ld -pie --no-dynamic-linker -z text -z noexecstack --no-undefined -T libdune_shim/shim/image.ld \
-		-o $@ $(filter %.o,$^)
+		-o $@ $(filter %.o,$^) $(DUNE_EXTRA)
 
 $(D)/shim.bin: $(D)/shim.elf
 	$(call say,BIN )

@@ -300,6 +300,32 @@ static void fill_vault(struct dune_vault *vault, const struct dune_config *confi
     vault->host_restorer = vault->base + image->restorer;
 }
 
+/* Ring 3's address space is limited with what the vault takes added. The hard limit stays, so that a
+ * sandbox within can make room for a vault of its own; ring 3 can't change either. */
+static int limit_memory(const struct dune_policy *policy)
+{
+    struct rlimit limit;
+
+    if (policy == NULL || policy->memory_bytes == 0)
+        return 0;
+    getrlimit(RLIMIT_AS, &limit);
+    limit.rlim_cur = policy->memory_bytes + 3 * GIB;
+    if (limit.rlim_cur > limit.rlim_max)
+        limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_AS, &limit) != 0)
+        return dune_fail(-errno, "the limit of memory: %s", strerror(errno));
+    return 0;
+}
+
+static void unlimit_memory(void)
+{
+    struct rlimit limit;
+
+    getrlimit(RLIMIT_AS, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_AS, &limit);
+}
+
 static int open_kvm(struct dune_vault *vault)
 {
     vault->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -332,7 +358,12 @@ int dune_init(const struct dune_config *config)
     uint64_t base = 0;
     int error = check_start(asked);
 
-    if (error != 0 || (error = reserve(&base)) != 0)
+    if (error != 0)
+        return error;
+    if (asked->policy != NULL && asked->policy->memory_bytes != 0)
+        unlimit_memory();
+    error = reserve(&base);
+    if (error != 0)
         return error;
     vault = (struct dune_vault *)(base + DUNE_VAULT_AT);
     vault->base = base;
@@ -358,6 +389,8 @@ int dune_init(const struct dune_config *config)
         if (error != 0)
             dune_fail(error, "no VM, or no procfs at /proc: %s", strerror(-error));
     }
+    if (error == 0)
+        error = limit_memory(asked->policy);
     if (error != 0) {
         munmap((void *)(base - GIB), 3 * GIB);
         return error;
