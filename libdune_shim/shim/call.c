@@ -219,15 +219,36 @@ static long transfer(struct dune_vcpu *cpu, long nr, void *own, uint64_t other, 
     return done;
 }
 
+/* A stack that may have to grow: copies don't make it do so, but what the kernel itself reads does. Nothing
+ * comes of this read, for 99 is no way to change a signal mask. */
+static bool grown(const struct dune_vcpu *cpu, uint64_t other, uint64_t bytes)
+{
+    if (!dune_range_is_free(cpu->vault, other, bytes))
+        return false;
+    for (uint64_t at = other & ~7ull; at < other + bytes; at = (at | (DUNE_PAGE - 1)) + 1)
+        if (dune_sys4(__NR_rt_sigprocmask, 99, at, 0, DUNE_KERNEL_SIGSET_BYTES) == -EFAULT)
+            return false;
+    return true;
+}
+
 int dune_copy_in(struct dune_vcpu *cpu, void *to, uint64_t from, uint64_t bytes)
 {
+    if (transfer(cpu, __NR_process_vm_readv, to, from, bytes) == (long)bytes)
+        return 0;
+    if (!grown(cpu, from, bytes))
+        return -EFAULT;
     return transfer(cpu, __NR_process_vm_readv, to, from, bytes) == (long)bytes ? 0 : -EFAULT;
 }
 
 int dune_copy_out(struct dune_vcpu *cpu, uint64_t to, const void *from, uint64_t bytes)
 {
-    return transfer(cpu, __NR_process_vm_writev, (void *)from, to, bytes) == (long)bytes ? 0
-                                                                                         : -EFAULT;
+    void *own = (void *)from;
+
+    if (transfer(cpu, __NR_process_vm_writev, own, to, bytes) == (long)bytes)
+        return 0;
+    if (!grown(cpu, to, bytes))
+        return -EFAULT;
+    return transfer(cpu, __NR_process_vm_writev, own, to, bytes) == (long)bytes ? 0 : -EFAULT;
 }
 
 /* In pieces that don't cross a page: behind the string's end there may be nothing. */

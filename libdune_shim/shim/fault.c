@@ -62,9 +62,22 @@ int dune_fault_may_fetch(struct dune_vcpu *cpu, uint64_t address)
     return vma.flags & DUNE_VMA_EXEC ? 0 : -EACCES;
 }
 
+/* As the CPU would: is there a page, or only a mapping? */
+static bool has_page(struct dune_vcpu *cpu, uint64_t address)
+{
+    uint64_t page = address & ~(uint64_t)(DUNE_PAGE - 1);
+    struct dune_vma vma;
+    uint8_t resident = 0;
+
+    return dune_vma_at(cpu->vault, address, &vma) == 0 && vma.flags &&
+           dune_sys3(__NR_mincore, page, DUNE_PAGE, &resident) == 0 && (resident & 1);
+}
+
 void dune_fault_no_fetch(struct dune_vcpu *cpu, struct dune_tf *tf)
 {
-    tf->error |= DUNE_FAULT_PRESENT; /* which it is by all odds: someone wrote there */
+    tf->error &= ~(uint64_t)DUNE_FAULT_PRESENT;
+    if (has_page(cpu, tf->cr2))
+        tf->error |= DUNE_FAULT_PRESENT;
     dune_force_signal(cpu, SIGSEGV, SEGV_ACCERR, tf->cr2, tf);
 }
 
@@ -165,7 +178,7 @@ static void no_address(struct dune_vcpu *cpu, struct dune_tf *tf)
     if ((tf->error & DUNE_FAULT_FETCH) && vsyscall(cpu, tf))
         return;
     tf->error &= ~(uint64_t)DUNE_FAULT_PRESENT;
-    if (tf->cr2 > DUNE_USER_END) /* Linux doesn't tell about its own half */
+    if (tf->cr2 >= DUNE_USER_END) /* Linux doesn't tell about its own half */
         tf->error |= DUNE_FAULT_PRESENT;
     dune_force_signal(cpu, SIGSEGV, SEGV_MAPERR, tf->cr2, tf);
 }

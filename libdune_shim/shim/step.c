@@ -22,6 +22,7 @@
 #define STUCK_MAX           8
 #define RED_ZONE_AND_FRAMES 2048 /* what an exception in ring 0 uses of the interrupted stack */
 
+#define NOWHERE          (~0ull)
 #define PAGE_OF(address) ((address) & ~(uint64_t)(DUNE_PAGE - 1))
 
 /* touch.S */
@@ -99,7 +100,7 @@ static void add_page(struct dune_vcpu *cpu, uint64_t va, uint64_t source, uint32
         dune_panic(cpu, "no page tables left", (uint64_t)-error);
 }
 
-/* Where va leads in the page tables in use; 0: the program forbids it to be used so. */
+/* Where va leads in the page tables in use; NOWHERE: the program forbids it to be used so. */
 static uint64_t source_of(struct dune_vcpu *cpu, uint64_t va, uint64_t error)
 {
     uint64_t bytes, need = DUNE_ENTRY_PRESENT;
@@ -110,7 +111,7 @@ static uint64_t source_of(struct dune_vcpu *cpu, uint64_t va, uint64_t error)
     need |= error & DUNE_FAULT_WRITE ? DUNE_ENTRY_WRITE : 0;
     need |= error & DUNE_FAULT_USER ? DUNE_ENTRY_USER : 0;
     if ((entry & need) != need || ((error & DUNE_FAULT_FETCH) && (entry & DUNE_ENTRY_NX)))
-        return 0;
+        return NOWHERE;
     return dune_hva(cpu->vault, (entry & DUNE_ENTRY_ADDRESS & ~(bytes - 1)) + (va & (bytes - 1)));
 }
 
@@ -138,7 +139,7 @@ static bool add_ring0_stack(struct dune_vcpu *cpu)
         uint64_t source = source_of(cpu, at, DUNE_FAULT_WRITE);
         enum dune_touched result = DUNE_TOUCH_LATER;
 
-        if (source && dune_range_is_free(cpu->vault, source, DUNE_PAGE))
+        if (source != NOWHERE && dune_range_is_free(cpu->vault, source, DUNE_PAGE))
             result = dune_touch(cpu, source, true);
         else
             dune_panic(cpu, "ring 0's stack is not where a stack can be", at);
@@ -252,12 +253,12 @@ static void touched(struct dune_vcpu *cpu, struct dune_tf *tf)
 {
     bool fetch = tf->error & DUNE_FAULT_FETCH, write = tf->error & DUNE_FAULT_WRITE;
     enum dune_touched result;
-    uint64_t source = 0;
+    uint64_t source = NOWHERE;
     int may_fetch = 0;
 
     if (dune_range_is_free(cpu->vault, tf->cr2, 1) && tf->cr2 < DUNE_USER_END)
         source = source_of(cpu, tf->cr2, tf->error);
-    if (!source) { /* a fault by the page tables in use, too: there it is the program's */
+    if (source == NOWHERE) { /* a fault by the page tables in use, too: there it is the program's */
         give_up(cpu, tf);
         return;
     }

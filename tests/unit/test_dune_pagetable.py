@@ -654,6 +654,9 @@ class Tables(RuleBasedStateMachine):
             there = isinstance(state, Follows) or (isinstance(state, Owned) and state.flags & READ)
             covering = [e for e in entries if e[0] < b and a < e[0] + e[2]]
             size = sum(min(b, e[0] + e[2]) - max(a, e[0]) for e in covering)
+            for entry in covering:
+                shift = state.source - a if isinstance(state, Owned) else 0
+                assert entry[1] - entry[0] == shift
             assert size == (b - a if there else 0)
             present += size
         assert present == sum(e[2] for e in entries)
