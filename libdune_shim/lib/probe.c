@@ -46,6 +46,7 @@
 #define XCR0_AVX512         0xe6u
 #define XCR0_NEEDED         0xe7u /* what code uses without asking the kernel: x87 to AVX-512 */
 #define XCR0_TILES          0x60000u
+#define XCR0_PKRU           0x200u
 #define ARCH_GET_XCOMP_PERM 0x1022
 
 #define CURE_MACHINE \
@@ -53,21 +54,25 @@
     "virtualization"
 
 /* The first that is unfit is the one that is told. */
-__attribute__((format(printf, 3, 4))) static void unfit(struct dune_report *report,
-                                                        enum dune_fitness fitness,
+__attribute__((format(printf, 4, 5))) static void unfit(struct dune_report *report,
+                                                        enum dune_fitness fitness, const char *cure,
                                                         const char *format, ...)
 {
+    char what[sizeof(report->reason)];
     va_list arguments;
 
     if (report->fitness != DUNE_FIT)
         return;
     report->fitness = fitness;
     va_start(arguments, format);
-    vsnprintf(report->reason, sizeof(report->reason), format, arguments);
+    vsnprintf(what, sizeof(what), format, arguments);
     va_end(arguments);
+    if (snprintf(report->reason, sizeof(report->reason), "%s (cure: %s)", what, cure) >=
+        (int)sizeof(report->reason))
+        memcpy(report->reason + sizeof(report->reason) - 5, "...)", 5);
 }
 
-/* ---- what KVM says of itself ----------------------------------------------------------------- */
+/* ---- what KVM says of itself --------------------------------------------------------------- */
 
 static const struct {
     int capability, least;
@@ -88,11 +93,11 @@ static void check_capabilities(struct probe *p)
     int version = ioctl(p->kvm, KVM_GET_API_VERSION, 0);
 
     if (version != KVM_API_VERSION)
-        unfit(p->report, DUNE_KVM_TOO_OLD, "/dev/kvm is not Linux's KVM (version %d): %s", version,
-              CURE_MACHINE);
+        unfit(p->report, DUNE_KVM_TOO_OLD, CURE_MACHINE, "/dev/kvm is not Linux's KVM (version %d)",
+              version);
     for (size_t i = 0; i < sizeof(required) / sizeof(required[0]); i++)
         if (ioctl(p->kvm, KVM_CHECK_EXTENSION, required[i].capability) < required[i].least)
-            unfit(p->report, DUNE_KVM_TOO_OLD, "this KVM lacks %s: use Linux 6.1 or later",
+            unfit(p->report, DUNE_KVM_TOO_OLD, "use Linux 6.1 or later", "this KVM lacks %s",
                   required[i].name);
     p->report->memory_fault_info =
         ioctl(p->kvm, KVM_CHECK_EXTENSION, PROBE_CAP_MEMORY_FAULT_INFO) > 0;
@@ -108,8 +113,8 @@ static int get_cpuid(struct probe *p)
     p->cpuid->nent = PROBE_CPUID_ENTRIES;
     if (ioctl(p->kvm, KVM_GET_SUPPORTED_CPUID, p->cpuid)) {
         p->cpuid->nent = 0;
-        unfit(p->report, DUNE_KVM_TOO_OLD, "KVM doesn't tell what CPU it offers (%s): %s",
-              strerror(errno), CURE_MACHINE);
+        unfit(p->report, DUNE_KVM_TOO_OLD, CURE_MACHINE, "KVM doesn't tell what CPU it offers (%s)",
+              strerror(errno));
     }
     return 0;
 }
@@ -157,7 +162,7 @@ static void fill_features(struct probe *p)
     if (report->physical_bits == 0)
         report->physical_bits = DEFAULT_PHYSICAL_BITS;
     report->xcr0 = (uint64_t)guest_register(p, 0xd, 0, 3) << 32 | guest_register(p, 0xd, 0, 0);
-    report->xcr0 &= report->xsave ? own_xcr0() & ~(uint64_t)XCR0_TILES : 0;
+    report->xcr0 &= report->xsave ? own_xcr0() & ~(uint64_t)(XCR0_TILES | XCR0_PKRU) : 0;
 }
 
 static void fill_names(struct dune_report *report)
@@ -171,8 +176,7 @@ static void fill_names(struct dune_report *report)
         snprintf(report->kernel, sizeof(report->kernel), "%.63s", uts.release);
 }
 
-/* ---- CPU features that this process may be using ------------------------------------------------
- */
+/* ---- CPU features that this process may be using ------------------------------------------- */
 
 /* clang-format off */
 static const struct feature {
@@ -220,24 +224,21 @@ static void check_cpuid(struct probe *p)
             used += (size_t)snprintf(names + used, sizeof(names) - used, " %s", f->name);
     }
     if (lacking != 0)
-        unfit(
-            p->report, DUNE_CPUID_MISMATCH,
-            "a guest can't have parts 0x%llx of this process's vector state: boot the host with a "
-            "CPU model that has no more than its KVM offers",
-            (unsigned long long)lacking);
+        unfit(p->report, DUNE_CPUID_MISMATCH,
+              "boot the host with a CPU model that has no more than its KVM offers",
+              "a guest can't have parts 0x%llx of this process's vector state",
+              (unsigned long long)lacking);
     if (used != 0)
         unfit(p->report, DUNE_CPUID_MISMATCH,
-              "a guest would lack%s, which this process may be using: hide them from the host, or "
-              "have its hypervisor offer them to nested guests",
-              names);
+              "hide them from the host, or have its hypervisor offer them to guests of guests",
+              "a guest would lack%s, which this process may be using", names);
     if (syscall(SYS_arch_prctl, ARCH_GET_XCOMP_PERM, &permitted) == 0 && permitted & XCR0_TILES &&
         permitted & 0x40000)
-        unfit(p->report, DUNE_CPUID_MISMATCH,
-              "this process has asked for AMX, which the guest doesn't get: don't ask for it");
+        unfit(p->report, DUNE_CPUID_MISMATCH, "don't ask for it",
+              "this process has asked for AMX, which the guest doesn't get");
 }
 
-/* ---- experiments -------------------------------------------------------------------------------
- */
+/* ---- experiments --------------------------------------------------------------------------- */
 
 static void describe(char *to, size_t bytes, enum probe_end end, const struct probe_result *r)
 {
@@ -273,8 +274,8 @@ static void check_syscall(struct probe *p)
     if (p->report->syscall_raises_privilege)
         return;
     describe(what, sizeof(what), end, &r);
-    unfit(p->report, DUNE_SYSCALL_UNSOUND, "SYSCALL from ring 3 doesn't arrive in ring 0 (%s): %s",
-          what, CURE_MACHINE);
+    unfit(p->report, DUNE_SYSCALL_UNSOUND, CURE_MACHINE,
+          "SYSCALL from ring 3 doesn't arrive in ring 0 (%s)", what);
 }
 
 /* An access by ring 3. False: it is not stopped by a page fault. *exact: error code, CR2 and the
@@ -308,14 +309,13 @@ static void check_pages(struct probe *p, bool *exact)
     p->report->supervisor_pages_closed = load && store && fetch && readonly && data && intact;
     if (p->report->supervisor_pages_closed)
         return;
-    unfit(p->report, DUNE_PAGES_UNSOUND, "ring 3 is not kept from %s: %s",
+    unfit(p->report, DUNE_PAGES_UNSOUND, CURE_MACHINE, "ring 3 is not kept from %s",
           !load       ? "reading a supervisor page"
           : !store    ? "writing a supervisor page"
           : !fetch    ? "executing a supervisor page"
           : !readonly ? "writing a read-only page"
           : !data     ? "executing a page marked as data"
-                      : "changing a supervisor page, though it faulted",
-          CURE_MACHINE);
+                      : "changing a supervisor page, though it faulted");
 }
 
 /* An exception other than a page fault, or one in ring 0. */
@@ -347,8 +347,8 @@ static void check_traps(struct probe *p, bool pages_exact)
 
     p->report->traps_sound = wrong == NULL;
     if (wrong != NULL)
-        unfit(p->report, DUNE_TRAPS_UNSOUND, "%s doesn't arrive in ring 0 as the CPU has it: %s",
-              wrong, CURE_MACHINE);
+        unfit(p->report, DUNE_TRAPS_UNSOUND, CURE_MACHINE,
+              "%s doesn't arrive in ring 0 as the CPU has it", wrong);
 }
 
 /* Ring 3 gets to the UD2 behind the piece: every instruction before it worked. */
@@ -371,12 +371,11 @@ static void check_extensions(struct probe *p)
     if (((xcr0 & XCR0_AVX) == XCR0_AVX && !gets_to(p, dune_probe_avx, dune_probe_avx_end, &r)) ||
         ((xcr0 & XCR0_AVX512) == XCR0_AVX512 &&
          !gets_to(p, dune_probe_avx512, dune_probe_avx512_end, &r)))
-        unfit(p->report, DUNE_CPUID_MISMATCH,
-              "KVM offers AVX to a guest, but it doesn't work there: %s", CURE_MACHINE);
+        unfit(p->report, DUNE_CPUID_MISMATCH, CURE_MACHINE,
+              "KVM offers AVX to a guest, but it doesn't work there");
 }
 
-/* ---- measurements -------------------------------------------------------------------------------
- */
+/* ---- measurements -------------------------------------------------------------------------- */
 
 static int compare(const void *a, const void *b)
 {
@@ -435,8 +434,8 @@ static void measure_ring0(struct probe *p)
             break;
     }
     if (!ran) {
-        unfit(p->report, DUNE_RING0_EMULATED, "a plain loop in ring 0 doesn't come to its end: %s",
-              CURE_MACHINE);
+        unfit(p->report, DUNE_RING0_EMULATED, CURE_MACHINE,
+              "a plain loop in ring 0 doesn't come to its end");
         return;
     }
     ns = full[0] > empty[0] ? full[0] - empty[0] : 1;
@@ -444,9 +443,9 @@ static void measure_ring0(struct probe *p)
     p->report->ring0_ps_per_instruction = ns * 1000 / (count * LOOP_INSTRUCTIONS);
     p->report->ring0_native = ns / SLOWDOWN <= outside;
     if (!p->report->ring0_native)
-        unfit(p->report, DUNE_RING0_EMULATED,
-              "ring 0 doesn't run natively: a loop takes %llu times what it takes outside: %s",
-              (unsigned long long)(ns / outside), CURE_MACHINE);
+        unfit(p->report, DUNE_RING0_EMULATED, CURE_MACHINE,
+              "ring 0 doesn't run natively: a loop takes %llu times what it takes outside",
+              (unsigned long long)(ns / outside));
 }
 
 static void measure_exits(struct probe *p)
@@ -504,13 +503,11 @@ static void check_nested_paging(struct probe *p)
     }
     if (told == 0)
         unfit(p->report, DUNE_NO_NESTED_PAGING,
-              "every load of CR3 exits (no EPT or NPT): load kvm_intel with ept=1 or kvm_amd with "
-              "npt=1, or %s",
-              CURE_MACHINE);
+              "load kvm_intel with ept=1, or kvm_amd with npt=1, on a CPU that has it",
+              "every load of CR3 exits (no EPT or NPT)");
 }
 
-/* ---- all of it
- * ----------------------------------------------------------------------------------- */
+/* ---- all of it ----------------------------------------------------------------------------- */
 
 static void experiment(struct probe *p)
 {
@@ -541,14 +538,16 @@ static void refuse_open(struct dune_report *report, int error)
 {
     if (error == EACCES || error == EPERM)
         unfit(report, DUNE_NO_KVM,
-              "this user may not open /dev/kvm: add the user to the group kvm (usermod -aG kvm "
-              "USER) and log in again");
+              "add the user to the group kvm (usermod -aG kvm USER) and log in again",
+              "this user may not open /dev/kvm");
     else if (error == ENOENT || error == ENODEV || error == ENXIO)
         unfit(report, DUNE_NO_KVM,
-              "there is no /dev/kvm: load the module kvm_intel or kvm_amd; if that fails, enable "
-              "virtualization in the firmware or in the hypervisor");
+              "load the module kvm_intel or kvm_amd; if that fails, enable virtualization in the "
+              "firmware or in the hypervisor",
+              "there is no /dev/kvm");
     else
-        unfit(report, DUNE_NO_KVM, "/dev/kvm can't be opened: %s", strerror(error));
+        unfit(report, DUNE_NO_KVM, "see what the error says", "/dev/kvm can't be opened: %s",
+              strerror(error));
 }
 
 int dune_probe(struct dune_report *report)
@@ -572,8 +571,8 @@ int dune_probe(struct dune_report *report)
         if (error == 0)
             experiment(&p);
         else if (error != -ENOMEM)
-            unfit(report, DUNE_KVM_TOO_OLD, "KVM refuses to make a small guest (%s): %s",
-                  strerror(-error), CURE_MACHINE);
+            unfit(report, DUNE_KVM_TOO_OLD, CURE_MACHINE, "KVM refuses to make a small guest (%s)",
+                  strerror(-error));
     }
     probe_destroy(&p);
     return error == -ENOMEM ? error : 0;

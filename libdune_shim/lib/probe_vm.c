@@ -62,7 +62,7 @@ const struct kvm_cpuid_entry2 *probe_cpuid(const struct probe *p, uint32_t leaf,
     return NULL;
 }
 
-/* ---- its memory ------------------------------------------------------------------------------ */
+/* ---- its memory ---------------------------------------------------------------------------- */
 
 static uint64_t *table(struct probe *p, uint64_t at)
 {
@@ -130,8 +130,7 @@ static int make_memory(struct probe *p)
     return ioctl(p->vm, KVM_SET_USER_MEMORY_REGION, &region) ? -errno : 0;
 }
 
-/* ---- its CPU -----------------------------------------------------------------------------------
- */
+/* ---- its CPU ------------------------------------------------------------------------------- */
 
 static struct kvm_segment segment(uint16_t selector, uint8_t type, uint8_t l)
 {
@@ -196,8 +195,7 @@ static int make_cpu(struct probe *p)
     return 0;
 }
 
-/* ---- its time limit
- * ------------------------------------------------------------------------------ */
+/* ---- its time limit ------------------------------------------------------------------------ */
 
 static int make_limit(struct probe *p)
 {
@@ -246,8 +244,7 @@ void probe_disarm(struct probe *p)
         continue;
 }
 
-/* ---- all of it
- * ----------------------------------------------------------------------------------- */
+/* ---- all of it ----------------------------------------------------------------------------- */
 
 int probe_create(struct probe *p)
 {
@@ -282,8 +279,7 @@ void probe_destroy(struct probe *p)
     free(p->cpuid);
 }
 
-/* ---- running it
- * ---------------------------------------------------------------------------------- */
+/* ---- running it ---------------------------------------------------------------------------- */
 
 /* One KVM_RUN to an exit that a port or something strange made. */
 static enum probe_end run_once(struct probe *p, struct probe_result *result)
@@ -387,8 +383,7 @@ bool probe_tick(struct probe *p)
     return run_once(p, &result) == PROBE_TICK;
 }
 
-/* ---- KVM's own counters
- * -------------------------------------------------------------------------- */
+/* ---- KVM's own counters -------------------------------------------------------------------- */
 
 int64_t probe_count_exits(const struct probe *p)
 {

@@ -81,7 +81,7 @@ static long shim_call(struct dune_ring0_call *call)
     return function(cpu, call);
 }
 
-/* ---- handlers -------------------------------------------------------------------------------- */
+/* ---- handlers ------------------------------------------------------------------------------ */
 
 int dune_set_trap_handler(unsigned vector, dune_handler handler, uint32_t flags)
 {
@@ -119,8 +119,7 @@ void dune_forward(struct dune_tf *tf)
         tf->rax = (uint64_t)(int64_t)only_ring0("dune_forward");
 }
 
-/* ---- ring 3, called from ring 0
- * ------------------------------------------------------------------ */
+/* ---- ring 3, called from ring 0 ------------------------------------------------------------ */
 
 long dune_run_user(void (*entry)(void *), void *arg, void *stack_top)
 {
@@ -170,8 +169,7 @@ void dune_end_user(long result)
     saved[DUNE_RETURN_ENDING] = 1;
 }
 
-/* ---- page tables
- * ----------------------------------------------------------------------------------- */
+/* ---- page tables --------------------------------------------------------------------------- */
 
 void dune_flush_tlb(void)
 {
@@ -362,8 +360,7 @@ int dune_switch_root(struct dune_root *root)
     return error == 0 ? 0 : dune_fail(error, "no room for page tables: %s", strerror(-error));
 }
 
-/* ---- counters
- * ---------------------------------------------------------------------------------------- */
+/* ---- counters ------------------------------------------------------------------------------ */
 
 static void add_counts(struct dune_stats *stats, const struct dune_counts *counts)
 {

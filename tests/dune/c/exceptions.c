@@ -29,8 +29,7 @@ static void make_page(void)
     page[0] = 1;
 }
 
-/* ---- each vector, in ring 3 and in ring 0 ------------------------------------------------------
- */
+/* ---- each vector, in ring 3 and in ring 0 -------------------------------------------------- */
 
 extern const char after_ud[], after_de[], after_gp[], after_pf[];
 
@@ -129,8 +128,7 @@ static void handlers(void)
     open_leave();
 }
 
-/* ---- what a handler leaves alone ---------------------------------------------------------------
- */
+/* ---- what a handler leaves alone ----------------------------------------------------------- */
 
 static bool spoils(struct dune_tf *tf)
 {
@@ -182,8 +180,7 @@ static void registers_kept(void)
     open_leave();
 }
 
-/* ---- exceptions within handlers
- * ------------------------------------------------------------------ */
+/* ---- exceptions within handlers ------------------------------------------------------------ */
 
 static bool nests(struct dune_tf *tf)
 {
@@ -227,8 +224,7 @@ static void ended_by_exception(void)
     open_leave();
 }
 
-/* ---- what nobody handles becomes a signal -------------------------------------------------------
- */
+/* ---- what nobody handles becomes a signal -------------------------------------------------- */
 
 static sigjmp_buf back;
 static volatile siginfo_t got;
@@ -354,8 +350,7 @@ static void killed(void)
     touch_bad();
 }
 
-/* ---- what can't be handled ---------------------------------------------------------------------
- */
+/* ---- what can't be handled ----------------------------------------------------------------- */
 
 /* No stack for an exception's frame: the vault's own code faults. */
 static void bad_stack(void)

@@ -26,7 +26,7 @@ static long raw_call(long nr, long a)
     return result;
 }
 
-/* ---- entering and leaving -------------------------------------------------------------------- */
+/* ---- entering and leaving ------------------------------------------------------------------ */
 
 /* Values in every register that a call keeps, and in the vector registers, over dune_enter() or
  * dune_leave(). */
@@ -152,8 +152,7 @@ static void refusals(void)
     EQUAL(dune_leave(), -EINVAL);
 }
 
-/* ---- ring 3, called from ring 0 ---------------------------------------------------------------
- */
+/* ---- ring 3, called from ring 0 ------------------------------------------------------------ */
 
 static void says_ring(void *arg)
 {
@@ -339,8 +338,7 @@ static void vectors_kept(void)
     open_leave();
 }
 
-/* ---- a ring 3 that stays ------------------------------------------------------------------------
- */
+/* ---- a ring 3 that stays ------------------------------------------------------------------- */
 
 static void user_from_ring0(void)
 {
