@@ -381,7 +381,15 @@ static long through_sandbox(struct exec *exec, uint64_t arg[6])
     arg[1] = pointer[0];
     arg[2] = (uint64_t)pointer;
     arg[4] = 0;
-    return 0;
+    if (!begins((const char *)arg[1], "/proc/"))
+        return 0;
+    /* What runs already can't be replaced, unlike a name; but it must be the true procfs. The
+     * group's leader may have ended: its "self" has no program any more. */
+    arg[0] = (uint64_t)cpu->vault->proc_fd;
+    arg[1] += 6;
+    if (begins((const char *)arg[1], "self/"))
+        arg[1] = (uint64_t)scratch_string(cpu, "thread-self/exe");
+    return arg[1] ? 0 : -ENOMEM;
 }
 
 /* For the program itself, outside of Dune. */
@@ -413,18 +421,6 @@ static void lower_limit(struct dune_vcpu *cpu, uint64_t before[2])
     dune_sys4(__NR_prlimit64, 0, RLIMIT_NOFILE, limit, 0);
 }
 
-/* Makes the call anew, always, as Linux does after -ERESTARTNOINTR: execve() knows no EINTR. */
-static long again(struct exec *exec)
-{
-    struct dune_context context;
-
-    dune_get_context(exec->cpu, &context);
-    context.tf.rip -= 2; /* SYSCALL's length */
-    context.tf.rax = exec->call->nr;
-    dune_set_context(exec->cpu, &context);
-    return DUNE_NO_RESULT;
-}
-
 /* Nothing of this thread's may outlive a call that works; all is as before when it doesn't. */
 static long replace(struct exec *exec, const uint64_t arg[6])
 {
@@ -443,7 +439,7 @@ static long replace(struct exec *exec, const uint64_t arg[6])
     dune_signals_exec(cpu, false);
     if (robust)
         dune_sys2(__NR_set_robust_list, 0, DUNE_ROBUST_HEAD_BYTES);
-    return result == DUNE_RESTART ? again(exec) : result;
+    return result;
 }
 
 static long run(struct exec *exec)

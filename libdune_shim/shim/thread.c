@@ -407,18 +407,43 @@ long dune_do_vfork(struct dune_vcpu *cpu, struct dune_call *call)
     return clone(cpu, call, &args);
 }
 
+/* This thread gives up its vCPU. True: it was the process's last, which ends with *status then: the
+ * leader's, as Linux has it. */
+static bool leave_last(struct dune_vcpu *cpu, uint64_t *status)
+{
+    struct dune_vault *vault = cpu->vault;
+    bool last = true;
+
+    cpu->fork_scratch[DUNE_THREAD_STATUS] = *status;
+    dune_lock(&vault->lock);
+    dune_vcpu_give(cpu);
+    for (uint32_t i = 0; i < vault->n_vcpus && last; i++) {
+        const struct dune_vcpu *other = vcpu_at(vault, i);
+
+        if (other->state == DUNE_VCPU_RUNS && !other->vforked)
+            last = false;
+        else if (other->state == DUNE_VCPU_LEFT && other->tid == vault->pid)
+            *status = other->fork_scratch[DUNE_THREAD_STATUS];
+    }
+    dune_unlock(&vault->lock);
+    return last;
+}
+
 long dune_do_exit(struct dune_vcpu *cpu, struct dune_call *call)
 {
-    uint64_t guest;
+    uint64_t guest, status = call->arg[0], nr = __NR_exit;
 
     block_signals(cpu, &guest);
     dune_robust_release(cpu);
     pass_on_signal(cpu);
-    /* Taken again only once this thread's number is gone; a vfork child's parent gives its own. */
-    if (!cpu->vforked)
-        dune_vcpu_give(cpu);
+    /* The block is taken again only once this thread's number is gone; a vfork child's parent gives
+     * its own. KVM has a thread of its own in the process (Linux 6.14), with which it would
+     * stay after the program's last one ended. In the open way there may be threads that never
+     * entered the guest. */
+    if (!cpu->vforked && leave_last(cpu, &status) && (cpu->vault->flags & DUNE_SEALED))
+        nr = __NR_exit_group;
     for (;;)
-        dune_sys1(__NR_exit, call->arg[0]);
+        dune_sys1(nr, nr == __NR_exit ? call->arg[0] : status);
 }
 
 long dune_do_exit_group(struct dune_vcpu *cpu, struct dune_call *call)

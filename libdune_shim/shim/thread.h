@@ -9,6 +9,8 @@
 #define DUNE_THREAD_MASK 1      /* a child's signal mask, until it starts */
 #define DUNE_THREAD_EXEC_AREA 2 /* number of the exec area it holds, from 1 */
 
+#define DUNE_THREAD_STATUS 3    /* of a thread that left: what it ended with */
+
 #define DUNE_ROBUST_HEAD_BYTES 24 /* of struct robust_list_head, the only length Linux knows */
 
 /* This thread is about to end: does what Linux does for the robust mutexes that it still holds. */
