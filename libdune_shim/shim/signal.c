@@ -28,6 +28,7 @@
 
 #define SYSCALL_BYTES     2
 #define VECTOR_PAGE_FAULT 14
+#define FLAG_TF           0x100u
 
 static bool has_handler(const struct dune_sigaction *action)
 {
@@ -452,8 +453,21 @@ static bool deliver_one(struct dune_vcpu *cpu)
     return true;
 }
 
+/* SYSRET with TF set traps before the next instruction, IRETQ behind it, as a program that steps
+ * itself expects (and Linux does likewise); in ring 0's stub the trap would hit the stub. */
+static void return_with_trap_flag(struct dune_vcpu *cpu)
+{
+    struct dune_context context;
+
+    if (cpu->where != DUNE_AT_SYSCALL || !(cpu->run->s.regs.regs.r11 & FLAG_TF))
+        return;
+    dune_get_context(cpu, &context);
+    dune_set_context(cpu, &context);
+}
+
 void dune_deliver(struct dune_vcpu *cpu)
 {
+    return_with_trap_flag(cpu);
     while (__atomic_load_n(&cpu->pending.recorded, __ATOMIC_ACQUIRE) && deliver_one(cpu))
         ;
 }
