@@ -24,8 +24,9 @@ SANDBOX_OBJ := $(SANDBOX_C:%.c=$(D)/lib/%.o) $(SANDBOX_S:%.S=$(D)/lib/%.S.o)
 DUNE_TESTS := $(DUNE_TEST_C:tests/dune/c/%.c=$(B)/tests/dune/%)
 DUNE_BENCHES := $(DUNE_BENCH_C:%.c=$(B)/%)
 DUNE_SO := ixnet/libdune.so
+DUNE_MODULE := ixnet/_dune.abi3.so
 
-dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_TESTS) $(DUNE_BENCHES) $(B)/dune-sandbox
+dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(DUNE_BENCHES) $(B)/dune-sandbox
 
 $(D)/gen/stamp: libdune_shim/syscalls.toml libdune_shim/gen_syscalls.py
 	$(call say,GEN )
@@ -77,6 +78,19 @@ $(DUNE_SO): $(DUNE_LIB_OBJ) $(D)/sources.list
 	$(Q)echo '{ global: dune_*; local: *; };' >$(D)/libdune.map
 	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) -Wl,-soname=libdune.so -Wl,-Bsymbolic \
 		-Wl,--version-script=$(D)/libdune.map -Wl,--no-undefined -lpthread
+
+# What ixnet/dune.py calls.
+$(B)/cffi/dune.stamp: libdune_shim/dune.h $(D)/libdune.a ixnet/_build_core.py Makefile
+	$(call say,GEN )
+	$(Q)$(GENERATE) --module ixnet._dune --out $(B)/cffi/_dune.c --public \
+		--defined-in $(D)/libdune.a -- libdune_shim/dune.h && touch $@
+$(B)/cffi/_dune.c: $(B)/cffi/dune.stamp
+	@:
+
+$(DUNE_MODULE): $(B)/cffi/_dune.c $(DUNE_SO)
+	$(call say,LD  )
+	$(Q)$(CC) $(MODULE_CFLAGS) -MF $(B)/cffi/_dune.d -shared -o $@ $< -Lixnet -ldune \
+		-Wl,-rpath,'$$ORIGIN'
 
 # Static, so that nothing of the untrusted program's world is needed to start it.
 $(B)/dune-sandbox: $(SANDBOX_OBJ) $(D)/libdune.a $(D)/sources.list
