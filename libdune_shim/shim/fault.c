@@ -62,22 +62,20 @@ int dune_fault_may_fetch(struct dune_vcpu *cpu, uint64_t address)
     return vma.flags & DUNE_VMA_EXEC ? 0 : -EACCES;
 }
 
-/* As the CPU would: is there a page, or only a mapping? */
-static bool has_page(struct dune_vcpu *cpu, uint64_t address)
-{
-    uint64_t page = address & ~(uint64_t)(DUNE_PAGE - 1);
-    struct dune_vma vma;
-    uint8_t resident = 0;
-
-    return dune_vma_at(cpu->vault, address, &vma) == 0 && vma.flags &&
-           dune_sys3(__NR_mincore, page, DUNE_PAGE, &resident) == 0 && (resident & 1);
-}
-
 void dune_fault_no_fetch(struct dune_vcpu *cpu, struct dune_tf *tf)
 {
+    struct dune_vma vma;
+
+    /* Linux gets the page first, as for a read, and only then meets the CPU's refusal to run it. */
     tf->error &= ~(uint64_t)DUNE_FAULT_PRESENT;
-    if (has_page(cpu, tf->cr2))
+    if (dune_vma_at(cpu->vault, tf->cr2, &vma) == 0 && vma.flags) {
+        if (dune_touch(cpu, tf->cr2, false) == DUNE_TOUCH_FAULT) {
+            cpu->pending.error |= DUNE_FAULT_FETCH;
+            dune_force_info(cpu, cpu->probed, NULL);
+            return;
+        }
         tf->error |= DUNE_FAULT_PRESENT;
+    }
     dune_force_signal(cpu, SIGSEGV, SEGV_ACCERR, tf->cr2, tf);
 }
 
@@ -188,6 +186,7 @@ static void page_fault(struct dune_vcpu *cpu, struct dune_tf *tf)
     uint64_t address = tf->cr2, entry, bytes;
     int error;
 
+    tf->error |= DUNE_FAULT_USER; /* ring 0's own faults are the process's, too */
     if (tf->error & DUNE_FAULT_RESERVED)
         dune_panic(cpu, "page tables with reserved bits", address);
     if (address >= DUNE_USER_END || !dune_range_is_free(cpu->vault, address, 1)) {
@@ -244,11 +243,15 @@ static void floating_point(struct dune_vcpu *cpu, struct dune_tf *tf)
         dune_force_signal(cpu, SIGFPE, code, tf->rip, tf);
 }
 
-/* The trap flag, INT1; a guest of ours has no breakpoint registers. */
+/* The trap flag (a POPF that clears it is still trapped) or INT1; a guest of ours has no breakpoint
+ * registers. */
 static void debug(struct dune_vcpu *cpu, const struct dune_tf *tf)
 {
-    dune_force_signal(cpu, SIGTRAP, tf->rflags & DUNE_RFLAGS_TF ? TRAP_TRACE : TRAP_BRKPT, tf->rip,
-                      tf);
+    uint8_t before = 0;
+    bool traced = tf->rflags & DUNE_RFLAGS_TF || dune_copy_in(cpu, &before, tf->rip - 1, 1) != 0 ||
+                  before != 0xf1;
+
+    dune_force_signal(cpu, SIGTRAP, traced ? TRAP_TRACE : TRAP_BRKPT, tf->rip, tf);
 }
 
 /* arch/x86's traps, by what their signals look like. */

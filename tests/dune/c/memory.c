@@ -424,5 +424,5 @@ int main(int argc, char **argv)
         {NULL, NULL},
     };
 
-    return both_main(argc, argv, cases);
+    return tell_main(argc, argv, cases);
 }

@@ -133,5 +133,5 @@ int main(int argc, char **argv)
         {"vsyscall", vsyscalls},    {NULL, NULL},
     };
 
-    return both_main(argc, argv, cases);
+    return tell_main(argc, argv, cases);
 }
