@@ -159,9 +159,9 @@ clean:
 
 # ---- building (run under the lock by the targets above) ------------------------------
 
-all: lib programs
+all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BPF_OBJ)
+lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE)
 programs: $(APPS) $(BENCHES) $(LIMITS)
 san: $(SAN_MODULE)
 
