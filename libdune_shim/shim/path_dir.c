@@ -10,6 +10,7 @@
 #ifndef RENAME_EXCHANGE
 #define RENAME_EXCHANGE 2u
 #endif
+#define RENAME_FLAGS 7u /* NOREPLACE, EXCHANGE, WHITEOUT */
 #define S_IFBLK 0060000
 #define MAY_ALL (DUNE_MAY_READ | DUNE_MAY_WRITE | DUNE_MAY_EXEC)
 
@@ -88,6 +89,8 @@ long dune_do_rmdir(struct dune_vcpu *cpu, struct dune_call *call)
 
 long dune_do_unlinkat(struct dune_vcpu *cpu, struct dune_call *call)
 {
+    if (((uint32_t)call->arg[2] & ~(uint32_t)AT_REMOVEDIR) != 0)
+        return -EINVAL;
     return make(cpu, call, call->arg[0], call->arg[1], __NR_unlinkat, call->arg + 2);
 }
 
@@ -174,6 +177,8 @@ long dune_do_renameat(struct dune_vcpu *cpu, struct dune_call *call)
 
 long dune_do_renameat2(struct dune_vcpu *cpu, struct dune_call *call)
 {
+    if (((uint32_t)call->arg[4] & ~RENAME_FLAGS) != 0)
+        return -EINVAL;
     return move(cpu, call, call->arg, call->arg + 2, call->arg[4]);
 }
 

@@ -80,7 +80,8 @@ static long create_exclusive(struct dune_vcpu *cpu, const struct dune_call *call
         return result;
     result = create_in(cpu, request, parent.fd, parent.last);
     dune_resolved_close(&parent);
-    return result;
+    /* "./" and "/" are there: O_EXCL was not asked for */
+    return result == -EEXIST && (request->flags & O_EXCL) == 0 ? -EISDIR : result;
 }
 
 /* It isn't there: makes it where the symbolic links of the last component end. -EEXIST: it has come

@@ -15,7 +15,6 @@
 #define ADDRESS_MAX 128 /* struct sockaddr_storage */
 #define UNIX_PATH 108
 
-
 long dune_do_socket(struct dune_vcpu *cpu, struct dune_call *call)
 {
     int32_t family = (int32_t)call->arg[0];
