@@ -95,9 +95,7 @@ class RunConfig:
             if self.pcap is None:
                 raise ConfigError("--snaplen records nothing by itself", "add --pcap PATH")
         if self.placement == "dune":
-            raise ConfigError(
-                "the dune placement is not in this version", "use --placement inline", errno.ENOSYS
-            )
+            raise ConfigError(_no_dune(), "use --placement inline", errno.ENOSYS)
 
     def wanted_mode(self) -> Mode | None:
         """The AF_XDP mode asked for; None lets the ladder choose."""
@@ -160,3 +158,15 @@ def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
 def _within(option: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise ConfigError(f"--{option} {value} is out of range", f"use {least} to {most}")
+
+
+def _no_dune() -> str:
+    """Why there is no dune placement; where this machine couldn't have it at all, that too."""
+    from ixnet import dune
+
+    text = "the dune placement is not in this version"
+    try:
+        report = dune.probe()
+    except IxError:
+        return text
+    return text if report.fit else f"{text}; nor is this machine fit for it: {report.reason}"

@@ -15,10 +15,13 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ixnet.control.errors import IxError
 from ixnet.control.rights import CAPABILITIES, missing_capabilities
+
+if TYPE_CHECKING:
+    from ixnet.dune import Report
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _AF_XDP = 44
@@ -140,15 +143,51 @@ def _cpu() -> Iterator[Finding]:
         yield Finding("cpu", "cores", WARN, value, cure)
     else:
         yield Finding("cpu", "cores", OK, value)
-    kvm = Path("/dev/kvm")
-    if not kvm.exists():
-        cure = "only the dune placement of a later version needs it: load kvm_intel or kvm_amd"
-        yield Finding("cpu", "KVM", INFO, "none", cure)
-    elif not os.access(kvm, os.R_OK | os.W_OK):
-        cure = "only the dune placement of a later version needs it: join the group kvm"
-        yield Finding("cpu", "KVM", INFO, "there, but not for this user", cure)
+
+
+def _dune() -> Iterator[Finding]:
+    """libdune's self-test. Nothing but the dune placement and dune-sandbox needs KVM."""
+    from ixnet import dune
+
+    try:
+        report = dune.probe()
+    except IxError as error:
+        yield Finding("dune", "KVM", WARN, error.message, error.cure)
+        return
+    yield from dune_findings(report)
+
+
+def dune_findings(report: Report) -> Iterator[Finding]:
+    """What the self-test's report says."""
+    if report.fitness is report.fitness.NO_KVM:
+        cure = f"only dune-sandbox and the dune placement need it: {report.cure}"
+        yield Finding("dune", "KVM", INFO, f"none: {report.reason}", cure)
+        return
+    if report.fit:
+        yield Finding("dune", "KVM", OK, f"fit ({report.vendor}, {report.physical_bits} bits)")
     else:
-        yield Finding("cpu", "KVM", OK, "/dev/kvm")
+        cure = f"only dune-sandbox and the dune placement need it: {report.cure}"
+        yield Finding("dune", "KVM", INFO, f"unfit: {report.reason}", cure)
+    experiments = {
+        "SYSCALL raises the privilege level": report.syscall_raises_privilege,
+        "supervisor pages are closed": report.supervisor_pages_closed,
+        "ring 0 runs natively": report.ring0_native,
+        "exceptions arrive as they should": report.traps_sound,
+    }
+    told = ", ".join(f"{name}: {'yes' if is_so else 'no'}" for name, is_so in experiments.items())
+    yield Finding("dune", "self-test", INFO, told)
+    costs = {
+        "an exit": report.exit_ns,
+        "ring 3 to ring 0 and back": report.ring_switch_ns,
+        "1,000 instructions in ring 0": report.ring0_ps_per_instruction,
+    }
+    told = ", ".join(f"{name} {_duration(ns)}" for name, ns in costs.items() if ns)
+    yield Finding("dune", "costs", INFO, told or "not measured")
+    yield Finding("dune", "guest's features", INFO, ", ".join(report.features) or "none")
+
+
+def _duration(ns: int) -> str:
+    return f"{ns} ns" if ns < 10_000 else f"{ns / 1000:.1f} us"
 
 
 def _network_settings() -> Iterator[Finding]:
@@ -300,6 +339,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _rights,
     _memory,
     _cpu,
+    _dune,
     _network_settings,
     _libraries,
     _instances,

@@ -1,4 +1,4 @@
-"""Exceptions: handlers in ring 0, signals where nobody handles them, a clear end where nobody can."""
+"""Exceptions: handlers in ring 0, signals where nobody handles them, a clear end at worst."""
 
 from __future__ import annotations
 
