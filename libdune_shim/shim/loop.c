@@ -359,10 +359,15 @@ static char *put_number(char *at, char *end, uint64_t value, uint32_t base)
     return at;
 }
 
-static void log_line(int fd, const char *format, va_list arguments)
+/* `pid` other than 0 comes first. What ring 3 gave (a path) can't make a line of its own. */
+static void log_line(int fd, uint64_t pid, const char *format, va_list arguments)
 {
     char line[512], *at = line, *end = line + sizeof(line) - 1;
 
+    if (pid != 0) {
+        at = put_number(at, end, pid, 10);
+        *at++ = ' ';
+    }
     for (; *format != 0 && at < end; format++) {
         if (*format != '%') {
             *at++ = *format;
@@ -371,7 +376,7 @@ static void log_line(int fd, const char *format, va_list arguments)
         format++;
         if (*format == 's') {
             for (const char *s = va_arg(arguments, const char *); *s != 0 && at < end; s++)
-                *at++ = *s;
+                *at++ = (uint8_t)*s < ' ' || *s == 0x7f ? '?' : *s;
         } else if (*format == 'd') {
             int64_t value = va_arg(arguments, int64_t);
 
@@ -395,7 +400,7 @@ void dune_log(struct dune_vcpu *cpu, const char *format, ...)
     if (cpu->vault->policy->log_fd == ~0u)
         return;
     va_start(arguments, format);
-    log_line((int)cpu->vault->policy->log_fd, format, arguments);
+    log_line((int)cpu->vault->policy->log_fd, (uint64_t)dune_sys0(__NR_getpid), format, arguments);
     va_end(arguments);
 }
 
@@ -404,7 +409,7 @@ static void say(const char *format, ...)
     va_list arguments;
 
     va_start(arguments, format);
-    log_line(2, format, arguments);
+    log_line(2, 0, format, arguments);
     va_end(arguments);
 }
 
