@@ -5,7 +5,7 @@ guest; on the host tests/lab/test_dune.py boots that once and shows each of thes
 
 Fixtures (kit.py says more)
     run_program(NAME, ARGS...)  runs build/tests/dune/NAME, made of tests/dune/c/NAME.c
-    sandbox(POLICY, ARGV...)    runs a program under build/dune/dune-sandbox
+    sandbox(POLICY, ARGV...)    runs a program under build/dune-sandbox
     note(TEXT)                  a line that the closing report of `make test` shows
 
 Importing a test file must work on the host too: it is done there to learn the tests' names.

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "build/tests/dune"
-SANDBOX = ROOT / "build/dune/dune-sandbox"
+SANDBOX = ROOT / "build/dune-sandbox"
 # Emulated, and nested in that: patience.
 TIMEOUT_S = 60.0
 SHOWN_CHARS = 6000
@@ -106,7 +106,7 @@ def run_program(
 
 
 def run_sandbox(place: Path, policy: str, *argv: str | Path, **more: object) -> Result:
-    """Runs a program under build/dune/dune-sandbox with this policy: the name of one that it has
+    """Runs a program under build/dune-sandbox with this policy: the name of one that it has
     (permissive, strict), or a text, which is kept in `place`. `more` is as for run(); nothing is
     expected of how it ends."""
     if not SANDBOX.exists():
