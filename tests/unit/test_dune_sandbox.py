@@ -268,30 +268,57 @@ def test_help_explains_the_policy(sanitized: Path) -> None:
         assert word in done.stdout
 
 
-def test_inherited_policy_must_be_sealed_and_needs_exec(native: Path, tmp_path: Path) -> None:
-    # struct dune_policy: six words (denied, check_paths, n_rules, log_fd, memory), rules, paths.
-    import fcntl
+HAND_DOWN = """
+#include "shim/policy.h"
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+/* hand_down SEALS SANDBOX PROGRAM ARGV...: as the shim runs what ring 3 executes. */
+int main(int argc, char **argv)
+{
+    static struct dune_policy policy = { .check_paths = 1, .n_rules = 1, .log_fd = ~0u };
+    char *list[20] = { argv[2], "--inherit", "50", "--" };
+    int fd = memfd_create("policy", MFD_ALLOW_SEALING);
 
-    size = 24 + 64 * 264 + 2 * 4096
-    rule = b"/usr".ljust(256, b"\0") + struct.pack("=II", 4, 1 | 4)
-    made = struct.pack("=IIIIQ", 0, 1, 1, 0xFFFFFFFF, 0) + rule
-    fd = os.memfd_create("policy", os.MFD_ALLOW_SEALING)
-    os.write(fd, made.ljust(size, b"\0"))
+    strcpy(policy.rule[0].path, "/usr");
+    policy.rule[0].length = 4;
+    policy.rule[0].access = DUNE_MAY_READ | DUNE_MAY_EXEC;
+    if (write(fd, &policy, sizeof policy) != sizeof policy || dup2(fd, 50) != 50)
+        return 99;
+    if (argv[1][0] == 'y')
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+    memcpy(list + 4, argv + 3, (size_t)(argc - 2) * sizeof *argv);
+    execv(argv[2], list);
+    return 98;
+}
+"""
+
+
+def test_inherited_policy_must_be_sealed_and_needs_exec(native: Path, tmp_path: Path) -> None:
+    helper = compile_program(
+        tmp_path / "hand_down", HAND_DOWN, "-D_GNU_SOURCE", f"-I{ROOT / 'libdune_shim'}"
+    )
     program = tmp_path / "mine"
     shutil.copy("/bin/true", program)
-
-    def inherit(path: str | Path) -> subprocess.CompletedProcess[str]:
-        words = ["--inherit", str(fd), "--", path, "another-name", "--version"]
-        return start(native, *words, pass_fds=[fd])
-
-    assert "no policy that was handed down" in inherit("/bin/echo").stderr
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 15)
-    done = inherit("/bin/sh")
+    done = start(helper, "no", native, "/bin/echo", "echo", "x")
+    assert done.returncode == FAILED and "no policy that was handed down" in done.stderr
+    done = start(helper, "yes", native, "/bin/sh", "another-name", "--version")
     assert done.returncode == 2 and "another-name: 0: Illegal option" in done.stderr
-    done = inherit(program)
-    assert done.returncode == NOT_EXECUTABLE
-    assert "the policy doesn't allow it" in done.stderr
-    os.close(fd)
+    done = start(helper, "yes", native, program, "mine")
+    assert done.returncode == NOT_EXECUTABLE and "the policy doesn't allow it" in done.stderr
+
+
+def test_machine_without_a_fit_kvm_is_refused_with_the_reason() -> None:
+    sandbox = ROOT / "build/dune-sandbox"
+    if not sandbox.exists():
+        pytest.fail(f"{sandbox} is not there: `make build` makes it")
+    done = start(sandbox, "permissive", "--", "/bin/echo", "ran")
+    if done.returncode == 0:
+        pytest.skip("this machine's KVM is fit for it")
+    assert done.returncode == FAILED and done.stdout == ""
+    assert done.stderr.startswith("dune-sandbox: ") and len(done.stderr) > 40, done.stderr
+    assert "KVM is unfit" in done.stderr or "/dev/kvm" in done.stderr
 
 
 # ---- ELF files ---------------------------------------------------------------------------------
