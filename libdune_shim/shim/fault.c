@@ -202,8 +202,11 @@ static void page_fault(struct dune_vcpu *cpu, struct dune_tf *tf)
     if (!entry) {
         cpu->counts.windows++;
         error = dune_fault_open(cpu, address);
-        if (error)
-            dune_panic(cpu, "no more memory slots or page tables", (uint64_t)-error);
+        if (error) { /* more GiB in use than the CPU's physical addresses, or the slots, can hold */
+            dune_log(cpu, "no window left for %x (%d)", address, (int64_t)error);
+            dune_force_signal(cpu, SIGBUS, BUS_ADRERR, address, tf);
+            return;
+        }
     }
     /* A present entry permits all but a fetch: then the fault was another vCPU's, or is over. */
     if (tf->error & DUNE_FAULT_FETCH)

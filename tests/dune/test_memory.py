@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,10 @@ SIGNALS_AND_CALLS = (
     "heap",
     "sparse",
     "hugetlb",
+    "advice",
     "write-execute",
 )
-THREADED = ("stacks", "race")
+THREADED = ("stacks", "race", "moving")
 TRAPS = ("exceptions", "aligned", "stepping")
 TOUCHES = 1000
 
@@ -37,6 +39,17 @@ def same(program: str, ring: str, case: str, env: dict[str, str] | None = None) 
 @pytest.mark.parametrize("case", SIGNALS_AND_CALLS + THREADED)
 def test_ring3_memory_is_as_outside(case: str) -> None:
     same("memory", "dune", case)
+
+
+def test_ring3_reserved_huge_pages_are_as_outside(note: Callable[[str], None]) -> None:
+    reserved = Path("/proc/sys/vm/nr_hugepages")
+    reserved.write_text("8")
+    try:
+        note(f"huge pages reserved: {reserved.read_text().strip()}")
+        same("memory", "dune", "hugetlb")
+        same("memory", "ring0", "hugetlb")
+    finally:
+        reserved.write_text("0")
 
 
 @pytest.mark.parametrize("case", ("calls", "unmapped", "write-execute"))

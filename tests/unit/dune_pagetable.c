@@ -26,12 +26,11 @@ struct api {
     int (*clear_exec)(struct dune_vault *, uint64_t, uint64_t);
 };
 
-static const struct api api = {dune_root_create,      dune_root_clone,      dune_root_free,
-                        dune_root_cr3,         dune_root_switch_cr3, dune_root_open_window,
-                        dune_root_vault_text,  dune_root_block_stub, dune_root_map,
-                        dune_root_protect,     dune_root_unmap,      dune_root_follow,
-                        dune_root_lookup,      dune_root_walk,       dune_root_set_exec,
-                        dune_root_clear_exec};
+static const struct api api = {
+    dune_root_create,     dune_root_clone,       dune_root_free,       dune_root_cr3,
+    dune_root_switch_cr3, dune_root_open_window, dune_root_vault_text, dune_root_block_stub,
+    dune_root_map,        dune_root_protect,     dune_root_unmap,      dune_root_follow,
+    dune_root_lookup,     dune_root_walk,        dune_root_set_exec,   dune_root_clear_exec};
 
 const struct api *test_api(void)
 {
@@ -55,8 +54,8 @@ void test_open(struct dune_vault *vault, uint64_t address)
 struct dune_vault *test_vault(uint32_t features)
 {
     struct dune_vault *vault = calloc(1, sizeof(*vault));
-    uint8_t *space = mmap(0, 4ul * DUNE_WINDOW, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                          -1, 0);
+    uint8_t *space =
+        mmap(0, 4ul * DUNE_WINDOW, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     vault->base = (((uint64_t)space + DUNE_WINDOW - 1) & ~(DUNE_WINDOW - 1ul)) + DUNE_WINDOW;
     vault->features = features;
@@ -83,7 +82,7 @@ uint32_t test_taken(const struct dune_vault *vault)
     uint32_t taken = vault->tables_used;
 
     for (uint32_t at = vault->tables_free; at; taken--)
-        at = (uint32_t)*(uint64_t *)(vault->base + DUNE_TABLES_AT + (at - 1) * 4096ul);
+        at = (uint32_t) * (uint64_t *)(vault->base + DUNE_TABLES_AT + (at - 1) * 4096ul);
     return taken;
 }
 
@@ -96,16 +95,15 @@ void test_leave(struct dune_vault *vault, uint32_t pages)
 /* A vCPU in use with these page tables. */
 void test_use(struct dune_vault *vault, struct dune_root *root)
 {
-    struct dune_vcpu *cpu =
-        (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + DUNE_BLOCK_VCPU);
+    struct dune_vcpu *cpu = (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + DUNE_BLOCK_VCPU);
 
     vault->n_vcpus = 1;
     cpu->root = root;
     cpu->state = root ? DUNE_VCPU_RUNS : DUNE_VCPU_FREE;
 }
 
-/* What the CPU does, by a walk of its own: the entry for va, its bits ORed in when present. The size
- * of its page goes to *bytes, the AND of all levels' user bits to *user. */
+/* What the CPU does, by a walk of its own: the entry for va, its bits ORed in when present. The
+ * size of its page goes to *bytes, the AND of all levels' user bits to *user. */
 uint64_t test_access(const struct dune_vault *vault, uint64_t cr3, uint64_t va, uint64_t bits,
                      uint64_t *bytes, bool *user)
 {

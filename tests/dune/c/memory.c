@@ -248,6 +248,78 @@ static void hugetlb(void)
     TRY(poke(AT + 64 * MIB)); /* with none free: SIGBUS */
 }
 
+/* What the kernel does to pages behind the guest's back. */
+static void advice(void)
+{
+    uint64_t bytes = 16 * MIB;
+    uint64_t *at = (uint64_t *)map(AT, bytes, RW, 0), sum = 0;
+    int fd = memfd_create("pages", 0);
+
+    catch (tell);
+    SAY(madvise(at, bytes, MADV_HUGEPAGE));
+    for (uint64_t i = 0; i < bytes / 8; i++)
+        at[i] = i;
+    SAY(madvise((uint8_t *)at + 4 * MIB, 2 * MIB, MADV_DONTNEED));
+    SAY(madvise((uint8_t *)at + 8 * MIB + PAGE, PAGE, MADV_DONTNEED));
+    SAY(madvise(at, bytes, 25)); /* MADV_COLLAPSE */
+    SAY(madvise(at, bytes, MADV_PAGEOUT));
+    SAY(madvise(at, bytes, MADV_COLD));
+    for (uint64_t i = 0; i < bytes / 8; i++)
+        sum += at[i];
+    printf("%lx\n", sum);
+    SAY(madvise((uint8_t *)at + MIB, 2 * PAGE, 102)); /* MADV_GUARD_INSTALL, Linux 6.13 */
+    TRY(peek(AT + MIB + PAGE));
+    TRY(poke(AT + MIB));
+    SAY(madvise((uint8_t *)at + MIB, 2 * PAGE, 103));
+    TRY(poke(AT + MIB));
+    TRY(printf("  %d\n", peek(AT + MIB + 8)));
+    CHECK(ftruncate(fd, MIB) == 0);
+    CHECK(mmap(at, MIB, RW, MAP_SHARED | MAP_FIXED, fd, 0) == at);
+    memset(at, 5, MIB);
+    SAY(madvise((uint8_t *)at + PAGE, PAGE, MADV_REMOVE));
+    TRY(printf("  %d %d\n", peek(AT), peek(AT + PAGE)));
+    SAY(pwrite(fd, "x", 1, PAGE));
+    TRY(printf("  %d\n", peek(AT + PAGE)));
+}
+
+static volatile int finished;
+
+static void *verify(void *arg)
+{
+    volatile uint64_t *at = (uint64_t *)AT;
+
+    (void)arg;
+    while (!finished)
+        for (uint64_t i = 0; i < 8 * MIB / 8; i += 61) {
+            if (at[i] != i)
+                _exit(95);
+            at[i] = i;
+        }
+    return NULL;
+}
+
+/* The same while another thread uses them. */
+static void moving(void)
+{
+    uint64_t *at = (uint64_t *)map(AT, 8 * MIB, RW, 0);
+    pthread_t thread[2];
+
+    for (uint64_t i = 0; i < 8 * MIB / 8; i++)
+        at[i] = i;
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&thread[i], NULL, verify, NULL) == 0);
+    for (int i = 0; i < 60; i++) {
+        madvise(at, 8 * MIB, i % 3 ? MADV_PAGEOUT : 25);
+        CHECK(mprotect(at, 8 * MIB, RW | (i % 2 ? PROT_EXEC : 0)) == 0);
+        CHECK(mremap((uint8_t *)at + 8 * MIB, 0, PAGE, 0) == MAP_FAILED);
+        madvise((uint8_t *)at + MIB, MIB, i % 2 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    }
+    finished = 1;
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_join(thread[i], NULL) == 0);
+    printf("all there\n");
+}
+
 /* ---- stacks ---------------------------------------------------------------------------------- */
 
 static uint64_t deep(int frames)
@@ -418,6 +490,8 @@ int main(int argc, char **argv)
         {"heap", heap},
         {"sparse", sparse},
         {"hugetlb", hugetlb},
+        {"advice", advice},
+        {"moving", moving},
         {"stacks", stacks},
         {"write-execute", write_execute},
         {"race", race},
