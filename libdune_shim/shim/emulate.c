@@ -17,18 +17,20 @@
 #define ARCH_GET_XCOMP_PERM 0x1022
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #endif
-#define PR_GET_AUXV_NR      0x41555856 /* Linux 6.4 */
-#define PR_GET_MDWE_NR      66
-#define RLIMIT_NOFILE       7
-#define NAME_BYTES          16 /* TASK_COMM_LEN */
-#define VMA_NAME_BYTES      80 /* ANON_VMA_NAME_MAX_LEN */
+#define PR_GET_AUXV_NR 0x41555856 /* Linux 6.4 */
+#define PR_GET_MDWE_NR 66
+#define RLIMIT_NOFILE  7
+#define RLIMIT_AS      9
+#define NAME_BYTES     16 /* TASK_COMM_LEN */
+#define VMA_NAME_BYTES 80 /* ANON_VMA_NAME_MAX_LEN */
 
 static bool is_sealed(const struct dune_vcpu *cpu)
 {
     return cpu->vault->flags & DUNE_SEALED;
 }
 
-/* ---- arch_prctl --------------------------------------------------------------------------------- */
+/* ---- arch_prctl ---------------------------------------------------------------------------------
+ */
 
 static long set_base(struct dune_vcpu *cpu, bool fs, uint64_t base)
 {
@@ -79,7 +81,8 @@ long dune_do_arch_prctl(struct dune_vcpu *cpu, struct dune_call *call)
     }
 }
 
-/* ---- prctl -------------------------------------------------------------------------------------- */
+/* ---- prctl --------------------------------------------------------------------------------------
+ */
 
 /* Options whose arguments are numbers, or not used. */
 static bool prctl_takes_numbers(uint32_t option)
@@ -161,7 +164,8 @@ long dune_do_prctl(struct dune_vcpu *cpu, struct dune_call *call)
     return dune_forward_raw(cpu, call->nr, call->arg);
 }
 
-/* ---- resource limits ---------------------------------------------------------------------------- */
+/* ---- resource limits ----------------------------------------------------------------------------
+ */
 
 static long get_limit(struct dune_vcpu *cpu, uint32_t resource, uint64_t limit[2])
 {
@@ -190,9 +194,10 @@ static long set_limit(struct dune_vcpu *cpu, const struct dune_call *call, uint3
         return error ? error : -ENOMEM;
     if (resource == RLIMIT_NOFILE)
         return dune_fd_set_limit(cpu->vault, limit);
-    /* A policy's limit of memory is a hard limit like any, which root could raise. */
     if (limit[1] > old[1] && is_sealed(cpu))
         return dune_refuse(cpu, call, "a hard limit is not raised in here", -EPERM);
+    if (resource == RLIMIT_AS && limit[0] > old[0] && cpu->vault->policy->memory_bytes)
+        return dune_refuse(cpu, call, "the policy limits memory", -EPERM);
     raw[0] = limit[0];
     raw[1] = limit[1];
     return dune_sys4(__NR_prlimit64, 0, resource, raw, 0);
@@ -243,7 +248,8 @@ long dune_do_prlimit64(struct dune_vcpu *cpu, struct dune_call *call)
     return dune_forward_raw(cpu, call->nr, call->arg);
 }
 
-/* ---- unshare ------------------------------------------------------------------------------------ */
+/* ---- unshare ------------------------------------------------------------------------------------
+ */
 
 /* A descriptor table of a thread's own would have no KVM descriptors of vCPUs made later; and
  * namespaces change what paths, users and processes mean. */

@@ -53,7 +53,7 @@ struct lists {
     uint64_t *pointer; /* argv, NULL, envp, NULL, behind PREFIX free words */
     uint64_t room, used;
     uint64_t argc;
-    uint64_t envp;     /* index */
+    uint64_t envp; /* index */
 };
 
 struct exec {
@@ -65,10 +65,11 @@ struct exec {
     char *given;               /* the path, in scratch */
     struct dune_resolved object;
     struct lists lists;
-    int policy_fd;             /* -1: none */
+    int policy_fd; /* -1: none */
 };
 
-/* ---- argv and envp ------------------------------------------------------------------------------ */
+/* ---- argv and envp ------------------------------------------------------------------------------
+ */
 
 static uint8_t *area_address(const struct dune_vault *vault, uint64_t number)
 {
@@ -180,9 +181,11 @@ static long copy_lists(struct exec *exec)
     return exec->lists.pointer ? append_both(exec) : -EAGAIN;
 }
 
-/* ---- the program --------------------------------------------------------------------------------- */
+/* ---- the program
+ * --------------------------------------------------------------------------------- */
 
-/* Whether the sandbox, which can only exit with a status, would run it: what Linux would say here. */
+/* Whether the sandbox, which can only exit with a status, would run it: what Linux would say here.
+ */
 static long check_format(struct exec *exec)
 {
     struct dune_vault *vault = exec->cpu->vault;
@@ -192,8 +195,8 @@ static long check_format(struct exec *exec)
 
     if (!link)
         return -ENOMEM;
-    fd = dune_fd_raise(vault, dune_sys4(__NR_openat, vault->proc_fd, link, O_CLOEXEC | O_NONBLOCK,
-                                        0));
+    fd = dune_fd_raise(vault,
+                       dune_sys4(__NR_openat, vault->proc_fd, link, O_CLOEXEC | O_NONBLOCK, 0));
     if (fd < 0)
         return fd;
     got = dune_sys4(__NR_pread64, fd, head, sizeof(head), 0);
@@ -260,8 +263,8 @@ static bool begins(const char *string, const char *with)
     return true;
 }
 
-/* The name under which another process finds the program: as given, so that scripts see their own $0;
- * else the canonical one, where "as given" would mean something else there or might come to. */
+/* The name under which another process finds the program: as given, so that scripts see their own
+ * $0; else the canonical one, where "as given" would mean something else there or might come to. */
 static char *name_for_others(struct exec *exec, bool exact)
 {
     const struct dune_resolved *object = &exec->object;
@@ -273,7 +276,8 @@ static char *name_for_others(struct exec *exec, bool exact)
     return object->name && object->name[0] == '/' && object->links ? object->name : NULL;
 }
 
-/* ---- the call ------------------------------------------------------------------------------------ */
+/* ---- the call
+ * ------------------------------------------------------------------------------------ */
 
 static char *scratch_string(struct dune_vcpu *cpu, const char *string)
 {

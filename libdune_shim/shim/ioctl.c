@@ -1,8 +1,9 @@
 /* ioctl: the commands that are let through, and what lies behind their argument.
  *
- * A command is a number that each driver reads in its own way. What makes the list below safe on any
- * descriptor: none of these arguments leads to further pointers (those that do are copied first), and
- * one that begins outside of the vault ends before it, whatever the driver thinks it is.
+ * A command is a number that each driver reads in its own way. What makes the list below safe on
+ * any descriptor: none of these arguments leads to further pointers (those that do are copied
+ * first), and one that begins outside of the vault ends before it, whatever the driver thinks it
+ * is.
  */
 #include "shim/path.h"
 #include "shim/sys.h"
@@ -10,23 +11,23 @@
 #include <asm/ioctls.h>
 #include <errno.h>
 
-#define FS_IOC_GETFLAGS    0x80086601u
-#define FS_IOC_GETVERSION  0x80087601u
-#define FS_IOC_FSGETXATTR  0x801c581fu
-#define FIGETBSZ           2u
-#define FICLONE            0x40049409u
-#define FICLONERANGE       0x4020940du
-#define BLKGETSIZE         0x1260u
-#define BLKSSZGET          0x1268u
-#define BLKGETSIZE64       0x80081272u
-#define RNDGETENTCNT       0x80045200u
-#define FIOGETOWN          0x8903u
-#define SIOCGPGRP          0x8904u
-#define SIOCATMARK         0x8905u
-#define SIOCGSTAMP_OLD     0x8906u
-#define SIOCGSTAMPNS_OLD   0x8907u
-#define SIOCGIFCONF        0x8912u
-#define SIOCOUTQNSD        0x894bu
+#define FS_IOC_GETFLAGS   0x80086601u
+#define FS_IOC_GETVERSION 0x80087601u
+#define FS_IOC_FSGETXATTR 0x801c581fu
+#define FIGETBSZ          2u
+#define FICLONE           0x40049409u
+#define FICLONERANGE      0x4020940du
+#define BLKGETSIZE        0x1260u
+#define BLKSSZGET         0x1268u
+#define BLKGETSIZE64      0x80081272u
+#define RNDGETENTCNT      0x80045200u
+#define FIOGETOWN         0x8903u
+#define SIOCGPGRP         0x8904u
+#define SIOCATMARK        0x8905u
+#define SIOCGSTAMP_OLD    0x8906u
+#define SIOCGSTAMPNS_OLD  0x8907u
+#define SIOCGIFCONF       0x8912u
+#define SIOCOUTQNSD       0x894bu
 
 #define IFREQ_BYTES   40
 #define TERMIOS_BYTES 36
@@ -138,8 +139,8 @@ static long get_interfaces(struct dune_vcpu *cpu, struct dune_call *call)
         return -ENOMEM;
     if (dune_copy_in(cpu, list, call->arg[2], sizeof(*list)))
         return -EFAULT;
-    if (list->buffer && (list->bytes < 0 || !dune_range_is_free(cpu->vault, list->buffer,
-                                                                (uint32_t)list->bytes)))
+    if (list->buffer &&
+        (list->bytes < 0 || !dune_range_is_free(cpu->vault, list->buffer, (uint32_t)list->bytes)))
         return dune_refuse(cpu, call, "the list lies in the vault", -EFAULT);
     result = dune_forward_raw(cpu, call->nr, arg);
     if (result >= 0 && dune_copy_out(cpu, call->arg[2], &list->bytes, sizeof(list->bytes)))
@@ -165,7 +166,8 @@ static long clone_range(struct dune_vcpu *cpu, struct dune_call *call)
     return dune_forward_raw(cpu, call->nr, arg);
 }
 
-/* In the open way ring 3 is trusted: any command, as long as it doesn't name the vault by mistake. */
+/* In the open way ring 3 is trusted: any command, as long as it doesn't name the vault by mistake.
+ */
 static long unknown(struct dune_vcpu *cpu, struct dune_call *call)
 {
     if ((cpu->vault->flags & DUNE_SEALED) || !dune_range_is_free(cpu->vault, call->arg[2], 1))

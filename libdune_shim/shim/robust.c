@@ -7,7 +7,8 @@
  * exit_group() ends: their robust mutexes in shared memory stay locked. In the open way, where ring
  * 3 is trusted, Linux does it all.
  *
- * The order of things is that of Linux's futex documentation (Documentation/locking/robust-futex-ABI.rst).
+ * The order of things is that of Linux's futex documentation
+ * (Documentation/locking/robust-futex-ABI.rst).
  */
 #include "shim/sys.h"
 #include "shim/thread.h"
@@ -106,9 +107,8 @@ static struct dune_vcpu *find_thread(struct dune_vcpu *cpu, int32_t tid)
     if (tid == 0 || tid == cpu->tid)
         return cpu;
     for (uint32_t i = 0; i < vault->n_vcpus; i++) {
-        struct dune_vcpu *other =
-            (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)i * DUNE_BLOCK +
-                                 DUNE_BLOCK_VCPU);
+        struct dune_vcpu *other = (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT +
+                                                       (uint64_t)i * DUNE_BLOCK + DUNE_BLOCK_VCPU);
 
         if (other->tid == tid && other->state == DUNE_VCPU_RUNS && !other->vforked)
             return other;

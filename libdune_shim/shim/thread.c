@@ -22,6 +22,7 @@
 #define ALL_SIGNALS (~(uint64_t)0)
 #define SIG_SETMASK 2
 #define SI_TKILL    (-6)
+#define RFLAGS_TF   0x100u
 
 #define PROT_READ     1
 #define PROT_WRITE    2
@@ -31,20 +32,20 @@
 
 #define CLONE_DETACHED_UNUSED 0x00400000ull /* no meaning since Linux 2.6.2; musl sets it */
 #define CLONE_TIDS            (CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID)
-#define CLONE_NAMESPACES                                                                           \
-    (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |  \
+#define CLONE_NAMESPACES \
+    (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | \
      CLONE_NEWNET)
 
 #define THREAD_NEEDS (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD)
-#define THREAD_MAY                                                                                 \
+#define THREAD_MAY \
     (THREAD_NEEDS | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_IO | CLONE_TIDS | CLONE_DETACHED_UNUSED | \
      CSIGNAL)
 #define VFORK_NEEDS (CLONE_VM | CLONE_VFORK)
-#define VFORK_MAY                                                                                  \
-    (VFORK_NEEDS | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_IO |              \
+#define VFORK_MAY \
+    (VFORK_NEEDS | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_IO | \
      CLONE_PARENT | CLONE_PIDFD | CLONE_TIDS | CSIGNAL)
-#define FORK_MAY                                                                                   \
-    (CLONE_VFORK | CLONE_FS | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_IO | CLONE_PARENT |             \
+#define FORK_MAY \
+    (CLONE_VFORK | CLONE_FS | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_IO | CLONE_PARENT | \
      CLONE_PIDFD | CLONE_TIDS | CSIGNAL)
 
 /* clone()'s arguments, by whichever call they came. */
@@ -59,7 +60,8 @@ struct cpu_state {
     uint64_t fs_base, gs_base;
 };
 
-/* ---- signals ---------------------------------------------------------------------------------- */
+/* ---- signals ----------------------------------------------------------------------------------
+ */
 
 /* Blocks all signals on this host thread. Returns what to set afterwards; *guest is the mask that
  * ring 3 knows of, which is another one while a signal is recorded. */
@@ -90,7 +92,8 @@ static void pass_on_signal(struct dune_vcpu *cpu)
         dune_sys3(__NR_rt_sigqueueinfo, dune_sys0(__NR_getpid), info[0], info);
 }
 
-/* ---- state ------------------------------------------------------------------------------------ */
+/* ---- state ------------------------------------------------------------------------------------
+ */
 
 static uint8_t *xsave_area(struct dune_vcpu *cpu)
 {
@@ -112,17 +115,34 @@ static void child_state(struct dune_vcpu *cpu, const struct clone_args_raw *args
 
     dune_get_context(cpu, &context);
     dune_vcpu_get_bases(cpu, &state->fs_base, &state->gs_base);
+    if (cpu->step.fast) /* step.c runs this very SYSCALL alone: that is not the child's business */
+        context.tf.rflags = (tf->rflags & ~RFLAGS_TF) | cpu->step.flags;
     state->regs = (struct dune_regs){
-        .rax = 0, .rbx = tf->rbx, .rcx = tf->rip, .rdx = tf->rdx, .rsi = tf->rsi, .rdi = tf->rdi,
-        .rsp = args->stack ? args->stack : tf->rsp, .rbp = tf->rbp, .r8 = tf->r8, .r9 = tf->r9,
-        .r10 = tf->r10, .r11 = tf->rflags, .r12 = tf->r12, .r13 = tf->r13, .r14 = tf->r14,
-        .r15 = tf->r15, .rip = tf->rip, .rflags = tf->rflags,
+        .rax = 0,
+        .rbx = tf->rbx,
+        .rcx = tf->rip,
+        .rdx = tf->rdx,
+        .rsi = tf->rsi,
+        .rdi = tf->rdi,
+        .rsp = args->stack ? args->stack : tf->rsp,
+        .rbp = tf->rbp,
+        .r8 = tf->r8,
+        .r9 = tf->r9,
+        .r10 = tf->r10,
+        .r11 = tf->rflags,
+        .r12 = tf->r12,
+        .r13 = tf->r13,
+        .r14 = tf->r14,
+        .r15 = tf->r15,
+        .rip = tf->rip,
+        .rflags = tf->rflags,
     };
     if (args->flags & CLONE_SETTLS)
         state->fs_base = args->tls;
 }
 
-/* ---- threads and vfork: another vCPU of this VM -------------------------------------------------- */
+/* ---- threads and vfork: another vCPU of this VM
+ * -------------------------------------------------- */
 
 /* The child's first words, on its host stack, all signals blocked. */
 static void child_starts(struct dune_vcpu *child)
@@ -139,6 +159,14 @@ static void copy_sighand(struct dune_sighand *to, struct dune_sighand *from)
     dune_unlock(&from->lock);
 }
 
+/* What was on its way to the vCPU's last owner, if that was killed in the middle of it. */
+static long forget_events(struct dune_vcpu *child)
+{
+    struct kvm_vcpu_events none = {.flags = KVM_VCPUEVENT_VALID_SHADOW};
+
+    return dune_sys3(__NR_ioctl, child->fd, KVM_SET_VCPU_EVENTS, &none);
+}
+
 /* A vCPU in the state of a child to be; NULL: there are no more. */
 static struct dune_vcpu *make_child(struct dune_vcpu *cpu, const struct clone_args_raw *args)
 {
@@ -148,17 +176,17 @@ static struct dune_vcpu *make_child(struct dune_vcpu *cpu, const struct clone_ar
     if (!child)
         return NULL;
     child_state(cpu, args, &state);
-    child->root = cpu->root;
+    child->root = cpu->step.fast ? cpu->step.fast : cpu->root;
     child->sighand = cpu->sighand;
     if (args->flags & CLONE_CHILD_CLEARTID)
         child->clear_tid = args->child_tid;
-    if (dune_vcpu_get_fpu(cpu, xsave_area(child)) ||
+    if (forget_events(child) || dune_vcpu_get_fpu(cpu, xsave_area(child)) ||
         dune_vcpu_place(child, &state.regs, 3, state.fs_base, state.gs_base, xsave_area(child))) {
         __atomic_store_n(&child->state, DUNE_VCPU_FREE, __ATOMIC_RELEASE);
         return NULL;
     }
-    /* A thread of ring 3 goes by ring 0's handlers as its parent does; one that ring 0 itself makes is
-     * a background thread. */
+    /* A thread of ring 3 goes by ring 0's handlers as its parent does; one that ring 0 itself makes
+     * is a background thread. */
     child->hooks = cpu->mode == 3 ? cpu->hooks : 0;
     return child;
 }
@@ -202,7 +230,8 @@ static long clone_vfork(struct dune_vcpu *cpu, const struct clone_args_raw *args
     return pid;
 }
 
-/* ---- fork: another VM ------------------------------------------------------------------------------ */
+/* ---- fork: another VM
+ * ------------------------------------------------------------------------------ */
 
 /* The child's side: the other threads and the parent's VM are gone. What it had mapped of the
  * parent's vCPUs becomes plain memory, so that the vault has no holes. */
@@ -257,8 +286,8 @@ static int make_own(struct dune_vcpu *cpu, const struct cpu_state *state)
     if (error == 0)
         error = dune_vcpu_create(cpu);
     if (error == 0)
-        error = dune_vcpu_place(cpu, &state->regs, 0, state->fs_base, state->gs_base,
-                                xsave_area(cpu));
+        error =
+            dune_vcpu_place(cpu, &state->regs, 0, state->fs_base, state->gs_base, xsave_area(cpu));
     if (error)
         return error;
     do {
@@ -336,7 +365,8 @@ static long clone_fork(struct dune_vcpu *cpu, const struct clone_args_raw *args)
     return DUNE_NO_RESULT;
 }
 
-/* ---- the calls ------------------------------------------------------------------------------------- */
+/* ---- the calls
+ * ------------------------------------------------------------------------------------- */
 
 /* What Linux will write to. */
 static bool pointers_are_free(const struct dune_vcpu *cpu, const struct clone_args_raw *args)
@@ -384,7 +414,8 @@ static long clone(struct dune_vcpu *cpu, const struct dune_call *call,
 
 long dune_do_clone(struct dune_vcpu *cpu, struct dune_call *call)
 {
-    struct clone_args_raw args = {.flags = call->arg[0] & 0xffffffffu, /* as Linux: the lower half */
+    struct clone_args_raw args = {.flags =
+                                      call->arg[0] & 0xffffffffu, /* as Linux: the lower half */
                                   .stack = call->arg[1],
                                   .parent_tid = call->arg[2],
                                   .child_tid = call->arg[3],

@@ -15,12 +15,12 @@ struct both_case {
 };
 
 /* Says what is wrong and where, and ends the process: in a child, too. */
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            dprintf(1, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                     \
-            _exit(99);                                                                             \
-        }                                                                                          \
+#define CHECK(condition) \
+    do { \
+        if (!(condition)) { \
+            dprintf(1, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+            _exit(99); \
+        } \
     } while (0)
 
 static void both_enter(const char *how)

@@ -134,7 +134,8 @@ static void terminal(void)
     cfmakeraw(&mode);
     CHECK(tcsetattr(slave, TCSANOW, &mode) == 0);
     CHECK(write(master, "hello", 5) == 5 &&
-          poll(&(struct pollfd){.fd = slave, .events = POLLIN}, 1, 2000) == 1 && ioctl(slave, FIONREAD, &number) == 0);
+          poll(&(struct pollfd){.fd = slave, .events = POLLIN}, 1, 2000) == 1 &&
+          ioctl(slave, FIONREAD, &number) == 0);
     CHECK(read(slave, text, sizeof(text)) == 5);
     printf("%d waited: %s\n", number, text);
     CHECK(ioctl(master, TIOCGPTN, &number) == 0);
@@ -225,14 +226,10 @@ static void cpu(void)
 int main(int argc, char **argv)
 {
     static const struct both_case cases[] = {
-        {"bases", bases},
-        {"bases-threads", bases_threads},
-        {"options", options},
-        {"closed", closed},
-        {"terminal", terminal},
-        {"sockets", sockets},
-        {"limits", limits},
-        {"cpu", cpu},
+        {"bases", bases},       {"bases-threads", bases_threads},
+        {"options", options},   {"closed", closed},
+        {"terminal", terminal}, {"sockets", sockets},
+        {"limits", limits},     {"cpu", cpu},
         {NULL, NULL},
     };
 

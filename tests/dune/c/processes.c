@@ -1,5 +1,5 @@
-/* Processes: fork, vfork, spawn, exec. PROGRAM bare|dune CASE, see both.h. PROGRAM show ...: what it
- * was given. */
+/* Processes: fork, vfork, spawn, exec. PROGRAM bare|dune CASE, see both.h. PROGRAM show ...: what
+ * it was given. */
 #include "both.h"
 
 #include <errno.h>
@@ -33,7 +33,8 @@ static void say_status(const char *what, int status)
         printf("%s: signal %d\n", what, WTERMSIG(status));
 }
 
-/* ---- fork ----------------------------------------------------------------------------------------- */
+/* ---- fork
+ * ----------------------------------------------------------------------------------------- */
 
 static void fork_pipe(void)
 {
@@ -220,7 +221,8 @@ static void statuses(void)
     }
 }
 
-/* ---- vfork, spawn --------------------------------------------------------------------------------- */
+/* ---- vfork, spawn
+ * --------------------------------------------------------------------------------- */
 
 static void vfork_exec(void)
 {
@@ -243,7 +245,8 @@ static void vfork_exec(void)
 
 static void spawn(void)
 {
-    char *argv[] = {"sh", "-c", "echo to the file; echo $VALUE >&2; kill -USR1 $$; echo alive", NULL};
+    char *argv[] = {"sh", "-c", "echo to the file; echo $VALUE >&2; kill -USR1 $$; echo alive",
+                    NULL};
     char *envp[] = {"VALUE=from the environment", NULL};
     char name[] = "/tmp/dune-spawn-XXXXXX", text[200] = "";
     posix_spawn_file_actions_t actions;
@@ -312,7 +315,8 @@ static void shells(void)
     say_status("popen", pclose(pipe));
 }
 
-/* ---- exec ------------------------------------------------------------------------------------------ */
+/* ---- exec
+ * ------------------------------------------------------------------------------------------ */
 
 static void show(int argc, char **argv)
 {

@@ -113,12 +113,13 @@ static void destructors(void)
     printf("destroyed %d\n", destroyed);
 }
 
-/* ---- robust mutexes ------------------------------------------------------------------------------ */
+/* ---- robust mutexes
+ * ------------------------------------------------------------------------------ */
 
 static pthread_mutex_t *robust_mutex(int n)
 {
-    pthread_mutex_t *made = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-                                 0);
+    pthread_mutex_t *made =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     pthread_mutexattr_t attributes;
 
     pthread_mutexattr_init(&attributes);
@@ -195,12 +196,14 @@ static void robust_processes(void)
         holds = 1;
         wait_for_it(&died);
         for (int i = 0; i < 3; i++)
-            found += pthread_mutex_trylock(&robust[i]) == 0 && pthread_mutex_unlock(&robust[i]) == 0;
+            found +=
+                pthread_mutex_trylock(&robust[i]) == 0 && pthread_mutex_unlock(&robust[i]) == 0;
     }
     printf("owner died %d, free again %d\n", died, found);
 }
 
-/* ---- ends ----------------------------------------------------------------------------------------- */
+/* ---- ends
+ * ----------------------------------------------------------------------------------------- */
 
 static int cleaned;
 
