@@ -27,6 +27,7 @@ def described_files() -> list[Path]:
     ]
     sources = [*tree.core_files(), *(tree.ROOT / "ixnet/native").glob("*.c")]
     sources += [*(tree.ROOT / "xdp").glob("*.c"), *(tree.ROOT / "apps").glob("*.[cp]*")]
+    sources += (tree.ROOT / "libdune_shim").rglob("*.[ch]")
     return sorted({*modules, *(p for p in sources if p.suffix == ".c" or is_lone_header(p))})
 
 
