@@ -155,13 +155,13 @@ tidy: build
 	{ set +x; } 2>/dev/null; exit $$status
 
 clean:
-	rm -rf $(B) ixnet/xdp_objects ixnet/*.so tests/unit/_san_core*.so
+	rm -rf $(B) ixnet/xdp_objects ixnet/dune-sandbox ixnet/*.so tests/unit/_san_core*.so
 
 # ---- building (run under the lock by the targets above) ------------------------------
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE)
+lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox
 programs: $(APPS) $(BENCHES) $(LIMITS)
 san: $(SAN_MODULE)
 

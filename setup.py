@@ -1,7 +1,7 @@
 """Builds ixnet's compiled parts with the Makefile, and puts them into the package.
 
-The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module) and the XDP
-objects. Everything else about the package stands in pyproject.toml.
+The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module), the XDP
+objects, libdune.so with _dune.abi3.so, and dune-sandbox. Everything else about the package stands in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ class MakeExtension(build_ext):
             return
         package = root / "ixnet"
         parts = [*package.glob("*.so"), *(package / "xdp_objects").glob("*.o")]
+        parts.append(package / "dune-sandbox")
         for part in parts:
             target = Path(self.build_lib) / part.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(part, target)
 
     def get_outputs(self) -> list[str]:
-        return [str(p) for p in Path(self.build_lib, "ixnet").rglob("*.[so]*")]
+        built = Path(self.build_lib, "ixnet")
+        return [str(p) for p in [*built.rglob("*.[so]*"), built / "dune-sandbox"]]
 
 
 setup(

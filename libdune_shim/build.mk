@@ -26,7 +26,7 @@ DUNE_BENCHES := $(DUNE_BENCH_C:%.c=$(B)/%)
 DUNE_SO := ixnet/libdune.so
 DUNE_MODULE := ixnet/_dune.abi3.so
 
-dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(DUNE_BENCHES) $(B)/dune-sandbox
+dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(DUNE_BENCHES) $(B)/dune-sandbox ixnet/dune-sandbox
 
 $(D)/gen/stamp: libdune_shim/syscalls.toml libdune_shim/gen_syscalls.py
 	$(call say,GEN )
@@ -96,6 +96,10 @@ $(DUNE_MODULE): $(B)/cffi/_dune.c $(DUNE_SO)
 $(B)/dune-sandbox: $(SANDBOX_OBJ) $(D)/libdune.a $(D)/sources.list
 	$(call say,LD  )
 	$(Q)$(CC) -static-pie -o $@ $(filter %.o,$^) $(D)/libdune.a -lpthread
+
+# As the package has it.
+ixnet/dune-sandbox: $(B)/dune-sandbox
+	$(Q)cp $< $@
 
 $(B)/tests/dune/%: tests/dune/c/%.c $(D)/libdune.a Makefile libdune_shim/build.mk
 	$(call say,PROG)
