@@ -19,7 +19,7 @@
 #include <asm/errno.h>
 
 #define VSYSCALL    0xffffffffff600000ull
-#define FETCH_TRIES 10000
+#define FETCH_TRIES 1000
 
 enum {
     DIVIDE = 0,
@@ -80,10 +80,10 @@ void dune_fault_no_fetch(struct dune_vcpu *cpu, struct dune_tf *tf)
 }
 
 /* The mapping around address as far as its window goes; its page alone where procfs isn't there. */
-static int executable_around(struct dune_vault *vault, uint64_t address, struct dune_vma *vma)
+static int executable_around(int maps_fd, uint64_t address, struct dune_vma *vma)
 {
     uint64_t window = address & ~(uint64_t)(DUNE_WINDOW - 1);
-    int error = dune_vma_at(vault, address, vma);
+    int error = dune_vma_query(maps_fd, address, vma);
 
     if (error == -ENOSYS) {
         vma->start = address & ~(uint64_t)(DUNE_PAGE - 1);
@@ -101,34 +101,32 @@ static int executable_around(struct dune_vault *vault, uint64_t address, struct 
     return 0;
 }
 
-/* Between the question and the change no other thread may take the permission away: mm.c says what
- * it is at. 0, -EACCES, -ENOENT. */
+/* Between the question and the change no other thread may take the permission away: what mm.c
+ * begins waits for mm_lock, and what it has begun is waited for. 0, -EACCES, -ENOENT. */
 static int permit_fetch(struct dune_vcpu *cpu, uint64_t address)
 {
     struct dune_vault *vault = cpu->vault;
+    int maps_fd = dune_vma_fd(vault);
     struct dune_vma vma;
 
     for (unsigned i = 0; i < FETCH_TRIES; i++) {
-        uint64_t changes = __atomic_load_n(&dune_tables(vault)->changes, __ATOMIC_ACQUIRE);
-        int error = executable_around(vault, address, &vma);
-        bool quiet;
+        bool quiet = false;
+        int error;
 
-        if (error)
-            return error;
         dune_lock(&vault->mm_lock);
-        quiet = dune_mm_is_quiet(vault, vma.start, vma.end, changes);
+        error = executable_around(maps_fd, address, &vma);
+        if (!error)
+            quiet = dune_mm_is_quiet(vault, vma.start, vma.end);
         if (quiet) {
             dune_lock(&vault->lock);
-            error = dune_root_set_exec(vault, cpu->root, vma.start, vma.end - vma.start);
+            if (dune_root_set_exec(vault, cpu->root, vma.start, vma.end - vma.start) != 0)
+                dune_panic(cpu, "no page tables left", address);
             dune_unlock(&vault->lock);
         }
         dune_unlock(&vault->mm_lock);
-        if (error)
-            dune_panic(cpu, "no page tables left", (uint64_t)-error);
-        if (quiet)
-            return 0;
-        if (i > 10)
-            dune_sys0(__NR_sched_yield);
+        if (error || quiet)
+            return error;
+        dune_sys0(__NR_sched_yield);
     }
     return 0; /* it faults again, and signals get their turn meanwhile */
 }

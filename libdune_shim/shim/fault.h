@@ -28,6 +28,9 @@ struct dune_vma { /* one mapping, as /proc/self/maps has it */
 
 /* The mapping that address lies in. -ENOENT: none. -ENOSYS: there is no procfs to ask. */
 int dune_vma_at(struct dune_vault *vault, uint64_t address, struct dune_vma *vma);
+/* The same in two parts, for who holds mm_lock: the first takes it. -ENOSYS as above. */
+int dune_vma_fd(struct dune_vault *vault);
+int dune_vma_query(int fd, uint64_t address, struct dune_vma *vma);
 
 /* ---- step.c ---------------------------------------------------------------------------------- */
 
@@ -58,9 +61,8 @@ void dune_fault_no_fetch(struct dune_vcpu *cpu, struct dune_tf *tf);
 
 /* ---- mm.c ------------------------------------------------------------------------------------ */
 
-/* True: no call is changing the range, and none has ended since tables->changes had this value.
- * Under vault->mm_lock. */
-bool dune_mm_is_quiet(struct dune_vault *vault, uint64_t address, uint64_t end, uint64_t changes);
+/* True: no call of another thread is changing the range. Under vault->mm_lock. */
+bool dune_mm_is_quiet(struct dune_vault *vault, uint64_t address, uint64_t end);
 
 long dune_do_mmap(struct dune_vcpu *cpu, struct dune_call *call);
 long dune_do_munmap(struct dune_vcpu *cpu, struct dune_call *call);

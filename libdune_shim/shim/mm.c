@@ -72,12 +72,10 @@ static bool is_gone(const struct dune_vault *vault, const struct dune_changing *
            dune_sys2(__NR_tkill, changing->tid, 0) == -ESRCH;
 }
 
-bool dune_mm_is_quiet(struct dune_vault *vault, uint64_t address, uint64_t end, uint64_t changes)
+bool dune_mm_is_quiet(struct dune_vault *vault, uint64_t address, uint64_t end)
 {
     struct dune_tables *tables = dune_tables(vault);
 
-    if (tables->changes != changes)
-        return false;
     for (unsigned i = 0; i < DUNE_CHANGING; i++) {
         struct dune_changing *changing = &tables->changing[i];
 
@@ -129,7 +127,6 @@ static void ends(struct dune_vcpu *cpu, struct dune_changing *slot)
 
     dune_lock(&vault->mm_lock);
     slot->end = 0;
-    dune_tables(vault)->changes++;
     dune_unlock(&vault->mm_lock);
 }
 

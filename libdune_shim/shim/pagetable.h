@@ -53,7 +53,6 @@ struct dune_tables {
     uint64_t vault_directory;  /* guest-physical: the vault window's table, the same in all roots */
     uint64_t pcids[4096 / 64]; /* in use */
     struct dune_changing changing[DUNE_CHANGING]; /* under vault->mm_lock */
-    uint64_t changes;                             /* calls that ended; under vault->mm_lock */
     int32_t maps_fd, maps_pid; /* vma.c's: /proc/self/maps of that process; under vault->mm_lock */
 };
 

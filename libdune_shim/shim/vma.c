@@ -20,12 +20,13 @@ struct procmap_query {
 #define PROCMAP_QUERY 0xc0686611u /* _IOWR('f', 17, struct procmap_query) */
 _Static_assert(sizeof(struct procmap_query) == 0x68, "the kernel's");
 
-/* The descriptor of our own maps, -ENOSYS without procfs. */
-static int maps_fd(struct dune_vault *vault)
+int dune_vma_fd(struct dune_vault *vault)
 {
     struct dune_tables *tables = dune_tables(vault);
     int fd;
 
+    if (__atomic_load_n(&tables->maps_pid, __ATOMIC_ACQUIRE) == vault->pid)
+        return tables->maps_fd;
     dune_lock(&vault->mm_lock);
     fd = tables->maps_fd;
     if (tables->maps_pid != vault->pid) {
@@ -33,8 +34,8 @@ static int maps_fd(struct dune_vault *vault)
             dune_sys1(__NR_close, fd); /* the parent's, as inherited */
         fd = (int)dune_sys4(__NR_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
         fd = fd < 0 ? -ENOSYS : dune_fd_up(vault, fd);
-        tables->maps_pid = fd < 0 ? 0 : vault->pid;
         tables->maps_fd = fd;
+        __atomic_store_n(&tables->maps_pid, fd < 0 ? 0 : vault->pid, __ATOMIC_RELEASE);
     }
     dune_unlock(&vault->mm_lock);
     return fd;
@@ -104,12 +105,17 @@ static int read_maps(int fd, uint64_t address, struct dune_vma *vma)
     return got < 0 ? (int)got : -ENOENT;
 }
 
-int dune_vma_at(struct dune_vault *vault, uint64_t address, struct dune_vma *vma)
+int dune_vma_query(int fd, uint64_t address, struct dune_vma *vma)
 {
-    int fd = maps_fd(vault), error;
+    int error;
 
     if (fd < 0)
         return fd;
     error = query(fd, address, vma);
     return error == -ENOTTY || error == -EINVAL ? read_maps(fd, address, vma) : error;
+}
+
+int dune_vma_at(struct dune_vault *vault, uint64_t address, struct dune_vma *vma)
+{
+    return dune_vma_query(dune_vma_fd(vault), address, vma);
 }
