@@ -418,8 +418,8 @@ static int end_rseq(void)
     for (unsigned i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++)
         if (syscall(SYS_rseq, area, lengths[i], 1, RSEQ_SIGNATURE) == 0)
             return 0;
-    if (errno == EINVAL && (*(volatile uint32_t *)(area + 4)) == (uint32_t)-1)
-        return 0; /* it was never registered, or is no more */
+    if (errno == EINVAL && *(volatile int32_t *)(area + 4) < 0)
+        return 0; /* -1: it is no more; -2: never was, as with threads of such a thread */
     return dune_fail(-errno, "the thread's rseq registration can't be ended: %s", strerror(errno));
 }
 

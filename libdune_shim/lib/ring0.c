@@ -186,8 +186,34 @@ void dune_flush_page(uint64_t va)
         __asm__ volatile("invlpg (%0)" : : "r"(va) : "memory");
 }
 
+/* Whether another thread's vCPU may have entries of this root cached. */
+static bool is_shared(const struct dune_vcpu *self, const struct dune_root *root)
+{
+    const struct dune_vault *vault = self->vault;
+
+    for (uint32_t i = 0; i < vault->n_vcpus; i++) {
+        const struct dune_vcpu *cpu = dune_vcpu_at(vault, i);
+
+        if (cpu != self && cpu->state == DUNE_VCPU_RUNS && cpu->root == root)
+            return true;
+    }
+    return false;
+}
+
+/* One exit, only where threads share the root. */
+static void flush_others(const struct dune_root *root)
+{
+    struct dune_vcpu *cpu = this_cpu();
+
+    if (!is_shared(cpu, root))
+        return;
+    *(volatile uint8_t *)(cpu->scratch + DUNE_SCRATCH - DUNE_PAGE) = 0; /* see flush_all() */
+    own_call(DUNE_CALL_FLUSH, 0);
+}
+
 static void flush_range(const struct dune_root *root, uint64_t va, uint64_t bytes)
 {
+    flush_others(root);
     if (root != this_cpu()->root)
         return; /* dune_root_switch_cr3() flushes where something changed */
     if (bytes / DUNE_PAGE > FLUSH_BY_PAGE) {
@@ -401,9 +427,7 @@ int dune_stats(struct dune_stats *stats)
     stats->kvm_exits = kvm_exits(vault);
     add_counts(stats, &vault->counts);
     for (uint32_t i = 0; i < vault->n_vcpus; i++) {
-        const struct dune_vcpu *cpu =
-            (const struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)i * DUNE_BLOCK +
-                                       DUNE_BLOCK_VCPU);
+        const struct dune_vcpu *cpu = dune_vcpu_at(vault, i);
 
         add_counts(stats, &cpu->counts);
         stats->vcpus += cpu->state == DUNE_VCPU_RUNS;

@@ -80,6 +80,7 @@
 #define DUNE_CALL_RETURN 0xd002 /* ring 3: ends dune_run_user(); RDI: its result */
 #define DUNE_CALL_WINDOW 0xd003 /* ring 0: opens the window of the address in RDI */
 #define DUNE_CALL_EXITS 0xd004 /* ring 0: KVM's own count of all exits */
+#define DUNE_CALL_FLUSH 0xd005 /* ring 0: flushes all vCPUs' TLBs */
 
 /* struct dune_vcpu as the stubs see it (checked in vcpu.c). */
 #define DUNE_VCPU_MODE 0x00      /* u8: the ring whose system call or code is under way, 3 or 0 */

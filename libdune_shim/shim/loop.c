@@ -173,11 +173,7 @@ static bool own_call(struct dune_vcpu *cpu)
         return false;
     if (regs->rax == DUNE_CALL_LEAVE)
         leave(cpu);
-    if (cpu->mode == 0 && (regs->rax == DUNE_CALL_WINDOW || regs->rax == DUNE_CALL_EXITS)) {
-        if (regs->rax == DUNE_CALL_WINDOW)
-            regs->rax = (uint64_t)(int64_t)dune_window_open(cpu->vault, regs->rdi);
-        else
-            regs->rax = dune_count_exits(cpu->vault);
+    if (cpu->mode == 0 && dune_ring0_own_call(cpu, regs->rax, regs->rdi, &regs->rax)) {
         cpu->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
         return true;
     }

@@ -26,8 +26,7 @@ static void set_hooks(struct dune_vault *vault, const struct dune_ring0_call *ca
     vault->syscall_handler_flags = call->flags;
     __atomic_store_n(&vault->syscall_handler, call->handler, __ATOMIC_RELEASE);
     for (uint32_t i = 0; i < vault->n_vcpus; i++) {
-        struct dune_vcpu *cpu = (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT +
-                                                     (uint64_t)i * DUNE_BLOCK + DUNE_BLOCK_VCPU);
+        struct dune_vcpu *cpu = dune_vcpu_at(vault, i);
 
         if (call->handler)
             __atomic_fetch_or(&cpu->hooks, DUNE_HOOK_HANDLER, __ATOMIC_RELEASE);

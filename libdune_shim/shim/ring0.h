@@ -30,12 +30,20 @@ struct dune_ring0_call {
     dune_handler handler;
 };
 
+static inline struct dune_vcpu *dune_vcpu_at(const struct dune_vault *vault, uint32_t index)
+{
+    return (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)index * DUNE_BLOCK +
+                                DUNE_BLOCK_VCPU);
+}
+
 #define DUNE_HOOK_HANDLER  1u /* dune_vcpu.hooks: the program has a handler for system calls */
 #define DUNE_HOOK_RUN_USER 2u /* dune_run_user() waits for DUNE_CALL_RETURN */
 
 #pragma GCC visibility push(hidden)
 /* On the stack of the caller, in ring 0. 0 or -errno. */
 long dune_ring0_call(struct dune_vcpu *cpu, struct dune_ring0_call *call);
+/* Host side: libdune's own calls that ring 0 makes. False: none of them. */
+bool dune_ring0_own_call(struct dune_vcpu *cpu, uint64_t nr, uint64_t argument, uint64_t *result);
 /* Host side: the sum over all vCPUs of KVM's own counters. 0: this kernel doesn't tell. */
 uint64_t dune_count_exits(struct dune_vault *vault);
 #pragma GCC visibility pop

@@ -114,6 +114,7 @@ struct dune_vcpu {
     struct dune_vault *vault;
     struct kvm_run *run;    /* in this block; regs are synchronised at each exit (KVM_CAP_SYNC_REGS) */
     int32_t fd;             /* the KVM vCPU's */
+    int32_t stats_fd;       /* KVM's counters of it; negative: none (sealed, or an old kernel) */
     uint32_t index;         /* of the block, and of the scratch */
     uint32_t state;         /* enum dune_vcpu_state */
     int32_t tid;            /* the host thread's */

@@ -1,8 +1,10 @@
-/* KVM's own counters (KVM_GET_STATS_FD, Linux 5.14): exits that never reach user space included. */
+/* The host side of libdune's own calls from ring 0. KVM's own counters (KVM_GET_STATS_FD,
+ * Linux 5.14) include exits that never reach user space. */
 #include "shim/ring0.h"
 #include "shim/sys.h"
 
-#define NAME_BYTES 64
+#define NAME_BYTES    64
+#define MADV_DONTNEED 4
 
 /* The value of the counter "exits" behind a statistics descriptor; 0: there is none. */
 static uint64_t read_exits(int64_t fd)
@@ -36,15 +38,36 @@ uint64_t dune_count_exits(struct dune_vault *vault)
     uint64_t sum = 0;
 
     for (uint32_t i = 0; i < vault->n_vcpus; i++) {
-        const struct dune_vcpu *cpu =
-            (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)i * DUNE_BLOCK +
-                                 DUNE_BLOCK_VCPU);
-        long fd = cpu->fd < 0 ? -1 : dune_sys3(__NR_ioctl, cpu->fd, KVM_GET_STATS_FD, 0);
+        const struct dune_vcpu *cpu = dune_vcpu_at(vault, i);
 
-        if (fd < 0)
-            continue;
-        sum += read_exits(fd);
-        dune_sys1(__NR_close, fd);
+        if (cpu->state != DUNE_VCPU_NONE && cpu->stats_fd >= 0)
+            sum += read_exits(cpu->stats_fd);
     }
     return sum;
+}
+
+/* All vCPUs', those that run included: KVM does it when a page that the guest has touched goes
+ * away, and waits for them. */
+static uint64_t flush_all(struct dune_vcpu *cpu)
+{
+    uint8_t *page = cpu->scratch + DUNE_SCRATCH - DUNE_PAGE;
+
+    return (uint64_t)dune_sys3(__NR_madvise, page, DUNE_PAGE, MADV_DONTNEED);
+}
+
+bool dune_ring0_own_call(struct dune_vcpu *cpu, uint64_t nr, uint64_t argument, uint64_t *result)
+{
+    switch (nr) {
+    case DUNE_CALL_WINDOW:
+        *result = (uint64_t)(int64_t)dune_window_open(cpu->vault, argument);
+        return true;
+    case DUNE_CALL_EXITS:
+        *result = dune_count_exits(cpu->vault);
+        return true;
+    case DUNE_CALL_FLUSH:
+        *result = flush_all(cpu);
+        return true;
+    default:
+        return false;
+    }
 }

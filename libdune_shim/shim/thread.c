@@ -246,7 +246,9 @@ static void forget_others(struct dune_vcpu *cpu)
         if (other->state == DUNE_VCPU_NONE)
             continue;
         dune_sys1(__NR_close, other->fd);
-        other->fd = -1;
+        if (other->stats_fd >= 0)
+            dune_sys1(__NR_close, other->stats_fd);
+        other->fd = other->stats_fd = -1;
         dune_sys6(__NR_mmap, run, vault->run_bytes, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         if (vault->pkey >= 0)

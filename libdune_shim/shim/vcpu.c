@@ -209,6 +209,9 @@ int dune_vcpu_create(struct dune_vcpu *cpu)
                                                cpu->index));
     if (cpu->fd < 0)
         return cpu->fd;
+    cpu->stats_fd = -1;
+    if (!(vault->flags & DUNE_SEALED))
+        cpu->stats_fd = dune_fd_up(vault, (int)vcpu_ioctl(cpu, KVM_GET_STATS_FD, NULL));
     error = map_run(cpu);
     if (error == 0)
         error = (int)vcpu_ioctl(cpu, KVM_SET_CPUID2, vault->cpuid);
@@ -329,7 +332,7 @@ static bool is_free(const struct dune_vault *vault, const struct dune_vcpu *cpu)
 
 static void reset(struct dune_vault *vault, struct dune_vcpu *cpu, uint32_t index)
 {
-    int32_t fd = cpu->fd;
+    int32_t fd = cpu->fd, stats_fd = cpu->stats_fd;
     bool made = cpu->state != DUNE_VCPU_NONE;
     struct kvm_run *run = cpu->run;
 
@@ -337,6 +340,7 @@ static void reset(struct dune_vault *vault, struct dune_vcpu *cpu, uint32_t inde
     cpu->vault = vault;
     cpu->index = index;
     cpu->fd = made ? fd : -1;
+    cpu->stats_fd = made ? stats_fd : -1;
     cpu->run = made ? run : NULL;
     cpu->scratch = (uint8_t *)vault->base + DUNE_SCRATCH_AT + (uint64_t)index * DUNE_SCRATCH;
     cpu->root = vault->root;

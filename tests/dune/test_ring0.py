@@ -14,7 +14,8 @@ RING0 = (
     "user_from_ring0", "user_from_outside", "nested_runs", "ended_by_handler",
 )  # fmt: skip
 TABLES = (
-    "alias", "protect", "unmap", "supervisor_pages", "execute", "walks", "refusals",
+    "alias", "protect", "unmap", "supervisor_pages", "execute", "walks", "other_threads",
+    "refusals",
 )  # fmt: skip
 # Program, case, figure, the most that it may be.
 COUNTED = (

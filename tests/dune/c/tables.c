@@ -2,6 +2,7 @@
 #include "open.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #define PAGES       64
@@ -236,6 +237,49 @@ static void roots(void)
     open_leave();
 }
 
+/* A page that another thread reads all the time is closed: it must notice. */
+static volatile int reading, stop;
+
+static bool stops_reader(struct dune_tf *tf)
+{
+    faults = faults + 1;
+    stop = 1;
+    return dune_follow(NULL, tf->cr2 & ~4095ull, 4096) == 0;
+}
+
+static void *reader(void *arg)
+{
+    (void)arg;
+    EQUAL(dune_enter(), 0);
+    while (!stop) {
+        (void)memory[4096];
+        reading = 1;
+    }
+    EQUAL(dune_leave(), 0);
+    return NULL;
+}
+
+static void other_threads(void)
+{
+    struct dune_stats before, after;
+    pthread_t thread;
+
+    start();
+    EQUAL(dune_set_trap_handler(14, stops_reader, 0), 0);
+    open_leave();
+    EQUAL(pthread_create(&thread, NULL, reader, NULL), 0);
+    EQUAL(dune_enter(), 0);
+    while (!reading)
+        continue;
+    before = open_stats();
+    EQUAL(dune_protect(NULL, (uint64_t)memory + 4096, 4096, DUNE_PTE_WRITE), 0);
+    after = open_stats();
+    open_leave();
+    EQUAL(pthread_join(thread, NULL), 0);
+    EQUAL(faults, 1);
+    CHECK(after.syscalls > before.syscalls);
+}
+
 static void refusals(void)
 {
     struct dune_entry entry;
@@ -279,11 +323,12 @@ static void appel(void)
 int main(int argc, char **argv)
 {
     static const struct open_case cases[] = {
-        {"alias", alias},     {"protect", protect},
-        {"unmap", unmap},     {"supervisor_pages", supervisor_pages},
-        {"execute", execute}, {"walks", walks},
-        {"roots", roots},     {"refusals", refusals},
-        {"appel", appel},     {NULL, NULL},
+        {"alias", alias},       {"protect", protect},
+        {"unmap", unmap},       {"supervisor_pages", supervisor_pages},
+        {"execute", execute},   {"walks", walks},
+        {"roots", roots},       {"other_threads", other_threads},
+        {"refusals", refusals}, {"appel", appel},
+        {NULL, NULL},
     };
 
     return open_main(argc, argv, cases);
