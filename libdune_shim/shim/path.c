@@ -36,7 +36,7 @@ static bool cut_deleted(struct dune_resolved *object)
     return true;
 }
 
-/* Log line: what may not be done to which name. In scratch, as log lines are made of `why` alone. */
+/* Says what may not be done to which name; composed in scratch. */
 static long refuse_name(struct dune_vcpu *cpu, const struct dune_call *call, const char *name,
                         uint32_t bytes, uint32_t missing)
 {

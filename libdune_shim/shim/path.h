@@ -60,15 +60,16 @@ long dune_path_resolve(struct dune_vcpu *cpu, const struct dune_call *call, int 
 void dune_resolved_close(struct dune_resolved *object);
 
 /* In scratch: "thread-self/fd/N", to be used with vault->proc_fd (`absolute`: "/proc/..." for
- * calls without a directory argument). A suffix other than NULL comes behind a '/'. NULL: used up. */
+ * calls without a directory argument). A suffix other than NULL comes behind a '/'. NULL: the
+ * scratch is used up. */
 char *dune_path_link(struct dune_vcpu *cpu, int fd, const char *suffix, bool absolute);
 
 /* At dune_init(), once vault->first_fd and the policy are set: opens what the broker needs of
  * procfs. -ENOENT: /proc isn't mounted or isn't procfs. */
 int dune_path_init(struct dune_vault *vault);
 
-/* Moves a descriptor up out of ring 3's reach: its new number, >= first_fd, or a negative errno. The
- * old one is closed either way. Negative numbers are returned as they are. */
+/* Moves a descriptor up out of ring 3's reach: its new number, >= first_fd, or a negative errno.
+ * The old one is closed either way. Negative numbers are returned as they are. */
 long dune_fd_raise(const struct dune_vault *vault, long fd);
 /* False: a descriptor that ring 3 has no business with (-EBADF). Negative ones are fine here. */
 static inline bool dune_fd_is_free(const struct dune_vault *vault, uint64_t fd)
@@ -84,8 +85,8 @@ void dune_fd_get_limit(const struct dune_vault *vault, uint64_t limit[2]);
 long dune_fd_set_limit(struct dune_vault *vault, const uint64_t limit[2]);
 
 /* A socket address that ring 3 gave, copied in to shim memory (`bytes` of it). Where rules apply,
- * and for an AF_UNIX path, *to becomes one in scratch that leads to the checked object, and *fd what to close
- * behind the call (else -1); otherwise *to is a copy in scratch. `make`: bind(). Returns the new
+ * and for an AF_UNIX path, *to becomes one in scratch that leads to the checked object, and *fd
+ * what to close behind the call (else -1); otherwise *to is a copy in scratch. `make`: bind(). Returns the new
  * length, or a negative errno. */
 long dune_path_sockaddr(struct dune_vcpu *cpu, const struct dune_call *call, const void *address,
                         uint64_t bytes, bool make, void **to, int *fd);

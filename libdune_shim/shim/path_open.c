@@ -66,7 +66,7 @@ static long create_in(struct dune_vcpu *cpu, const struct open_request *request,
     return dune_forward_raw(cpu, __NR_openat, arg);
 }
 
-/* O_EXCL, or slashes behind the name (-EISDIR by the kernel): the last component is never followed. */
+/* O_EXCL, or slashes behind the name (-EISDIR by the kernel): it is never followed. */
 static long create_exclusive(struct dune_vcpu *cpu, const struct dune_call *call,
                              const struct open_request *request, const struct dune_lookup *lookup)
 {

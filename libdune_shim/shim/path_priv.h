@@ -28,8 +28,8 @@
 long dune_path_lookup(struct dune_vcpu *cpu, int dirfd, const char *path, uint32_t oflags,
                       uint64_t resolve);
 
-/* dune_path_resolve() for a path in shim memory (which it keeps), with the caller's O_NOFOLLOW, O_DIRECTORY and
- * RESOLVE_* as they are. */
+/* dune_path_resolve() for a path in shim memory (which it keeps), with the caller's O_NOFOLLOW,
+ * O_DIRECTORY and RESOLVE_* as they are. */
 struct dune_lookup {
     const char *path;
     int dirfd;

@@ -1,8 +1,8 @@
 /* Sockets by path, and which sockets there may be. Host side.
  *
  * Only where rules apply does a path of AF_UNIX need a check (a socket's other end can't reach the
- * vault). It becomes "/proc/thread-self/fd/N": race-free, and short enough for sun_path's 108 bytes.
- * Then getsockname() and the peer see that name instead of the one that was given.
+ * vault). It becomes "/proc/thread-self/fd/N": race-free, and short enough for the 108 bytes of
+ * sun_path. Then getsockname() and the peer see that name instead of the one that was given.
  */
 #include "shim/path_priv.h"
 

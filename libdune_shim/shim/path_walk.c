@@ -92,7 +92,8 @@ char *dune_path_link(struct dune_vcpu *cpu, int fd, const char *suffix, bool abs
 {
     static const char whole[] = "/proc/thread-self/fd/";
     const char *prefix = absolute ? whole : whole + 6;
-    uint32_t n = dune_text_bytes(prefix), m = suffix != NULL ? dune_text_bytes(suffix) + 1 : 0, digits = 1;
+    uint32_t m = suffix != NULL ? dune_text_bytes(suffix) + 1 : 0;
+    uint32_t n = dune_text_bytes(prefix), digits = 1;
     char *text = dune_scratch(cpu, DUNE_LINK_BYTES + m);
 
     if (text == NULL)

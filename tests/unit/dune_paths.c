@@ -59,22 +59,27 @@ void *dune_scratch(struct dune_vcpu *cpu, uint64_t bytes)
     return block;
 }
 
+struct piece { /* struct iovec */
+    void *base;
+    uint64_t bytes;
+};
+
 int dune_copy_in(struct dune_vcpu *cpu, void *to, uint64_t from, uint64_t bytes)
 {
-    struct { void *base; uint64_t bytes; } local = {to, bytes}, remote = {(void *)from, bytes};
+    struct piece local = {to, bytes}, remote = {(void *)from, bytes};
+    long done = dune_sys6(__NR_process_vm_readv, dune_sys0(__NR_getpid), &local, 1, &remote, 1, 0);
 
     (void)cpu;
-    return bytes == 0 || dune_sys6(__NR_process_vm_readv, dune_sys0(__NR_getpid), &local, 1, &remote,
-                                   1, 0) == (long)bytes ? 0 : -EFAULT;
+    return bytes == 0 || done == (long)bytes ? 0 : -EFAULT;
 }
 
 int dune_copy_out(struct dune_vcpu *cpu, uint64_t to, const void *from, uint64_t bytes)
 {
-    struct { const void *base; uint64_t bytes; } local = {from, bytes}, remote = {(void *)to, bytes};
+    struct piece local = {(void *)from, bytes}, remote = {(void *)to, bytes};
+    long done = dune_sys6(__NR_process_vm_writev, dune_sys0(__NR_getpid), &local, 1, &remote, 1, 0);
 
     (void)cpu;
-    return dune_sys6(__NR_process_vm_writev, dune_sys0(__NR_getpid), &local, 1, &remote, 1, 0) ==
-                   (long)bytes ? 0 : -EFAULT;
+    return done == (long)bytes ? 0 : -EFAULT;
 }
 
 /* A page at a time: what lies behind the string need not be there. */
@@ -187,6 +192,12 @@ void paths_set(uint32_t denied, const char *self)
     strcpy(world.policy.self, self);
 }
 
+/* Runs between the checks and each forwarded call: what another thread might do just then. */
+void paths_before(void (*forward)(void))
+{
+    world.before_forward = forward;
+}
+
 unsigned paths_refusals(void)
 {
     return world.refusals;
@@ -209,11 +220,11 @@ long paths_set_limit(uint64_t soft, uint64_t hard)
     return dune_fd_set_limit(&world.vault, limit);
 }
 
-/* ---- races: threads of ring 3 that change what a path, or a low descriptor, leads to ---------- */
+/* ---- races: threads of ring 3 that change what a path, or a low descriptor, leads to -------- */
 
 struct race {
     const char *link, *good, *bad; /* a symbolic link that flips between two targets */
-    int first, last;               /* descriptors that get `file` put over them; first > last: none */
+    int first, last;               /* that get `file` put over them; first > last: none */
     int file;
     atomic_int stop;
     atomic_long flips;
@@ -247,28 +258,19 @@ static void *put_over(void *arg)
     return NULL;
 }
 
-/* Opens the link `times` times while the others work, longer where one target was never met. [0] opened the good file, [1] refused, [2] other
- * errors, [3] opened anything that is neither the good file nor `file`. */
-void paths_race(const char *link, const char *good, const char *bad, int first, int last, int file,
-                long times, uint64_t flags, long counts[4])
+/* Opens the link `times` times while the others work, longer where one target was never met.
+ * [0] opened the good file, [1] refused, [2] other errors, [3] opened anything that is neither the
+ * good file nor race->file. */
+static void open_often(struct race *race, long times, uint64_t flags, long counts[4])
 {
-    struct race race = {.link = link, .good = good, .bad = bad, .first = first, .last = last, .file = file};
-    struct dune_resolved want, other, got;
-    pthread_t flipper, putter;
+    struct dune_resolved want = {0}, other = {.fd = race->file}, got = {0};
+    long fd = dune_sys3(__NR_openat, AT_FDCWD, race->good, O_PATH);
 
-    memset(counts, 0, 4 * sizeof(*counts));
-    memset(&got, 0, sizeof(got));
-    want.fd = (int32_t)dune_sys3(__NR_openat, AT_FDCWD, good, O_PATH);
-    want.fd = (int32_t)dune_fd_raise(&world.vault, want.fd);
-    other.fd = file;
+    want.fd = (int32_t)dune_fd_raise(&world.vault, fd);
     dune_path_look(&want);
     dune_path_look(&other);
-    pthread_create(&flipper, NULL, flip, &race);
-    if (first <= last)
-        pthread_create(&putter, NULL, put_over, &race);
     for (long i = 0; i < times || (i < 50 * times && (counts[0] == 0 || counts[1] == 0)); i++) {
-        long fd = paths_call(__NR_open, (uint64_t)link, flags, 0, 0, 0, 0);
-
+        fd = paths_call(__NR_open, (uint64_t)race->link, flags, 0, 0, 0, 0);
         if (fd < 0) {
             counts[fd == -EACCES ? 1 : 2]++;
             continue;
@@ -282,9 +284,25 @@ void paths_race(const char *link, const char *good, const char *bad, int first, 
             counts[3]++;
         dune_sys1(__NR_close, fd);
     }
+    dune_resolved_close(&want);
+}
+
+void paths_race(const char *link, const char *good, const char *bad, int first, int last, int file,
+                long times, uint64_t flags, long counts[4])
+{
+    struct race race = {.link = link, .good = good, .bad = bad};
+    pthread_t flipper, putter;
+
+    memset(counts, 0, 4 * sizeof(*counts));
+    race.first = first;
+    race.last = last;
+    race.file = file;
+    pthread_create(&flipper, NULL, flip, &race);
+    if (first <= last)
+        pthread_create(&putter, NULL, put_over, &race);
+    open_often(&race, times, flags, counts);
     atomic_store(&race.stop, 1);
     pthread_join(flipper, NULL);
     if (first <= last)
         pthread_join(putter, NULL);
-    dune_resolved_close(&want);
 }

@@ -90,20 +90,24 @@ class Broker:
         self.lib.paths_set(denied, os.fsencode(exe))
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("paths") / "paths.so"
+def build(made: Path, *flags: str) -> Path:
     command = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-D_GNU_SOURCE", "-Wall"]
-    if "libasan.so" in Path("/proc/self/maps").read_text():
-        command += ["-fsanitize=address"]
-    command += [f"-I{TREE}/libdune_shim", str(TREE / "tests/unit/dune_paths.c"), "-o", str(made)]
-    subprocess.run([*command, "-lpthread"], check=True)
+    command += [*flags, f"-I{TREE}/libdune_shim", str(TREE / "tests/unit/dune_paths.c")]
+    subprocess.run([*command, "-o", str(made), "-lpthread"], check=True)
     return made
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For processes of their own, which have no sanitizer."""
+    return build(tmp_path_factory.mktemp("paths") / "paths.so")
+
+
 @pytest.fixture(scope="module")
-def module_broker(library: Path) -> Broker:
-    return Broker(library)
+def module_broker(tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    sanitized = "libasan.so" in Path("/proc/self/maps").read_text()
+    flags = ["-fsanitize=address"] if sanitized else []
+    return Broker(build(tmp_path_factory.mktemp("paths") / "sanitized.so", *flags))
 
 
 @pytest.fixture
@@ -750,6 +754,38 @@ print(*counts)
     assert opened > 0 and refused > 0, (opened, refused, others, wrong)
 
 
+@RULES
+def test_a_link_put_where_a_file_is_being_made_is_not_followed(
+    broker: Broker, tmp_path: Path, ruled: bool
+) -> None:
+    if ruled:
+        broker.rules(PERMISSIVE)
+    new, other = tmp_path / "new", tmp_path / "other"
+    for target, flags, wanted in (
+        ("/proc/self/mem", os.O_CREAT | os.O_RDWR, "EACCES"),
+        ("/proc/self/mem", os.O_CREAT | os.O_RDWR | os.O_EXCL, "EEXIST"),
+        ("loop", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, "ELOOP"),
+    ):
+        new.unlink(missing_ok=True)
+
+        def plant(target: str = target) -> None:
+            if not os.path.lexists(new):
+                os.symlink(target, new)
+
+        hook = ctypes.CFUNCTYPE(None)(plant)
+        broker.lib.paths_before(hook)
+        try:
+            assert error(broker.call("open", str(new), flags, 0o600)) == wanted
+        finally:
+            broker.lib.paths_before(None)
+    # and one that dangles is made at its end, as by the kernel
+    new.unlink()
+    new.symlink_to("other")
+    fd = broker.call("open", str(new), os.O_CREAT | os.O_RDWR, 0o600)
+    assert fd >= 0 and other.exists()
+    os.close(fd)
+
+
 # ---- rules -----------------------------------------------------------------------------------
 
 
@@ -762,6 +798,8 @@ def ruled_tree(broker: Broker, tmp_path: Path) -> Iterator[Path]:
         (box / name).mkdir(parents=True)
         (box / name / "file").write_text(name)
     (box / "rw" / "only").write_text("only")
+    (box / "rwx").mkdir()
+    (box / "rwx" / "file").write_text("beside it")
     (box / "x" / "run").write_text("#!/bin/true\n")
     (box / "x" / "run").chmod(0o755)
     for name, target in (("to_ro", "../ro/file"), ("to_none", "../none/file"),
@@ -788,7 +826,8 @@ def test_the_longest_rule_counts(broker: Broker, ruled_tree: Path) -> None:
         ("../ro/new", os.O_RDONLY | os.O_CREAT | os.O_EXCL, False),
         ("../ro", os.O_RDWR | os.O_TMPFILE, False), ("../ro", os.O_RDONLY, True),
         ("sub/file", os.O_RDWR | os.O_TRUNC, True), ("sub/new", os.O_RDWR | os.O_CREAT, True),
-        ("sub", os.O_RDWR | os.O_TMPFILE, True), ("secret/file", os.O_RDONLY, False),
+        ("sub", os.O_RDWR | os.O_TMPFILE, True), ("../rwx/file", os.O_RDONLY, False),
+        ("secret/file", os.O_RDONLY, False),
         ("secret", os.O_RDONLY, False), ("secret", os.O_PATH, False),
         ("sub/../secret/file", os.O_RDONLY, False), ("only", os.O_RDONLY, True),
         ("only", os.O_WRONLY, False), ("../out/file", os.O_WRONLY, True),
