@@ -10,7 +10,12 @@
 
 /* Extensions that the headers of Linux 6.1 don't name. */
 #define PROBE_CAP_MEMORY_FAULT_INFO 232
-#define PROBE_CPUID_ENTRIES         256
+
+/* Parts of XCR0. */
+#define XCR0_AVX    0x6u
+#define XCR0_AVX512 0xe6u
+
+#define PROBE_CPUID_ENTRIES 256
 
 struct probe {
     struct dune_report *report;
@@ -45,6 +50,13 @@ struct probe_result {
 };
 
 uint64_t probe_now_ns(void);
+/* Fills in fitness and reason unless something unfit was found before. printf's format. */
+void probe_unfit(struct dune_report *report, enum dune_fitness fitness, const char *cure,
+                 const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* By CPUID: what the guest can have; and what it would lack (DUNE_CPUID_MISMATCH). */
+void probe_features(struct probe *p);
+void probe_check_cpuid(struct probe *p);
+
 /* Opens /dev/kvm: its descriptor, or -errno. */
 int probe_open_kvm(void);
 /* All that experiments need. p->kvm and p->report must be set. 0 or -errno. */

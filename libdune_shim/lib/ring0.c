@@ -17,7 +17,7 @@
 #define VECTOR_MACHINE_CHECK 18
 #define RFLAGS_RING3         0x2
 #define FLUSH_BY_PAGE        32          /* more pages than this: the whole TLB */
-#define STACK_AHEAD          (12 * 1024) /* what the vault's code may use of ours while it holds a lock */
+#define STACK_AHEAD          (12 * 1024) /* that the vault's code may use while it holds a lock */
 #define WINDOWS_MOST         64          /* of one call's range that are opened on the way */
 
 /* lib/ring0_entry.S */
