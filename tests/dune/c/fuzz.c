@@ -180,14 +180,15 @@ static void *fuzz(void *argument)
 static void *race(void *argument)
 {
     struct fuzz_random random = {.state = 0x9e3779b97f4a7c15ull + (uint64_t)argument};
+    struct timespec rest = {0, 200000};
 
     __atomic_add_fetch(&shared->ready, 1, __ATOMIC_RELEASE);
     for (uint64_t i = 0;; i++) {
         uint64_t *at = (uint64_t *)(good_address(&space, &random) & ~7ull);
 
         __atomic_store_n(at, some_word(&space, &random), __ATOMIC_RELAXED);
-        if (i % 4096 == 0)
-            raw(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+        if (i % 1024 == 0) /* the others are to get on, too */
+            raw(SYS_nanosleep, (uint64_t)&rest, 0, 0, 0, 0, 0);
     }
     return NULL;
 }
@@ -246,13 +247,17 @@ static void make_texts(void)
 
 static void open_things(void)
 {
-    int pair[2];
+    int pair[2], yes = 1;
 
     for (int fd = 3; fd < 64; fd++)
         close(fd);
     (void)!pipe2(pair, O_NONBLOCK);
     socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+    space.pairs = (uint64_t)pair[0];
     socketpair(AF_UNIX, SOCK_DGRAM, 0, pair);
+    for (int fd = (int)space.pairs; fd < (int)space.pairs + PAIRS; fd++)
+        setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &yes, sizeof(yes)); /* control data to receive */
+    space.endless = (uint64_t)open("/dev/urandom", O_RDWR);
     open("f0", O_RDWR | O_CREAT, 0600);
     open(".", O_RDONLY | O_DIRECTORY);
     open("/dev/zero", O_RDWR);
@@ -347,14 +352,6 @@ static bool panicked(int fd, char *text, size_t bytes)
     return memmem(text, strlen(text), "the guest is ended", 18) != NULL;
 }
 
-static void describe_calls(void)
-{
-    for (unsigned i = 0; i < FUZZERS; i++)
-        fprintf(stderr, "fuzz: thread %u was in %lu(%lx, %lx, %lx, %lx, %lx, %lx)\n", i,
-                shared->nr[i], shared->arg[i][0], shared->arg[i][1], shared->arg[i][2],
-                shared->arg[i][3], shared->arg[i][4], shared->arg[i][5]);
-}
-
 static uint64_t progress(void)
 {
     uint64_t sum = 0;
@@ -362,6 +359,14 @@ static uint64_t progress(void)
     for (unsigned i = 0; i < FUZZERS; i++)
         sum = sum > shared->calls[i] ? sum : shared->calls[i];
     return sum;
+}
+
+static void describe_calls(void)
+{
+    for (unsigned i = 0; i < FUZZERS; i++)
+        fprintf(stderr, "fuzz: thread %u was in %lu(%lx, %lx, %lx, %lx, %lx, %lx)\n", i,
+                shared->nr[i], shared->arg[i][0], shared->arg[i][1], shared->arg[i][2],
+                shared->arg[i][3], shared->arg[i][4], shared->arg[i][5]);
 }
 
 static bool wait_ready(int pid)
@@ -380,7 +385,7 @@ static void ended(int status)
 {
     shared->ended++;
     if (getenv("FUZZ_VERBOSE") != NULL) {
-        fprintf(stderr, "fuzz: ended with status %x\n", (unsigned)status);
+        fprintf(stderr, "fuzz: ended with status %x, %lu calls\n", (unsigned)status, progress());
         describe_calls();
     }
 }
@@ -450,7 +455,7 @@ static void launch(uint64_t seed, int errors, bool no_key)
 {
     static struct watch watch;
     char text[4096];
-    int pid;
+    int pid, status;
 
     mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
     mount("proc", "/proc", "proc", 0, NULL);
@@ -470,7 +475,11 @@ static void launch(uint64_t seed, int errors, bool no_key)
         panicked(errors, text, sizeof(text));
         fail("the worker didn't start: ", text);
     } else if (!watch_start(&watch, pid, shared->base, THREADS_ALL)) {
-        fail("", watch.failure);
+        sleep_ms(CHECK_MS);
+        if (watch.gone && waitpid(pid, &status, WNOHANG) == pid)
+            ended(status);
+        else
+            fail("", watch.failure);
     } else if (observe(&watch, pid) && shared->failure[0] == 0) {
         kill(pid, SIGSTOP);
         sleep_ms(20);

@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-enum { CALL_MSEAL = 462, PLAY_BYTES = 1 << 20, TEXTS = 64, TEXT_BYTES = 64, FDS = 48 };
+enum { CALL_MSEAL = 462, PLAY_BYTES = 1 << 20, TEXTS = 64, TEXT_BYTES = 64, FDS = 24, PAIRS = 4 };
 
 struct fuzz_space {
     uint64_t base; /* the vault's */
@@ -23,6 +23,8 @@ struct fuzz_space {
     uint8_t *play; /* PLAY_BYTES of ring 3's own, full of pointers good and bad */
     char (*text)[TEXT_BYTES];
     unsigned texts;
+    uint64_t endless; /* a descriptor that always has something to read */
+    uint64_t pairs;   /* the first of PAIRS descriptors of connected sockets */
 };
 
 struct fuzz_random {
@@ -261,6 +263,7 @@ static void make_nested(const struct fuzz_space *space, struct fuzz_random *rand
                                        0x5401,     0x541b,     0x5421, 0x8927,
                                        0xc0045877, 0x40049409, 0x5452, 0x8090ae81};
     unsigned n = (unsigned)below(random, 9);
+    bool connected = chance(random, 70), endless = chance(random, 60);
 
     switch (nr) {
     case SYS_readv:
@@ -284,6 +287,10 @@ static void make_nested(const struct fuzz_space *space, struct fuzz_random *rand
         arg[2] = n;
         arg[3] = chance(random, 80) ? 0x40 : some_number(random);
         break;
+    case SYS_read:
+    case SYS_pread64:
+        arg[2] = below(random, 4096);
+        break;
     case SYS_ioctl:
         arg[1] = chance(random, 80) ? command[below(random, 12)] : some_number(random);
         break;
@@ -305,6 +312,11 @@ static void make_nested(const struct fuzz_space *space, struct fuzz_random *rand
         arg[2] = below(random, 80);
         break;
     }
+    if (endless && (nr == SYS_read || nr == SYS_pread64 || nr == SYS_readv || nr == SYS_preadv))
+        arg[0] = space->endless;
+    if (connected && ((nr >= SYS_sendto && nr <= SYS_recvmsg) || nr == SYS_sendmmsg ||
+                      nr == SYS_recvmmsg || nr == SYS_writev || nr == SYS_getsockopt))
+        arg[0] = space->pairs + below(random, PAIRS);
 }
 
 /* ---- calls that would end, stop or disturb more than this process's memory
@@ -414,11 +426,13 @@ static bool make_call(const struct fuzz_space *space, struct fuzz_random *random
 
     *nr = below(random, DUNE_CALLS + 20);
     /* Those with the most to them more often. */
-    if (chance(random, 15)) {
+    if (chance(random, 30)) {
         static const uint16_t often[] = {
-            SYS_readv,    SYS_writev,   SYS_sendmsg,           SYS_recvmsg, SYS_mmap,  SYS_sendmmsg,
-            SYS_recvmmsg, SYS_munmap,   SYS_mprotect,          SYS_mremap,  SYS_ioctl, SYS_futex,
-            SYS_openat,   SYS_pselect6, SYS_process_vm_writev, SYS_madvise};
+            SYS_readv,        SYS_writev,    SYS_sendmsg,  SYS_recvmsg,  SYS_mmap,
+            SYS_sendmmsg,     SYS_recvmmsg,  SYS_munmap,   SYS_mprotect, SYS_mremap,
+            SYS_ioctl,        SYS_futex,     SYS_openat,   SYS_pselect6, SYS_process_vm_writev,
+            SYS_madvise,      SYS_read,      SYS_recvfrom, SYS_preadv,   SYS_getsockopt,
+            SYS_rt_sigaction, SYS_getrandom, SYS_fcntl,    SYS_prctl,    SYS_pread64};
 
         *nr = often[below(random, sizeof(often) / sizeof(often[0]))];
     }

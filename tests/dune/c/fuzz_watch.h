@@ -218,7 +218,7 @@ static bool watch_check(struct watch *watch)
 
         if (!watch_read(watch, area->at, now, area->bytes))
             return watch_fail(watch, area->name, area->at);
-        for (uint64_t at = 0; at < area->bytes; at++)
+        for (uint64_t at = 0; memcmp(now, area->was, area->bytes) != 0 && at < area->bytes; at++)
             if (now[at] != area->was[at])
                 return watch_fail(watch, area->name, area->at + at);
     }
