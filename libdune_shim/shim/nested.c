@@ -26,6 +26,10 @@
 /* semctl() doesn't say how many semaphores a set has: more than any can. */
 #define SEMAPHORES_BYTES (2 * 65536)
 
+#define POLLED_MAX   8192 /* half the scratch */
+#define SKIPPED      (-0x7fffffff)
+#define POLL_INVALID 0x20 /* POLLNVAL */
+
 #define EVENT_THREAD 2 /* SIGEV_THREAD */
 #define LOCK_CURRENT 1 /* MCL_CURRENT */
 #define LOCK_ONFAULT 4 /* MCL_ONFAULT */
@@ -119,6 +123,79 @@ long dune_do_select(struct dune_vcpu *cpu, struct dune_call *call)
 {
     limit_sets(cpu, call);
     return dune_forward_raw(cpu, call->nr, call->arg);
+}
+
+struct polled { /* struct pollfd */
+    int32_t fd;
+    uint16_t events, revents;
+};
+
+/* True: one of the shim's is among them. They are marked in the copy as the kernel skips them. */
+static bool skip_closed(const struct dune_vcpu *cpu, struct polled *polled, uint32_t n)
+{
+    bool any = false;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (dune_fd_is_free(cpu->vault, (uint64_t)polled[i].fd))
+            continue;
+        polled[i].fd = SKIPPED;
+        any = true;
+    }
+    return any;
+}
+
+/* A closed descriptor is ready at once, so that nothing is waited for. */
+static long poll_with_closed(struct dune_vcpu *cpu, struct dune_call *call, struct polled *polled,
+                             uint32_t n)
+{
+    uint64_t *zero = dune_scratch(cpu, TIMESPEC_BYTES), to = call->arg[0];
+    long result;
+
+    if (zero == NULL)
+        return -ENOMEM;
+    zero[0] = zero[1] = 0;
+    call->arg[0] = (uint64_t)polled;
+    call->arg[2] = call->nr == __NR_poll ? 0 : (uint64_t)zero;
+    result = dune_forward_raw(cpu, call->nr, call->arg);
+    for (uint32_t i = 0; result >= 0 && i < n; i++) {
+        if (polled[i].fd == SKIPPED) {
+            polled[i].revents = POLL_INVALID;
+            result++;
+        }
+        if (dune_copy_out(cpu, to + i * sizeof(*polled) + offsetof(struct polled, revents),
+                          &polled[i].revents, sizeof(polled[i].revents)) != 0)
+            return -EFAULT;
+    }
+    return result;
+}
+
+/* Where none of the shim's descriptors is named the kernel gets ring 3's own array: what a thread
+ * puts there meanwhile tells it the state of one at most. */
+static long forward_poll(struct dune_vcpu *cpu, struct dune_call *call)
+{
+    uint32_t n = (uint32_t)call->arg[1];
+    struct polled *polled;
+
+    if (n == 0 || n > POLLED_MAX)
+        return dune_forward_raw(cpu, call->nr, call->arg);
+    polled = dune_scratch(cpu, n * sizeof(*polled));
+    if (polled == NULL)
+        return -ENOMEM;
+    if (dune_copy_in(cpu, polled, call->arg[0], n * sizeof(*polled)) != 0)
+        return -EFAULT;
+    if (skip_closed(cpu, polled, n))
+        return poll_with_closed(cpu, call, polled, n);
+    return dune_forward_raw(cpu, call->nr, call->arg);
+}
+
+long dune_do_poll(struct dune_vcpu *cpu, struct dune_call *call)
+{
+    return forward_poll(cpu, call);
+}
+
+long dune_do_ppoll(struct dune_vcpu *cpu, struct dune_call *call)
+{
+    return forward_poll(cpu, call);
 }
 
 /* The last argument points to a pointer to the mask, and the mask's size. */

@@ -570,6 +570,25 @@ def test_pselect_mask_is_checked(shim: Shim) -> None:
     assert shim.do("pselect6", 3, 0, 0, 0, 0, where).result == -errno.EFAULT
 
 
+@pytest.mark.parametrize("name", ["poll", "ppoll"])
+def test_polled_descriptor_of_the_shims_is_as_if_closed(shim: Shim, name: str) -> None:
+    shim.set("real", 1)
+    assert shim.do("pipe", BELOW).result == 0
+    reader, writer = struct.unpack("<2i", shim.peek(BELOW, 8))
+    fds = [(writer, 4), (FIRST_FD, 1), (reader, 1), (2**31 - 1, 1), (-1, 1)]
+    where = shim.poke(BELOW + 0x100, b"".join(struct.pack("<ihh", *fd, 0) for fd in fds))
+    forever = 0xFFFF_FFFF if name == "poll" else 0
+    done = shim.do(name, where, len(fds), forever)
+    assert done.result == 3
+    (call,) = done.forwarded
+    assert all(fd < FIRST_FD for fd, _ in struct.iter_unpack("<iI", call.at(call.arg[0], 40)))
+    got = list(struct.iter_unpack("<ihH", shim.peek(where, 40)))
+    assert [fd for fd, _, _ in got] == [fd for fd, _ in fds]
+    assert [revents for _, _, revents in got] == [4, 0x20, 0, 0x20, 0]
+    # None of the shim's: as it is, however long it waits.
+    assert shim.do(name, where, 1, forever).forwarded[0].arg[:3] == (where, 1, forever)
+
+
 def test_select_ends_before_the_shims_descriptors(shim: Shim) -> None:
     assert shim.do("select", 100_000).forwarded[0].arg[0] == FIRST_FD
     assert shim.do("select", -1).forwarded[0].arg[0] == ALL
