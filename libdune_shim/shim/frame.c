@@ -119,8 +119,6 @@ static int get_image(struct dune_vcpu *cpu, uint8_t *image, uint32_t *bytes)
 
     if (dune_vcpu_get_fpu(cpu, image) != 0)
         dune_panic(cpu, "KVM doesn't tell the FPU state", 0);
-    /* KVM tells of PKRU even where the guest's XCR0 has it not. */
-    header_of(image)->features &= software.xfeatures;
     /* KVM adds PKRU even where the guest's XCR0 has it not; rt_sigreturn() would refuse that. */
     header_of(image)->features &= cpu->vault->xcr0;
     header_of(image)->features |= FEATURES_LEGACY;

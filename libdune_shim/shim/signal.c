@@ -436,6 +436,11 @@ static bool deliver_one(struct dune_vcpu *cpu)
         return false;
     }
     __builtin_memcpy(&info, cpu->pending.info, sizeof(info));
+    if (blocked & BIT(info.si_signo)) { /* dune_touch() let in what ring 3 has blocked */
+        send_to_self(&info);
+        forget(cpu, mask);
+        return true;
+    }
     action = take_action(cpu->vault, cpu->sighand, info.si_signo);
     if (!has_handler(&action)) { /* it was taken away meanwhile: the kernel's business */
         if (action.handler == (uint64_t)SIG_DFL && is_fault(info.si_signo))

@@ -589,6 +589,8 @@ int main(int argc, char **argv)
         {"threads", threads},
         {"inherited", inherited},
         {"children", children},
+        {"storms", storms},
+        {"fork_storm", fork_storm},
         {NULL, NULL},
     };
 

@@ -45,7 +45,7 @@ static void stops(void)
     pid = fork();
     if (pid == 0) {
         raise(SIGSTOP);
-        raise(SIGTSTP);
+        kill(getpid(), SIGSTOP);
         _exit(nanosleep(&time, &left) == 0 && left.tv_sec == 9 ? 5 : 6);
     }
     for (int i = 0; i < 3; i++) {
@@ -138,6 +138,115 @@ static void threads(void)
     printf("%ld %ld %ld main %d\n", (long)result[0], (long)result[1], (long)result[2], mine);
 }
 
+/* ---- storms over threads
+ * -------------------------------------------------------------------------- */
+
+#define STORM_THREADS 3
+#define STORM_QUEUED  400
+
+static volatile int received[STORM_THREADS];
+static __thread volatile int *counter;
+
+/* Ruins what the interrupted code may hold in vectors, and counts. */
+static void queued(int number, siginfo_t *info, void *context)
+{
+    (void)number, (void)context;
+    CHECK(info->si_code == SI_QUEUE && info->si_value.sival_int == *counter);
+    if (__builtin_cpu_supports("avx"))
+        __asm__ volatile(
+            "vpcmpeqd %%xmm3, %%xmm3, %%xmm3\n vinsertf128 $1, %%xmm3, %%ymm3, %%ymm3\n"
+            "vmovaps %%ymm3, %%ymm11" ::
+                : "xmm3", "xmm11");
+    ++*counter;
+}
+
+/* The vectors' upper halves over a system call and some time. False: they changed. */
+static int round_of_vectors(uint64_t seed)
+{
+    uint64_t in[8], after[8];
+
+    if (!__builtin_cpu_supports("avx"))
+        return 1;
+    for (int i = 0; i < 8; i++)
+        in[i] = after[i] = seed * (uint64_t)(i + 7);
+    __asm__ volatile("vmovups 0(%0), %%ymm3\n vmovups 32(%0), %%ymm11\n"
+                     "mov $39, %%eax\n syscall\n"
+                     "mov $3000, %%ecx\n1: dec %%ecx\n jnz 1b\n"
+                     "vmovups %%ymm3, 0(%1)\n vmovups %%ymm11, 32(%1)\n vzeroupper"
+                     :
+                     : "S"(in), "D"(after)
+                     : "rax", "rcx", "r11", "memory", "cc", "xmm3", "xmm11");
+    return memcmp(in, after, sizeof(in)) == 0;
+}
+
+/* Registers, vectors, and memory that comes and goes. */
+static void *bear(void *arg)
+{
+    uint64_t rounds = 0;
+
+    counter = &received[(long)arg];
+    __atomic_fetch_add(&ready, 1, __ATOMIC_SEQ_CST);
+    while (*counter < STORM_QUEUED) {
+        volatile char *page =
+            mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        CHECK(page != MAP_FAILED);
+        page[100] = 1;
+        CHECK(round_of_registers(++rounds));
+        page[5000] = 2;
+        CHECK(round_of_vectors(rounds));
+        CHECK(page[100] == 1 && page[5000] == 2);
+        CHECK(munmap((void *)page, 8192) == 0);
+    }
+    return NULL;
+}
+
+/* Queued signals: none is lost, doubled or out of order, to whichever thread. */
+static void storms(void)
+{
+    pthread_t thread[STORM_THREADS];
+
+    set_handler(SIGRTMIN + 2, queued, SA_RESTART);
+    for (long i = 0; i < STORM_THREADS; i++)
+        CHECK(pthread_create(&thread[i], NULL, bear, (void *)i) == 0);
+    while (ready < STORM_THREADS)
+        usleep(1000);
+    for (int sent = 0; sent < STORM_QUEUED; sent++)
+        for (int i = 0; i < STORM_THREADS; i++)
+            while (pthread_sigqueue(thread[i], SIGRTMIN + 2, (union sigval){.sival_int = sent}))
+                usleep(1000);
+    for (int i = 0; i < STORM_THREADS; i++)
+        CHECK(pthread_join(thread[i], NULL) == 0);
+    printf("received %d %d %d\n", received[0], received[1], received[2]);
+}
+
+/* Forks, their ends and a timer, all at once. */
+static void fork_storm(void)
+{
+    struct itimerval often = {.it_interval.tv_usec = 2000, .it_value.tv_usec = 2000}, none = {0};
+    int ended = 0;
+
+    set_handler(SIGALRM, clobber, SA_RESTART);
+    set_handler(SIGCHLD, count, SA_RESTART);
+    setitimer(ITIMER_REAL, &often, NULL);
+    for (int i = 0; i < 30; i++) {
+        int status;
+        pid_t pid = i % 3 ? fork() : vfork();
+
+        CHECK(pid >= 0);
+        if (pid == 0) {
+            if (i % 3 && !round_of_registers(i))
+                _exit(1);
+            _exit(42);
+        }
+        CHECK(round_of_registers(i));
+        CHECK(waitpid(pid, &status, 0) == pid);
+        ended += WIFEXITED(status) && WEXITSTATUS(status) == 42;
+    }
+    setitimer(ITIMER_REAL, &none, NULL);
+    printf("ended %d\n", ended);
+}
+
 /* ---- other programs
  * ---------------------------------------------------------------------------------------- */
 
@@ -174,7 +283,7 @@ static void children(void)
     int status;
     pid_t pid;
 
-    set_handler(SIGUSR1, count, 0);
+    set_handler(SIGUSR1, count, SA_RESTART);
     fflush(stdout);
     pid = fork();
     if (pid == 0) {
