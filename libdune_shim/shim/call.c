@@ -219,8 +219,8 @@ static long transfer(struct dune_vcpu *cpu, long nr, void *own, uint64_t other, 
     return done;
 }
 
-/* A stack that may have to grow: copies don't make it do so, but what the kernel itself reads does. Nothing
- * comes of this read, for 99 is no way to change a signal mask. */
+/* A stack that may have to grow: copies don't make it do so, but what the kernel itself reads does.
+ * Nothing comes of this read, for 99 is no way to change a signal mask. */
 static bool grown(const struct dune_vcpu *cpu, uint64_t other, uint64_t bytes)
 {
     if (!dune_range_is_free(cpu->vault, other, bytes))

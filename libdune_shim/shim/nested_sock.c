@@ -27,7 +27,7 @@ enum {
     LEVEL_XDP = 283,
 };
 
-#define NETFILTER_FIRST         64 /* from here up, and up to 69 for IPv6: tables with pointers in them */
+#define NETFILTER_FIRST         64 /* from here, for IPv6 up to 69: tables with pointers in them */
 #define NETFILTER6_LAST         69
 #define IP6_TCLASS              67 /* between those */
 #define IP6_RECVTCLASS          66

@@ -333,8 +333,8 @@ static uint64_t at_most(uint64_t value, uint64_t most)
 }
 
 /* False: not this one. */
-static bool tame(const struct fuzz_space *space, struct fuzz_random *random, uint64_t nr,
-                 uint64_t *arg)
+static bool is_tame(const struct fuzz_space *space, struct fuzz_random *random, uint64_t nr,
+                    uint64_t *arg)
 {
     switch (nr) {
     case SYS_exit:
@@ -393,29 +393,37 @@ static bool tame(const struct fuzz_space *space, struct fuzz_random *random, uin
     case SYS_dup2:
     case SYS_dup3:
         return (uint32_t)arg[1] > 20;
+    default:
+        return true;
+    }
+}
+
+/* Keeps what a call takes or makes within what the process has to spare. */
+static void limit_call(const struct fuzz_space *space, struct fuzz_random *random, uint64_t nr,
+                       uint64_t *arg)
+{
+    switch (nr) {
     case SYS_close_range:
         arg[0] = 20 + at_most(arg[0], 1ull << 31);
-        return true;
+        break;
     case SYS_mmap:
         if ((arg[3] & MAP_FIXED) && !is_bad(space, arg[0]))
             arg[0] = good_address(space, random) & ~4095ull;
         arg[1] = is_bad(space, arg[0]) ? arg[1] : at_most(arg[1], 1 << 16);
-        return true;
+        break;
     case SYS_mremap:
         arg[2] = at_most(arg[2], 1 << 16);
         if (!is_bad(space, arg[4]))
             arg[4] = good_address(space, random) & ~4095ull;
-        return true;
+        break;
     case SYS_shmget:
         arg[1] = at_most(arg[1], 1 << 20);
-        return true;
+        break;
     case SYS_move_pages:
     case SYS_migrate_pages:
     case SYS_sched_setaffinity:
         arg[0] = 0;
-        return true;
-    default:
-        return true;
+        break;
     }
 }
 
@@ -455,7 +463,8 @@ static bool make_call(const struct fuzz_space *space, struct fuzz_random *random
         arg[0] = (space->base - DUNE_WINDOW - 4096) & ~4095ull;
         arg[1] = 4096 + below(random, 1 << 20);
     }
-    return tame(space, random, *nr, arg);
+    limit_call(space, random, *nr, arg);
+    return is_tame(space, random, *nr, arg);
 }
 
 #endif
