@@ -1,6 +1,7 @@
 """Signals in ring 3: the same programs bare and in the guest, and the same words from both.
 
 signals.c is about those that others send, faults.c about those that an instruction makes.
+open_signals.c has no bare run: ring 0's signals, and those of threads outside beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def test_signals_sent_are_as_outside(run_program: Run, case: str) -> None:
 @pytest.mark.parametrize("case", cases("faults"))
 def test_signals_of_faults_are_as_outside(run_program: Run, case: str) -> None:
     assert_same(run_program, "faults", case)
+
+
+@pytest.mark.parametrize("case", cases("open_signals"))
+def test_signals_of_ring0_and_of_threads_outside(run_program: Run, case: str) -> None:
+    assert run_program("open_signals", case).stdout == "done\n"
 
 
 def test_signals_5000_at_1khz_leave_every_register_alone(
