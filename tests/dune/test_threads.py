@@ -91,3 +91,14 @@ def test_open_threads_in_sequence_reuse_their_vcpus() -> None:
     found = re.search(r"^vCPUs (\d+)$", result.stdout, re.MULTILINE)
     # A thread's vCPU is free once the kernel has forgotten the thread: a moment after the join.
     assert found and 2 <= int(found[1]) <= 8
+
+
+def test_open_program_makes_threads_and_processes_in_either_ring() -> None:
+    """A child of fork goes on in its parent's ring; a thread that ring 0 makes is in ring 3. The
+    fork's status is 4 * (20 + the grandchild's ring) + the child's ring."""
+    assert run_program("open_processes", timeout=TIMEOUT_S).stdout.splitlines() == [
+        "ring 0: ring 0, a thread's 3, fork 80, vfork 3, spawn 30, system 4",
+        "ring 3, by ring 0: ring 3, a thread's 3, fork 95, vfork 3, spawn 30, system 4",
+        "handled 1",
+        "outside: ring -1, a thread's -1, fork 75, vfork 3, spawn 30, system 4",
+    ]

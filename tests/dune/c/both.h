@@ -23,7 +23,7 @@ struct both_case {
         } \
     } while (0)
 
-static void both_enter(const char *how)
+static inline void both_enter(const char *how)
 {
     struct dune_config config = {.flags = DUNE_SEALED | DUNE_SKIP_SELF_TEST};
 
@@ -37,7 +37,7 @@ static void both_enter(const char *how)
     }
 }
 
-static int both_main(int argc, char **argv, const struct both_case *cases)
+static inline int both_main(int argc, char **argv, const struct both_case *cases)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc >= 3) {
