@@ -12,14 +12,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PAGE 4096ull
-#define USER_END 0x7ffffffff000ull /* no user mapping lies at or above it (4-level paging) */
-#define HEADERS_MAX 65536ull       /* of all program headers: the kernel's limit */
+#define PAGE        4096ull
+#define USER_END    0x7ffffffff000ull /* no user mapping lies at or above it (4-level paging) */
+#define HEADERS_MAX 65536ull          /* of all program headers: the kernel's limit */
 /* Where the kernel starts looking for a place for position-independent programs: two thirds of the
  * address space; and how far it moves them at random (28 bits of pages). */
-#define DYN_BASE (USER_END / 3 * 2 & ~(PAGE - 1))
+#define DYN_BASE         (USER_END / 3 * 2 & ~(PAGE - 1))
 #define DYN_RANDOM_PAGES (1ull << 28)
-#define ALIGN_MAX (1ull << 30)
+#define ALIGN_MAX        (1ull << 30)
 
 static uint64_t page_down(uint64_t value)
 {
@@ -72,8 +72,7 @@ static const char *check_segment(const Elf64_Phdr *phdr, uint64_t file_bytes)
     return NULL;
 }
 
-static const char *add_segment(struct sandbox_elf *elf, const Elf64_Phdr *phdr,
-                               uint64_t file_bytes)
+static const char *add_segment(struct sandbox_elf *elf, const Elf64_Phdr *phdr, uint64_t file_bytes)
 {
     const char *wrong = check_segment(phdr, file_bytes);
     struct sandbox_segment *segment, *before;
@@ -189,7 +188,7 @@ const char *sandbox_elf_read(int fd, struct sandbox_elf *elf)
     return NULL;
 }
 
-/* ---- mapping ---------------------------------------------------------------------------------- */
+/* ---- mapping -------------------------------------------------------------------------------- */
 
 static uint64_t random_below(uint64_t limit)
 {

@@ -26,7 +26,8 @@ static const char usage[] =
     "  --no-pkey   no protection key on the vault, even where the CPU has them (for tests)\n"
     "  --help      this\n"
     "\n"
-    "Exit status: PROGRAM's own, and it dies of the signal that PROGRAM dies of. 125: dune-sandbox\n"
+    "Exit status: PROGRAM's own, and it dies of the signal that PROGRAM dies of. 125: "
+    "dune-sandbox\n"
     "itself fails (no fit /dev/kvm, a wrong policy). 126: PROGRAM can't be run. 127: not found.\n"
     "\n";
 
@@ -53,7 +54,7 @@ void sandbox_fail(int status, const char *format, ...)
     exit(status);
 }
 
-/* ---- command line ----------------------------------------------------------------------------- */
+/* ---- command line --------------------------------------------------------------------------- */
 
 static void parse_options(int argc, char **argv, struct options *options)
 {
@@ -88,7 +89,7 @@ static void parse_options(int argc, char **argv, struct options *options)
     options->argv = argv + at + (options->inherit != NULL);
 }
 
-/* ---- policy ----------------------------------------------------------------------------------- */
+/* ---- policy --------------------------------------------------------------------------------- */
 
 static char *read_policy(const char *path, size_t *bytes)
 {
@@ -139,8 +140,10 @@ static void inherit_policy(const char *word)
         is.st_size != sizeof policy.policy ||
         pread((int)fd, &policy.policy, sizeof policy.policy, 0) != sizeof policy.policy ||
         policy.policy.n_rules > DUNE_POLICY_RULES)
-        sandbox_fail(SANDBOX_FAILED, "--inherit %s: this is no policy that was handed down; the "
-                                     "option is for dune-sandbox's own use", word);
+        sandbox_fail(SANDBOX_FAILED,
+                     "--inherit %s: this is no policy that was handed down; the "
+                     "option is for dune-sandbox's own use",
+                     word);
     close((int)fd);
     for (uint32_t n = 0; n < policy.policy.n_rules; n++)
         policy.policy.rule[n].path[sizeof policy.policy.rule[n].path - 1] = '\0';
@@ -175,7 +178,7 @@ static void complete_policy(bool inherited)
     }
 }
 
-/* ---- running ---------------------------------------------------------------------------------- */
+/* ---- running -------------------------------------------------------------------------------- */
 
 /* The limit counts all address space, so what the vault reserves must come on top. */
 static void limit_memory(void)
@@ -259,7 +262,7 @@ static void run(const struct options *options)
 
 int main(int argc, char **argv)
 {
-    struct options options = { 0 };
+    struct options options = {0};
 
     parse_options(argc, argv, &options);
     if (options.inherit)

@@ -42,14 +42,13 @@ static const char strict_text[] =
 
 /* What protects the vault, and no more. What it refuses isn't logged: programs try what is new
  * (rseq, clone3) and go on without. */
-static const char permissive_text[] =
-    "paths any\n"
-    "exec sandboxed\n"
-    "fork yes\n"
-    "network yes\n"
-    "signal yes\n"
-    "ipc yes\n"
-    "log none\n";
+static const char permissive_text[] = "paths any\n"
+                                      "exec sandboxed\n"
+                                      "fork yes\n"
+                                      "network yes\n"
+                                      "signal yes\n"
+                                      "ipc yes\n"
+                                      "log none\n";
 
 const char *sandbox_policy_builtin(const char *name)
 {
@@ -67,7 +66,7 @@ struct parser {
     bool missing_ok;
     struct sandbox_policy *out;
     uint32_t denied_paths[DUNE_POLICY_RULES]; /* bool for each rule: a `deny` */
-    uint32_t said;        /* bit for each setting that was given */
+    uint32_t said;                            /* bit for each setting that was given */
     enum exec_mode exec;
     bool exec_paths;
     char *error;
@@ -117,7 +116,7 @@ static int next_word(struct parser *parser)
     return 1;
 }
 
-/* ---- paths ------------------------------------------------------------------------------------ */
+/* ---- paths ---------------------------------------------------------------------------------- */
 
 static struct dune_rule *find_rule(struct dune_policy *policy, const char *path)
 {
@@ -150,14 +149,14 @@ static bool holds(const struct dune_rule *rule, const char *path)
 
 /* The longest rule that holds path, other than `not`. */
 static const struct dune_rule *longest(const struct dune_policy *policy, const char *path,
-                                       const struct dune_rule *not)
+                                       const struct dune_rule * not )
 {
     const struct dune_rule *best = NULL;
 
     for (unsigned n = 0; n < policy->n_rules; n++) {
         const struct dune_rule *rule = &policy->rule[n];
 
-        if (rule != not && holds(rule, path) && (!best || rule->length > best->length))
+        if (rule != not &&holds(rule, path) && (!best || rule->length > best->length))
             best = rule;
     }
     return best;
@@ -266,7 +265,7 @@ static bool path_rules(struct parser *parser, const char *what, uint32_t access)
     return got < 0 ? false : any || wrong(parser, "%s needs a path", what);
 }
 
-/* ---- settings --------------------------------------------------------------------------------- */
+/* ---- settings ------------------------------------------------------------------------------- */
 
 static bool once(struct parser *parser, const char *what, unsigned bit)
 {
@@ -293,14 +292,15 @@ static bool line_end(struct parser *parser, const char *what)
     return got > 0 ? wrong(parser, "%s: %s is too much", what, parser->word) : got == 0;
 }
 
-struct class {
+struct class
+{
     const char *name;
     uint32_t bit;
 };
 
 static const struct class classes[] = {
-    { "network", DUNE_CLASS_NET },   { "fork", DUNE_CLASS_FORK }, { "signal", DUNE_CLASS_SIGNAL },
-    { "ipc", DUNE_CLASS_IPC },       { "admin", DUNE_CLASS_ADMIN },
+    {"network", DUNE_CLASS_NET}, {"fork", DUNE_CLASS_FORK},   {"signal", DUNE_CLASS_SIGNAL},
+    {"ipc", DUNE_CLASS_IPC},     {"admin", DUNE_CLASS_ADMIN},
 };
 #define CLASSES (sizeof classes / sizeof *classes)
 enum { SAID_EXEC = CLASSES, SAID_MEMORY, SAID_LOG, SAID_PATHS };
@@ -320,7 +320,7 @@ static bool class_line(struct parser *parser, unsigned n)
 
 static bool exec_line(struct parser *parser)
 {
-    static const char *const modes[] = { "no", "sandboxed", "yes" };
+    static const char *const modes[] = {"no", "sandboxed", "yes"};
 
     if (!one_word(parser, "exec", "yes, no, sandboxed or a path"))
         return false;
@@ -450,8 +450,8 @@ bool sandbox_policy_parse(const char *text, size_t bytes, const char *name, bool
     error[0] = '\0';
     policy->policy.check_paths = true;
     policy->policy.log_fd = SANDBOX_LOG_NONE;
-    policy->policy.denied = DUNE_CLASS_NET | DUNE_CLASS_EXEC | DUNE_CLASS_FORK |
-                            DUNE_CLASS_ADMIN | DUNE_CLASS_SIGNAL | DUNE_CLASS_IPC;
+    policy->policy.denied = DUNE_CLASS_NET | DUNE_CLASS_EXEC | DUNE_CLASS_FORK | DUNE_CLASS_ADMIN |
+                            DUNE_CLASS_SIGNAL | DUNE_CLASS_IPC;
     while (parser.at < parser.end) {
         parser.line++;
         if (!parse_line(&parser))
@@ -473,13 +473,15 @@ void sandbox_policy_print(const struct sandbox_policy *policy, FILE *to)
                 rules->rule[n].access & DUNE_MAY_WRITE ? "w" : "-",
                 rules->rule[n].access & DUNE_MAY_EXEC ? "x" : "-");
     fprintf(to, "paths %s\n", rules->check_paths ? "checked" : "any");
-    fprintf(to, "exec %s\n", rules->denied & DUNE_CLASS_EXEC ? "no"
-                             : policy->exec_outside          ? "yes"
-                                                             : "sandboxed");
+    fprintf(to, "exec %s\n",
+            rules->denied & DUNE_CLASS_EXEC ? "no"
+            : policy->exec_outside          ? "yes"
+                                            : "sandboxed");
     for (unsigned n = 0; n < CLASSES; n++)
         fprintf(to, "%s %s\n", classes[n].name, rules->denied & classes[n].bit ? "no" : "yes");
     fprintf(to, "memory %llu\n", (unsigned long long)rules->memory_bytes);
-    fprintf(to, "log %s\n", policy->log_none      ? "none"
-                            : policy->log_file[0] ? policy->log_file
-                                                  : "stderr");
+    fprintf(to, "log %s\n",
+            policy->log_none      ? "none"
+            : policy->log_file[0] ? policy->log_file
+                                  : "stderr");
 }

@@ -10,8 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SCRIPT_HEAD 256 /* as much of a file's beginning as the kernel looks at */
-#define SCRIPT_DEPTH 5  /* interpreters that are scripts themselves, one more than it follows */
+#define SCRIPT_HEAD  256 /* as much of a file's beginning as the kernel looks at */
+#define SCRIPT_DEPTH 5   /* interpreters that are scripts themselves, one more than it follows */
 
 /* The cause of a failed open or access, as an exit status. */
 static int status_of(int error)
@@ -220,8 +220,8 @@ void sandbox_program_map(struct sandbox_program *program)
     close(program->fd);
     if (program->interpreter_fd < 0)
         return;
-    wrong = sandbox_elf_map(program->interpreter_fd, &program->interpreter,
-                            SANDBOX_PLACE_ANYWHERE, &program->interpreter_base);
+    wrong = sandbox_elf_map(program->interpreter_fd, &program->interpreter, SANDBOX_PLACE_ANYWHERE,
+                            &program->interpreter_base);
     if (wrong)
         sandbox_fail(SANDBOX_NOT_EXECUTABLE, "%s can't be mapped: %s", program->elf.interpreter,
                      wrong);

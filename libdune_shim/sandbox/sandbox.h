@@ -16,9 +16,9 @@
 #include <stdio.h>
 
 /* Exit statuses of dune-sandbox itself, as of env(1) and timeout(1). */
-#define SANDBOX_FAILED 125        /* the policy, the machine, or dune-sandbox is at fault */
+#define SANDBOX_FAILED         125 /* the policy, the machine, or dune-sandbox is at fault */
 #define SANDBOX_NOT_EXECUTABLE 126 /* the program is there and can't be run */
-#define SANDBOX_NOT_FOUND 127
+#define SANDBOX_NOT_FOUND      127
 
 #define SANDBOX_LOG_NONE UINT32_MAX
 
@@ -26,12 +26,12 @@
 void sandbox_fail(int status, const char *format, ...)
     __attribute__((noreturn, format(printf, 2, 3)));
 
-/* ---- policy_file.c ---------------------------------------------------------------------------- */
+/* ---- policy_file.c -------------------------------------------------------------------------- */
 
 /* A policy as written: what dune_init() takes, and what dune-sandbox does itself. */
 struct sandbox_policy {
-    struct dune_policy policy; /* log_fd, self and sandbox are filled in later */
-    bool exec_outside;         /* `exec yes`: children leave the sandbox */
+    struct dune_policy policy;       /* log_fd, self and sandbox are filled in later */
+    bool exec_outside;               /* `exec yes`: children leave the sandbox */
     char log_file[DUNE_POLICY_PATH]; /* "": standard error, or none */
     bool log_none;
 };
@@ -50,7 +50,7 @@ bool sandbox_policy_grant(struct dune_policy *policy, const char *path, uint32_t
 void sandbox_policy_print(const struct sandbox_policy *policy, FILE *to);
 extern const char sandbox_policy_help[];
 
-/* ---- elf.c ------------------------------------------------------------------------------------ */
+/* ---- elf.c ---------------------------------------------------------------------------------- */
 
 #define SANDBOX_SEGMENTS 128
 
@@ -67,8 +67,8 @@ struct sandbox_elf {
     uint64_t phdr;       /* where the program headers will lie, 0: nowhere */
     uint64_t phdr_bytes; /* of one */
     uint64_t phdr_count;
-    uint64_t low, high;  /* of all segments, page-aligned */
-    uint64_t align;      /* of the base, a power of two of at least a page */
+    uint64_t low, high; /* of all segments, page-aligned */
+    uint64_t align;     /* of the base, a power of two of at least a page */
     bool exec_stack;
     char interpreter[4096]; /* PT_INTERP; "": none */
     unsigned n_segments;
@@ -79,25 +79,25 @@ struct sandbox_elf {
 const char *sandbox_elf_read(int fd, struct sandbox_elf *elf);
 
 enum sandbox_place {
-    SANDBOX_PLACE_PROGRAM,    /* where the kernel puts position-independent programs */
-    SANDBOX_PLACE_ANYWHERE,   /* among the mappings, like an interpreter */
+    SANDBOX_PLACE_PROGRAM,  /* where the kernel puts position-independent programs */
+    SANDBOX_PLACE_ANYWHERE, /* among the mappings, like an interpreter */
 };
 
 /* Maps it. NULL: *base is what to add to vaddr. Else why not. */
 const char *sandbox_elf_map(int fd, const struct sandbox_elf *elf, enum sandbox_place place,
                             uint64_t *base);
 
-/* ---- program.c -------------------------------------------------------------------------------- */
+/* ---- program.c ------------------------------------------------------------------------------ */
 
 #define SANDBOX_ARGUMENTS_MAX 0x7ffffff
 
 /* What is to run: the file that the kernel would map for it, and the arguments that it gets. */
 struct sandbox_program {
-    int fd, interpreter_fd;       /* -1: no interpreter (PT_INTERP) */
-    char path[DUNE_POLICY_PATH];  /* canonical, of fd */
-    char *exec_path;              /* AT_EXECFN: as it was named, a script too */
-    char *name;                   /* of the task: the last part of exec_path */
-    char **argv;                  /* NULL-terminated */
+    int fd, interpreter_fd;      /* -1: no interpreter (PT_INTERP) */
+    char path[DUNE_POLICY_PATH]; /* canonical, of fd */
+    char *exec_path;             /* AT_EXECFN: as it was named, a script too */
+    char *name;                  /* of the task: the last part of exec_path */
+    char **argv;                 /* NULL-terminated */
     int argc;
     struct sandbox_elf elf, interpreter;
     uint64_t base, interpreter_base;
@@ -109,7 +109,7 @@ void sandbox_program_open(struct sandbox_program *program, struct dune_policy *p
                           char **argv, bool search, bool inherited);
 void sandbox_program_map(struct sandbox_program *program);
 
-/* ---- stack.c, start.c ------------------------------------------------------------------------- */
+/* ---- stack.c, start.c ----------------------------------------------------------------------- */
 
 /* Builds what the kernel leaves on a new program's stack, below this function's caller's frame.
  * Returns the stack pointer for the entry point. */

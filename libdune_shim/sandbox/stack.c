@@ -16,12 +16,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define PAGE 4096ull
-#define ROOM_BELOW (64 << 10) /* for the functions that are still called on the way */
-#define AUXV_MAX 40
-#define STRINGS_MAX (6 << 20)     /* of arguments and environment: three quarters of 8 MiB, */
+#define PAGE          4096ull
+#define ROOM_BELOW    (64 << 10) /* for the functions that are still called on the way */
+#define AUXV_MAX      40
+#define STRINGS_MAX   (6 << 20)   /* of arguments and environment: three quarters of 8 MiB, */
 #define STRINGS_LEAST (128 << 10) /* and what is allowed on any stack (execve(2)) */
-#define PLATFORM "x86_64"
+#define PLATFORM      "x86_64"
 
 /* Where things came to lie, for sandbox_stack_announce(). */
 static struct {
@@ -69,17 +69,18 @@ static size_t weight(char **list)
 static void add(uint64_t type, uint64_t value)
 {
     if (built.n_auxv < AUXV_MAX)
-        built.auxv[built.n_auxv++] = (Elf64_auxv_t){ .a_type = type, .a_un.a_val = value };
+        built.auxv[built.n_auxv++] = (Elf64_auxv_t){.a_type = type, .a_un.a_val = value};
 }
 
 /* Those that describe the machine and the user are the process's own. There is no AT_RSEQ_*:
  * rseq isn't available in ring 3. */
 static void build_auxv(const struct sandbox_program *program, struct filler *filler)
 {
-    static const uint64_t kept[] = { AT_SYSINFO_EHDR, AT_HWCAP, AT_PAGESZ, AT_CLKTCK, AT_UID,
-                                     AT_EUID, AT_GID, AT_EGID, AT_HWCAP2, AT_MINSIGSTKSZ };
+    static const uint64_t kept[] = {AT_SYSINFO_EHDR, AT_HWCAP,      AT_PAGESZ, AT_CLKTCK,
+                                    AT_UID,          AT_EUID,       AT_GID,    AT_EGID,
+                                    AT_HWCAP2,       AT_MINSIGSTKSZ};
     const struct sandbox_elf *elf = &program->elf;
-    uint8_t random[16] = { 0 };
+    uint8_t random[16] = {0};
 
     for (size_t n = 0; n < sizeof kept / sizeof *kept; n++) {
         errno = 0;
@@ -93,9 +94,8 @@ static void build_auxv(const struct sandbox_program *program, struct filler *fil
     add(AT_PHDR, elf->phdr ? elf->phdr + program->base : 0);
     add(AT_PHENT, elf->phdr_bytes);
     add(AT_PHNUM, elf->phdr_count);
-    add(AT_BASE, program->interpreter_fd >= 0
-                     ? program->interpreter_base + program->interpreter.low
-                     : 0);
+    add(AT_BASE,
+        program->interpreter_fd >= 0 ? program->interpreter_base + program->interpreter.low : 0);
     add(AT_FLAGS, 0);
     add(AT_ENTRY, elf->entry + program->base);
     add(AT_SECURE, 0);
@@ -125,7 +125,7 @@ uint64_t sandbox_stack_build(const struct sandbox_program *program, char **envp)
 {
     size_t n_env = count(envp), words = 1 + (size_t)program->argc + 1 + n_env + 1;
     size_t bytes = weight(program->argv) + weight(envp) + strlen(program->exec_path) + 1024;
-    struct filler filler = { .at = (uint64_t)__builtin_frame_address(0) - ROOM_BELOW };
+    struct filler filler = {.at = (uint64_t)__builtin_frame_address(0) - ROOM_BELOW};
     uint64_t *word, string, exec_path;
 
     check_room(bytes);

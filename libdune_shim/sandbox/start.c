@@ -5,7 +5,7 @@
 #include <asm/unistd.h>
 #include <cpuid.h>
 
-#define OSXSAVE (1u << 27) /* CPUID 1, ECX */
+#define OSXSAVE    (1u << 27) /* CPUID 1, ECX */
 #define STATE_PKRU (1u << 9)
 
 /* XSAVE's or FXSAVE's image of a fresh program: all in the initial state, but MXCSR and the x87
@@ -18,7 +18,7 @@ struct fpu_image {
     uint8_t header[64]; /* XSTATE_BV 0: initial states */
 } __attribute__((aligned(64)));
 
-static const struct fpu_image fresh = { .control = 0x37f, .mxcsr = 0x1f80 };
+static const struct fpu_image fresh = {.control = 0x37f, .mxcsr = 0x1f80};
 
 static void clear_fpu(void)
 {

@@ -1,14 +1,15 @@
 /* Tries to escape from ring 3, in every way that the protection of the vault speaks of.
  *
- *   escape GROUP     one of direct, pointers, mappings, files, descriptors, calls, signals, threads,
- *                    races: prints a line for each attempt
+ *   escape GROUP     prints a line for each attempt of it: one of direct, pointers, nested,
+ *                    mappings, files, descriptors, calls, signals, threads, races, sweeps
+ *
  *   escape fatal X   one attempt (see escape/fatal.h) that ends this process
  *
- * It is an ordinary program, run by dune-sandbox. The harness (tests/dune/test_escape.py) looks at it
- * from outside: it fills pages of the vault with a secret, tells on standard input where they are,
- * and compares the vault before and after. Protocol: "ready\n" is printed; a line
- * VAULT TARGET SCRATCH TIDS TID_BASE NOT_SECRET FIRST_FD (hexadecimal) is read; the attempts are
- * printed; "done N M\n" (tried, broken) is printed; a byte is read; the program ends.
+ * It is an ordinary program, run by dune-sandbox. The harness (tests/dune/test_escape.py) looks at
+ * it from outside: it fills pages of the vault with a secret, tells on standard input where they
+ * are, and compares the vault before and after. Protocol: "ready\n" is printed; a line VAULT TARGET
+ * SCRATCH TIDS TID_BASE NOT_SECRET FIRST_FD (hexadecimal) is read; the attempts are printed; "done
+ * N M\n" (tried, broken) is printed; a byte is read; the program ends.
  *
  * Outside of the sandbox, with memory of its own for a vault (`escape --bare GROUP`), most attempts
  * must succeed: so the harness knows that they are real.
@@ -20,19 +21,21 @@
 #include "escape/files.h"
 #include "escape/kit.h"
 #include "escape/mappings.h"
+#include "escape/nested.h"
 #include "escape/pointers.h"
 #include "escape/races.h"
 #include "escape/signals.h"
+#include "escape/sweeps.h"
 #include "escape/threads.h"
 
 static const struct {
     const char *name;
     void (*run)(void);
 } groups[] = {
-    { "direct", direct_all },         { "pointers", pointers_all }, { "mappings", mappings_all },
-    { "files", files_all },           { "descriptors", descriptors_all },
-    { "calls", calls_all },           { "signals", signals_all },   { "threads", threads_all },
-    { "races", races_all },
+    {"direct", direct_all},     {"pointers", pointers_all}, {"nested", nested_all},
+    {"mappings", mappings_all}, {"files", files_all},       {"descriptors", descriptors_all},
+    {"calls", calls_all},       {"signals", signals_all},   {"threads", threads_all},
+    {"races", races_all},       {"sweeps", sweeps_all},
 };
 
 static void ask(void)
@@ -45,8 +48,8 @@ static void ask(void)
         _exit(5);
     got = read(0, line, sizeof line - 1);
     line[got > 0 ? got : 0] = '\0';
-    if (sscanf(line, "%lx %lx %lx %lx %lx %lx %lx", &given.vault, &given.target, &given.scratch, &given.tids,
-               &tid_base, &given.not_secret, &first_fd) != 7)
+    if (sscanf(line, "%lx %lx %lx %lx %lx %lx %lx", &given.vault, &given.target, &given.scratch,
+               &given.tids, &tid_base, &given.not_secret, &first_fd) != 7)
         _exit(6);
     given.tid_base = (uint32_t)tid_base;
     given.first_fd = (int)first_fd;

@@ -1,5 +1,5 @@
-/* What test_sandbox.py has done by an ordinary program: `sandboxed DEED ARGS`. Prints what came of it;
- * an errno by its name. It doesn't use libdune. */
+/* What test_sandbox.py has done by an ordinary program: `sandboxed DEED ARGS`. Prints what came of
+ * it; an errno by its name. It doesn't use libdune. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -59,7 +59,7 @@ static int try_files(const char *directory)
 
 static int try_network(void)
 {
-    struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(9) };
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
     int pair[2], fd = socket(AF_INET, SOCK_STREAM, 0);
 
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -85,9 +85,10 @@ static int try_fork(void)
     if (child == 0)
         _exit(9);
     tell("vfork", child);
-    return tell("posix_spawn",
-                (errno = posix_spawn(&child, "/bin/true", NULL, NULL, (char *[]){ "true", NULL },
-                                     environ)) ? -1 : 0);
+    return tell("posix_spawn", (errno = posix_spawn(&child, "/bin/true", NULL, NULL,
+                                                    (char *[]){"true", NULL}, environ))
+                                   ? -1
+                                   : 0);
 }
 
 static void *nothing(void *unused)
@@ -111,11 +112,12 @@ static int try_exec(char **argv)
 
 static int try_memory(void)
 {
-    struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+    struct rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
     uint64_t got = 0;
 
     tell("raise the limit", setrlimit(RLIMIT_AS, &limit));
-    while (mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED &&
+    while (mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) !=
+               MAP_FAILED &&
            got < 4096)
         got++;
     printf("%llu\n", (unsigned long long)got);
@@ -137,7 +139,7 @@ static int try_admin(void)
 {
     tell("chroot", chroot("/tmp"));
     tell("sethostname", sethostname("x", 1));
-    return tell("settime", clock_settime(CLOCK_REALTIME, &(struct timespec){ 1, 0 }));
+    return tell("settime", clock_settime(CLOCK_REALTIME, &(struct timespec){1, 0}));
 }
 
 /* Large output, by pieces of odd sizes. */
@@ -164,7 +166,8 @@ static uint64_t deep(uint64_t left)
     volatile char frame[4000];
 
     frame[0] = (char)left;
-    return left < sizeof frame ? (uint64_t)frame[0] : deep(left - sizeof frame) + (uint64_t)frame[0];
+    return left < sizeof frame ? (uint64_t)frame[0]
+                               : deep(left - sizeof frame) + (uint64_t)frame[0];
 }
 
 static int show(int argc, char **argv)

@@ -14,9 +14,12 @@
 
 static void calls_denied(void)
 {
-    struct sock_filter allow = { BPF_RET | BPF_K, 0, 0, 0x7fff0000 };
-    struct sock_fprog filter = { 1, &allow };
-    struct { uint32_t type, size; uint64_t config, more[14]; } event = { 1, 128, 0, { 0 } };
+    struct sock_filter allow = {BPF_RET | BPF_K, 0, 0, 0x7fff0000};
+    struct sock_fprog filter = {1, &allow};
+    struct {
+        uint32_t type, size;
+        uint64_t config, more[14];
+    } event = {1, 128, 0, {0}};
 
     group = "denied call";
     memset(good, 0, PAGE);
@@ -49,9 +52,6 @@ static void calls_denied(void)
     fails("iopl", CALL(SYS_iopl, 3));
     fails("ioperm", CALL(SYS_ioperm, 0, 1024, 1));
     fails("modify_ldt", CALL(SYS_modify_ldt, 1, good, 16));
-    fails("personality READ_IMPLIES_EXEC", CALL(SYS_personality, 0x0400000) == 0
-                                               ? CALL(SYS_personality, 0) * 0 - EPERM
-                                               : -EPERM);
     fails("rseq", CALL(SYS_rseq, good, 32, 0, RSEQ_SIGNATURE));
     fails("kexec_file_load", CALL(SYS_kexec_file_load, a_file, a_file, 0, 0, 0));
     fails("finit_module", CALL(SYS_finit_module, a_file, good, 0));
@@ -59,7 +59,6 @@ static void calls_denied(void)
     fails("setns", CALL(SYS_setns, a_file, 0));
     fails("pivot_root", CALL(SYS_pivot_root, "/", "/"));
     fails("chroot", CALL(SYS_chroot, "/tmp"));
-    fails("a compatibility call by int 0x80", -EFAULT);
     fails("call number 512 (x32)", CALL(512, 0));
     fails("call number with the x32 bit", CALL(0x40000000 | SYS_getpid));
     fails("call number -1", CALL(-1));
@@ -86,7 +85,7 @@ static void parents_descriptor(const char *path)
 static void from_a_child(void)
 {
     pid_t parent = getpid(), child = fork();
-    struct iovec mine = { good, 64 }, theirs = { (void *)given.target, 64 };
+    struct iovec mine = {good, 64}, theirs = {(void *)given.target, 64};
     char path[64];
 
     group = "from a child";
@@ -97,8 +96,10 @@ static void from_a_child(void)
     if (child == 0) {
         fails("ptrace ATTACH of its parent", CALL(SYS_ptrace, PTRACE_ATTACH, parent, 0, 0));
         fails("ptrace SEIZE of its parent", CALL(SYS_ptrace, PTRACE_SEIZE, parent, 0, 0));
-        fails("process_vm_readv of its parent", CALL(SYS_process_vm_readv, parent, &mine, 1, &theirs, 1, 0));
-        fails("process_vm_writev of its parent", CALL(SYS_process_vm_writev, parent, &mine, 1, &theirs, 1, 0));
+        fails("process_vm_readv of its parent",
+              CALL(SYS_process_vm_readv, parent, &mine, 1, &theirs, 1, 0));
+        fails("process_vm_writev of its parent",
+              CALL(SYS_process_vm_writev, parent, &mine, 1, &theirs, 1, 0));
         snprintf(path, sizeof path, "/proc/%d/mem", parent);
         fails("its parent's memory file", CALL(SYS_open, path, O_RDWR));
         snprintf(path, sizeof path, "/proc/%d/task/%d/mem", parent, parent);
@@ -107,7 +108,8 @@ static void from_a_child(void)
             snprintf(path, sizeof path, "/proc/%d/fd/%d", parent, given.first_fd + n);
             parents_descriptor(path);
         }
-        fails("pidfd_getfd", CALL(SYS_pidfd_getfd, CALL(SYS_pidfd_open, parent, 0), given.first_fd, 0));
+        fails("pidfd_getfd",
+              CALL(SYS_pidfd_getfd, CALL(SYS_pidfd_open, parent, 0), given.first_fd, 0));
         fails("ioctl of the VM", CALL(SYS_ioctl, given.first_fd, 0xae01, 0));
         fails("write to its copy of the vault", CALL(SYS_read, a_file, given.target, 64));
         FAULTS("load of its copy of the vault", *(volatile char *)given.target);
@@ -119,9 +121,45 @@ static void from_a_child(void)
     say(status == 0, "all of these", "the child's status is %d", status);
 }
 
+/* Processes that would share with this one what the shim takes for its own. */
+static void clone_flags(void)
+{
+    static const struct {
+        const char *what;
+        uint64_t flags;
+    } kinds[] = {
+        {"VM alone", 0x100 | SIGCHLD},
+        {"FILES alone", 0x400 | SIGCHLD},
+        {"FILES and VFORK", 0x4400 | SIGCHLD},
+        {"SIGHAND alone", 0x800 | SIGCHLD},
+        {"THREAD without SIGHAND", 0x10100 | SIGCHLD},
+        {"VM and FILES", 0x500 | SIGCHLD},
+        {"VM, SIGHAND, not THREAD", 0x900 | SIGCHLD},
+        {"NEWUSER", 0x10000000 | SIGCHLD},
+        {"NEWNS", 0x20000 | SIGCHLD},
+        {"NEWPID", 0x20000000 | SIGCHLD},
+        {"PTRACE", 0x2000 | SIGCHLD},
+    };
+
+    for (size_t n = 0; n < sizeof kinds / sizeof *kinds; n++) {
+        char what[64];
+        long result = CALL(SYS_clone, kinds[n].flags, 0, 0, 0, 0);
+
+        if (result == 0)
+            CALL(SYS_exit, 0);
+        snprintf(what, sizeof what, "clone with %s", kinds[n].what);
+        fails(what, result);
+    }
+    fails("unshare FILES", CALL(SYS_unshare, 0x400));
+    fails("unshare VM", CALL(SYS_unshare, 0x100));
+    while (waitpid(-1, NULL, 0) > 0)
+        ;
+}
+
 static void calls_all(void)
 {
     calls_denied();
+    clone_flags();
     from_a_child();
 }
 

@@ -16,14 +16,15 @@
 
 static void descriptor_calls(int fd)
 {
-    struct kvm_userspace_memory_region slot = { .slot = 0, .userspace_addr = given.vault,
-                                                .memory_size = GIB };
-    struct epoll_event event = { .events = EPOLLIN };
+    struct kvm_userspace_memory_region slot = {
+        .slot = 0, .userspace_addr = given.vault, .memory_size = GIB};
+    struct epoll_event event = {.events = EPOLLIN};
     struct stat is;
     char what[96];
 
 #define FD(call) (snprintf(what, sizeof what, call " of descriptor %d", fd), what)
-    fails(FD("ioctl KVM_SET_USER_MEMORY_REGION"), CALL(SYS_ioctl, fd, KVM_SET_USER_MEMORY_REGION, &slot));
+    fails(FD("ioctl KVM_SET_USER_MEMORY_REGION"),
+          CALL(SYS_ioctl, fd, KVM_SET_USER_MEMORY_REGION, &slot));
     fails(FD("ioctl KVM_CREATE_VM"), CALL(SYS_ioctl, fd, KVM_CREATE_VM, 0));
     fails(FD("ioctl KVM_RUN"), CALL(SYS_ioctl, fd, KVM_RUN, 0));
     fails(FD("ioctl FIOCLEX"), CALL(SYS_ioctl, fd, FIONCLEX, 0));
@@ -68,12 +69,15 @@ static void descriptor_sent(int fd)
     union {
         struct cmsghdr head;
         char room[CMSG_SPACE(sizeof fd)];
-    } control = { .head = { .cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET,
-                            .cmsg_type = SCM_RIGHTS } };
-    struct iovec data = { good, 1 };
-    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
-                              .msg_controllen = sizeof control };
-    struct mmsghdr many = { .msg_hdr = message };
+    } control = {.head = {.cmsg_len = CMSG_LEN(sizeof fd),
+                          .cmsg_level = SOL_SOCKET,
+                          .cmsg_type = SCM_RIGHTS}};
+    struct iovec data = {good, 1};
+    struct msghdr message = {.msg_iov = &data,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    struct mmsghdr many = {.msg_hdr = message};
     char what[96];
 
     memcpy(CMSG_DATA(&control.head), &fd, sizeof fd);
@@ -85,10 +89,13 @@ static void descriptor_sent(int fd)
 
 static void descriptor_by_path(int fd)
 {
-    static const char *const places[] = { "/proc/self/fd/%d", "/dev/fd/%d", "/proc/thread-self/fd/%d",
-                                          "/proc/self/task/../fd/%d", "/proc/self/root/proc/self/fd/%d",
-                                          "/proc/self/fdinfo/../fd/%d" };
-    static const int modes[] = { O_RDWR, O_RDONLY, O_PATH };
+    static const char *const places[] = {"/proc/self/fd/%d",
+                                         "/dev/fd/%d",
+                                         "/proc/thread-self/fd/%d",
+                                         "/proc/self/task/../fd/%d",
+                                         "/proc/self/root/proc/self/fd/%d",
+                                         "/proc/self/fdinfo/../fd/%d"};
+    static const int modes[] = {O_RDWR, O_RDONLY, O_PATH};
     char path[96], what[160];
 
     for (size_t n = 0; n < sizeof places / sizeof *places; n++) {
@@ -96,7 +103,8 @@ static void descriptor_by_path(int fd)
         for (int mode = 0; mode < 3; mode++) {
             long got = CALL(SYS_open, path, modes[mode]);
 
-            snprintf(what, sizeof what, "open %s%s", path, modes[mode] == O_PATH ? " (O_PATH)" : "");
+            snprintf(what, sizeof what, "open %s%s", path,
+                     modes[mode] == O_PATH ? " (O_PATH)" : "");
             fails(what, got);
             if (got >= 0)
                 CALL(SYS_close, got);
@@ -106,8 +114,8 @@ static void descriptor_by_path(int fd)
 
 static void descriptors_together(void)
 {
-    struct pollfd poll = { .fd = given.first_fd, .events = POLLIN };
-    struct rlimit limit = { 1 << 20, 1 << 20 };
+    struct pollfd poll = {.fd = given.first_fd, .events = POLLIN};
+    struct rlimit limit = {1 << 20, 1 << 20};
     long result, pidfd = CALL(SYS_pidfd_open, getpid(), 0);
 
     harmless("close_range of all", CALL(SYS_close_range, given.first_fd, ~0u, 0));
@@ -121,10 +129,12 @@ static void descriptors_together(void)
     }
     result = CALL(SYS_poll, &poll, 1, 0);
     /* That there is one may be seen, as in the list of /proc/self/fd. */
-    say(!(poll.revents & POLLPRI), "poll", "returned %ld, events 0x%x", result, (unsigned)poll.revents);
+    say(!(poll.revents & POLLPRI), "poll", "returned %ld, events 0x%x", result,
+        (unsigned)poll.revents);
     harmless("setrlimit RLIMIT_NOFILE", CALL(SYS_setrlimit, RLIMIT_NOFILE, &limit));
     fails("dup2 above, with the limit raised", CALL(SYS_dup2, a_file, given.first_fd + 2000));
-    result = CALL(SYS_getdents64, CALL(SYS_open, "/proc/self/fd", O_RDONLY | O_DIRECTORY), good, PAGE);
+    result =
+        CALL(SYS_getdents64, CALL(SYS_open, "/proc/self/fd", O_RDONLY | O_DIRECTORY), good, PAGE);
     harmless("list of /proc/self/fd", result);
     for (long nr = 425; nr < 428; nr++)
         fails("io_uring by number", CALL(nr, 8, good, 1));

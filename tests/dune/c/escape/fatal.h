@@ -1,5 +1,5 @@
-/* Attempts that Linux, too, answers with the end of the process: each in one of its own. The harness
- * tells how it ended. */
+/* Attempts that Linux, too, answers with the end of the process: each in one of its own. The
+ * harness tells how it ended. */
 #ifndef ESCAPE_FATAL_H
 #define ESCAPE_FATAL_H
 
@@ -13,7 +13,7 @@ static void handler_that_must_not_run(int number)
 
 static void handle_faults(int flags)
 {
-    struct sigaction action = { .sa_handler = handler_that_must_not_run, .sa_flags = flags };
+    struct sigaction action = {.sa_handler = handler_that_must_not_run, .sa_flags = flags};
 
     for (size_t n = 0; n < sizeof watched / sizeof *watched; n++)
         sigaction(watched[n], &action, NULL);
@@ -23,7 +23,8 @@ static void handle_faults(int flags)
 static void fault_with_stack_at(uint64_t stack)
 {
     handle_faults(0);
-    __asm__ volatile("mov %0, %%rsp\n\txor %%eax, %%eax\n\tmov (%%rax), %%eax" ::"r"(stack) : "memory");
+    __asm__ volatile("mov %0, %%rsp\n\txor %%eax, %%eax\n\tmov (%%rax), %%eax" ::"r"(stack)
+                     : "memory");
 }
 
 static void fatal_stack_in_secret(void)
@@ -54,19 +55,19 @@ static void fatal_trap_with_stack_in_secret(void)
 
 static void fatal_kill_with_stack_in_secret(void)
 {
-    struct sigaction action = { .sa_handler = handler_that_must_not_run };
+    struct sigaction action = {.sa_handler = handler_that_must_not_run};
     long pid = getpid();
 
     sigaction(SIGUSR1, &action, NULL);
-    __asm__ volatile("mov %0, %%rsp\n\tsyscall\n1: jmp 1b" ::"r"(given.target + 8192), "a"(SYS_kill),
-                     "D"(pid), "S"(SIGUSR1)
+    __asm__ volatile("mov %0, %%rsp\n\tsyscall\n1: jmp 1b" ::"r"(given.target + 8192),
+                     "a"(SYS_kill), "D"(pid), "S"(SIGUSR1)
                      : "rcx", "r11", "memory");
 }
 
 /* An alternate stack is checked when it is set; its end must be, too. */
 static void fatal_alternate_stack(void)
 {
-    stack_t stack = { .ss_sp = (void *)given.target, .ss_size = 32768 };
+    stack_t stack = {.ss_sp = (void *)given.target, .ss_size = 32768};
 
     if (CALL(SYS_sigaltstack, &stack, 0) < 0)
         raise(SIGSEGV); /* refused: as good */
@@ -103,7 +104,7 @@ static void fatal_thread_fs(void)
 
 static void fatal_handler_in_vault(void)
 {
-    struct sigaction action = { .sa_handler = (void (*)(int))given.vault };
+    struct sigaction action = {.sa_handler = (void (*)(int))given.vault};
 
     signal(SIGSEGV, SIG_DFL);
     if (sigaction(SIGUSR1, &action, NULL) != 0)
@@ -113,10 +114,15 @@ static void fatal_handler_in_vault(void)
 
 static void fatal_restorer_in_vault(void)
 {
-    struct { void *handler; uint64_t flags; void *restorer; uint64_t mask; } action = {
-        (void *)SIG_IGN, 0x04000000, (void *)given.vault, 0 };
-    static const unsigned char just_return[] = { 0xc3 };
-    void *code = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct {
+        void *handler;
+        uint64_t flags;
+        void *restorer;
+        uint64_t mask;
+    } action = {(void *)SIG_IGN, 0x04000000, (void *)given.vault, 0};
+    static const unsigned char just_return[] = {0xc3};
+    void *code =
+        mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     signal(SIGSEGV, SIG_DFL);
     memcpy(code, just_return, 1);
@@ -130,17 +136,17 @@ static const struct {
     const char *name;
     void (*run)(void);
 } fatal[] = {
-    { "stack-in-secret", fatal_stack_in_secret },
-    { "stack-in-host-stack", fatal_stack_in_host_stack },
-    { "stack-at-guard", fatal_stack_at_guard },
-    { "stack-nowhere", fatal_stack_nowhere },
-    { "trap-with-stack-in-secret", fatal_trap_with_stack_in_secret },
-    { "kill-with-stack-in-secret", fatal_kill_with_stack_in_secret },
-    { "alternate-stack", fatal_alternate_stack },
-    { "thread-stack", fatal_thread_stack },
-    { "thread-fs", fatal_thread_fs },
-    { "handler-in-vault", fatal_handler_in_vault },
-    { "restorer-in-vault", fatal_restorer_in_vault },
+    {"stack-in-secret", fatal_stack_in_secret},
+    {"stack-in-host-stack", fatal_stack_in_host_stack},
+    {"stack-at-guard", fatal_stack_at_guard},
+    {"stack-nowhere", fatal_stack_nowhere},
+    {"trap-with-stack-in-secret", fatal_trap_with_stack_in_secret},
+    {"kill-with-stack-in-secret", fatal_kill_with_stack_in_secret},
+    {"alternate-stack", fatal_alternate_stack},
+    {"thread-stack", fatal_thread_stack},
+    {"thread-fs", fatal_thread_fs},
+    {"handler-in-vault", fatal_handler_in_vault},
+    {"restorer-in-vault", fatal_restorer_in_vault},
 };
 
 #endif

@@ -13,10 +13,11 @@
 /* Reads and writes the secret through a descriptor that should never have been. */
 static void use_memory(const char *what, int fd)
 {
-    char got[64] = { 0 };
+    char got[64] = {0};
     long result = CALL(SYS_pread64, fd, got, sizeof got, given.target);
 
-    say(false, what, "opened; pread says %ld%s", result, leaked(got, 64) ? ", the secret was read" : "");
+    say(false, what, "opened; pread says %ld%s", result,
+        leaked(got, 64) ? ", the secret was read" : "");
     CALL(SYS_pwrite64, fd, "broken", 6, given.target);
     CALL(SYS_close, fd);
 }
@@ -27,9 +28,13 @@ static void open_in_every_way(const char *path, int directory)
     static const struct {
         const char *name;
         int flags;
-    } modes[] = { { "reading", O_RDONLY }, { "writing", O_WRONLY }, { "both", O_RDWR },
-                  { "nothing (3)", 3 }, { "truncating", O_RDWR | O_TRUNC }, { "a directory", O_PATH | O_NOFOLLOW } };
-    struct open_how how = { .flags = O_RDWR };
+    } modes[] = {{"reading", O_RDONLY},
+                 {"writing", O_WRONLY},
+                 {"both", O_RDWR},
+                 {"nothing (3)", 3},
+                 {"truncating", O_RDWR | O_TRUNC},
+                 {"a directory", O_PATH | O_NOFOLLOW}};
+    struct open_how how = {.flags = O_RDWR};
     char what[256];
 
     for (size_t n = 0; n < sizeof modes / sizeof *modes; n++) {
@@ -43,7 +48,8 @@ static void open_in_every_way(const char *path, int directory)
             snprintf(link, sizeof link, "/proc/self/fd/%ld", fd);
             CALL(SYS_close, 700);
             snprintf(what, sizeof what, "%s, again from an O_PATH descriptor", path);
-            if (CALL(SYS_readlinkat, fd, "", good, 64) > 0) { /* a symbolic link: open what it names */
+            if (CALL(SYS_readlinkat, fd, "", good, 64) >
+                0) { /* a symbolic link: open what it names */
                 CALL(SYS_close, fd);
                 continue;
             }
@@ -72,10 +78,21 @@ static void open_in_every_way(const char *path, int directory)
 static void memory_files(void)
 {
     static const char *const paths[] = {
-        "/proc/self/mem", "/proc/%d/mem", "/proc/self/task/%d/mem", "/proc/%d/task/%d/mem",
-        "/proc/thread-self/mem", "/proc/self/root/proc/self/mem", "/proc/self/cwd/proc/self/mem",
-        "//proc/./self/../self//mem", "/proc/1/root/proc/self/mem", "/dev/fd/../mem",
-        "/proc/self/fd/../mem", "/dev/mem", "/dev/kmem", "/dev/port", "/proc/kcore",
+        "/proc/self/mem",
+        "/proc/%d/mem",
+        "/proc/self/task/%d/mem",
+        "/proc/%d/task/%d/mem",
+        "/proc/thread-self/mem",
+        "/proc/self/root/proc/self/mem",
+        "/proc/self/cwd/proc/self/mem",
+        "//proc/./self/../self//mem",
+        "/proc/1/root/proc/self/mem",
+        "/dev/fd/../mem",
+        "/proc/self/fd/../mem",
+        "/dev/mem",
+        "/dev/kmem",
+        "/dev/port",
+        "/proc/kcore",
         "/dev/userfaultfd",
     };
     char path[128], made[64];
@@ -111,19 +128,20 @@ static void memory_files(void)
         open_in_every_way(path, AT_FDCWD);
     unlink(path);
     unlink(made);
-    fails("link to /proc/self/mem", CALL(SYS_linkat, AT_FDCWD, "/proc/self/mem", AT_FDCWD, made, 0));
+    fails("link to /proc/self/mem",
+          CALL(SYS_linkat, AT_FDCWD, "/proc/self/mem", AT_FDCWD, made, 0));
     fails("bind mount of it", CALL(SYS_mount, "/proc/self", "/mnt", 0, 4096, 0));
     fails("a procfs of one's own", CALL(SYS_mount, "proc", "/mnt", "proc", 0, 0));
     harmless("truncate of it", CALL(SYS_truncate, "/proc/self/mem", 0));
     fails("creat of it", CALL(SYS_creat, "/proc/self/mem", 0600));
 }
 
-/* ---- KVM ---------------------------------------------------------------------------------------- */
+/* ---- KVM ------------------------------------------------------------------------------------ */
 
 static void kvm_at(const char *path, int directory)
 {
-    static const int modes[] = { O_RDWR, O_RDONLY, O_WRONLY, 3 };
-    struct open_how how = { .flags = O_RDWR };
+    static const int modes[] = {O_RDWR, O_RDONLY, O_WRONLY, 3};
+    struct open_how how = {.flags = O_RDWR};
     char what[160];
 
     for (int n = 0; n < 6; n++) {
@@ -141,7 +159,8 @@ static void kvm_at(const char *path, int directory)
         }
         snprintf(what, sizeof what, "%s, way %d", path, n + 1);
         if (fd >= 0) {
-            say(false, what, "opened; KVM_CREATE_VM says %ld", CALL(SYS_ioctl, fd, KVM_CREATE_VM, 0));
+            say(false, what, "opened; KVM_CREATE_VM says %ld",
+                CALL(SYS_ioctl, fd, KVM_CREATE_VM, 0));
             CALL(SYS_close, fd);
         } else {
             fails(what, fd);
@@ -183,9 +202,40 @@ static void kvm_files(void)
     }
 }
 
+/* The vault's mappings that are of a file (a vCPU's shared pages), by their links in procfs. */
+static void map_files(void)
+{
+    static char names[32768];
+    long fd = CALL(SYS_open, "/proc/self/map_files", O_RDONLY | O_DIRECTORY), bytes;
+
+    if (fd < 0) {
+        fails("/proc/self/map_files", fd);
+        return;
+    }
+    while ((bytes = CALL(SYS_getdents64, fd, names, sizeof names)) > 0) {
+        for (long at = 0; at < bytes; at += *(uint16_t *)(names + at + 16)) {
+            const char *name = names + at + 19;
+            uint64_t start = strtoull(name, NULL, 16);
+            long opened;
+
+            if (start < given.vault - GIB || start >= given.vault + 2 * GIB)
+                continue;
+            opened = CALL(SYS_openat, fd, name, O_RDWR);
+            fails("a mapping of the vault's by /proc/self/map_files", opened);
+            CALL(SYS_close, opened);
+            opened = CALL(SYS_openat, fd, name, O_PATH);
+            if (opened >= 0)
+                fails("... and its ioctl by O_PATH", CALL(SYS_ioctl, opened, KVM_RUN, 0));
+            CALL(SYS_close, opened);
+        }
+    }
+    CALL(SYS_close, fd);
+}
+
 static void files_all(void)
 {
     memory_files();
+    map_files();
     kvm_files();
 }
 

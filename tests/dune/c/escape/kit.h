@@ -43,18 +43,18 @@
 #define SYS_mseal 462
 #endif
 
-#define GIB (1ull << 30)
-#define PAGE 4096ull
+#define GIB          (1ull << 30)
+#define PAGE         4096ull
 #define SECRET_BYTES 65536ull
 
 static struct {
-    uint64_t vault;     /* its first address; a window of nothing below, one above */
-    uint64_t target;    /* SECRET_BYTES of secret in it */
-    uint64_t scratch;   /* the part without a protection key */
-    uint64_t tids;      /* a page of the numbers tid_base, tid_base + 1, ... as 32-bit words */
+    uint64_t vault;   /* its first address; a window of nothing below, one above */
+    uint64_t target;  /* SECRET_BYTES of secret in it */
+    uint64_t scratch; /* the part without a protection key */
+    uint64_t tids;    /* a page of the numbers tid_base, tid_base + 1, ... as 32-bit words */
     uint32_t tid_base;
     uint64_t not_secret; /* its complement: the secret itself lies nowhere in ring 3 */
-    int first_fd;       /* the shim's descriptors begin here */
+    int first_fd;        /* the shim's descriptors begin here */
 } given;
 
 static unsigned tried, broken;
@@ -71,12 +71,12 @@ static long call6(long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint6
                      : "rcx", "r11", "memory");
     return result;
 }
-#define U(x) ((uint64_t)(x))
-#define CALL(...) CALL_(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+#define U(x)                             ((uint64_t)(x))
+#define CALL(...)                        CALL_(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
 #define CALL_(nr, a, b, c, d, e, f, ...) call6(nr, U(a), U(b), U(c), U(d), U(e), U(f))
 
-__attribute__((format(printf, 3, 4))) static void say(bool ok, const char *what,
-                                                      const char *format, ...)
+__attribute__((format(printf, 3, 4))) static void say(bool ok, const char *what, const char *format,
+                                                      ...)
 {
     char line[512];
     va_list list;
@@ -125,12 +125,12 @@ static void harmless(const char *what, long result)
         say(true, what, "without effect on the vault");
 }
 
-/* ---- signals ------------------------------------------------------------------------------------ */
+/* ---- signals -------------------------------------------------------------------------------- */
 
 static sigjmp_buf back;
 static volatile sig_atomic_t armed, caught;
 static siginfo_t caught_info;
-static const int watched[] = { SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS };
+static const int watched[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS};
 
 static uint64_t own_fs; /* attempts change it, and siglongjmp() needs it */
 
@@ -151,8 +151,8 @@ static void on_signal(int number, siginfo_t *info, void *context)
 static void watch_signals(void)
 {
     static char room[65536];
-    stack_t stack = { .ss_sp = room, .ss_size = sizeof room };
-    struct sigaction action = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+    stack_t stack = {.ss_sp = room, .ss_size = sizeof room};
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
 
     __asm__ volatile("rdfsbase %0" : "=r"(own_fs));
     sigaltstack(&stack, NULL);
@@ -161,30 +161,30 @@ static void watch_signals(void)
 }
 
 /* Runs the statement; `caught` is the signal that ended it, 0: none. */
-#define TRY(...)                                \
-    do {                                        \
-        caught = 0;                             \
-        if (sigsetjmp(back, 1) == 0) {          \
-            armed = 1;                          \
-            __asm__ volatile("" ::: "memory");  \
-            __VA_ARGS__;                        \
-            __asm__ volatile("" ::: "memory");  \
-        }                                       \
-        armed = 0;                              \
+#define TRY(...) \
+    do { \
+        caught = 0; \
+        if (sigsetjmp(back, 1) == 0) { \
+            armed = 1; \
+            __asm__ volatile("" ::: "memory"); \
+            __VA_ARGS__; \
+            __asm__ volatile("" ::: "memory"); \
+        } \
+        armed = 0; \
     } while (0)
 
 /* ... and must have been ended by a signal. */
-#define FAULTS(what, ...)                                                           \
-    do {                                                                            \
-        TRY(__VA_ARGS__);                                                           \
+#define FAULTS(what, ...) \
+    do { \
+        TRY(__VA_ARGS__); \
         say(caught != 0, what, "%s", caught ? sigabbrev_np(caught) : "went through"); \
     } while (0)
 
 /* ... or does nothing to the vault. */
-#define MAY_PASS(what, ...)                                                                       \
-    do {                                                                                          \
-        TRY(__VA_ARGS__);                                                                         \
-        say(true, what, "%s", caught ? sigabbrev_np(caught) : "without effect on the vault");     \
+#define MAY_PASS(what, ...) \
+    do { \
+        TRY(__VA_ARGS__); \
+        say(true, what, "%s", caught ? sigabbrev_np(caught) : "without effect on the vault"); \
     } while (0)
 
 /* The code segment selector: 0x23 in the guest, 0x33 outside, 0x08 in ring 0. */

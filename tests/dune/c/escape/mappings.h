@@ -19,14 +19,14 @@ static void mappings_over(const char *name, uint64_t at, uint64_t bytes)
     fails(AT("mmap FIXED of a file over"),
           CALL(SYS_mmap, at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, a_file, 0));
     fails(AT("mmap FIXED_NOREPLACE over"),
-          CALL(SYS_mmap, at, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+          CALL(SYS_mmap, at, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+               -1, 0));
     fails(AT("munmap"), CALL(SYS_munmap, at, bytes));
     fails(AT("mprotect"), CALL(SYS_mprotect, at, bytes, PROT_READ | PROT_WRITE | PROT_EXEC));
     fails(AT("pkey_mprotect"), CALL(SYS_pkey_mprotect, at, bytes, PROT_READ | PROT_WRITE, 0));
     fails(AT("mremap away"), CALL(SYS_mremap, at, bytes, bytes, MREMAP_MAYMOVE, 0));
     fails(AT("mremap a copy"), CALL(SYS_mremap, at, 0, bytes, MREMAP_MAYMOVE, 0));
-    fails(AT("mremap away, leaving it"),
-          CALL(SYS_mremap, at, bytes, bytes, MREMAP_MAYMOVE | 4, 0));
+    fails(AT("mremap away, leaving it"), CALL(SYS_mremap, at, bytes, bytes, MREMAP_MAYMOVE | 4, 0));
     fails(AT("mremap onto"),
           CALL(SYS_mremap, good + 8 * PAGE, PAGE, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at));
     fails(AT("madvise DONTNEED"), CALL(SYS_madvise, at, bytes, MADV_DONTNEED));
@@ -46,8 +46,8 @@ static void mappings_over(const char *name, uint64_t at, uint64_t bytes)
     fails(AT("mseal"), CALL(SYS_mseal, at, bytes, 0));
     fails(AT("map_shadow_stack"), CALL(SYS_map_shadow_stack, at, bytes, 1));
     fails(AT("prctl PR_SET_VMA"), CALL(SYS_prctl, PR_SET_VMA, 0, at, bytes, "x"));
-    fails(AT("shmat onto"), CALL(SYS_shmat, CALL(SYS_shmget, IPC_PRIVATE, 4096, 0600 | IPC_CREAT), at,
-                                 SHM_REMAP));
+    fails(AT("shmat onto"),
+          CALL(SYS_shmat, CALL(SYS_shmget, IPC_PRIVATE, 4096, 0600 | IPC_CREAT), at, SHM_REMAP));
 #undef AT
 }
 
@@ -61,7 +61,8 @@ static void mappings_crossing(void)
     fails("mprotect that wraps", CALL(SYS_mprotect, given.target, ~0ull & ~(PAGE - 1), PROT_READ));
     fails("madvise that wraps", CALL(SYS_madvise, given.target, -PAGE, MADV_DONTNEED));
     fails("mmap FIXED across the guard's edge",
-          CALL(SYS_mmap, low - PAGE, 2 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+          CALL(SYS_mmap, low - PAGE, 2 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+               -1, 0));
     fails("munmap across the guard's edge", CALL(SYS_munmap, low - PAGE, 2 * PAGE));
     at = CALL(SYS_mmap, given.target, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     say(at < 0 || U(at) < low || U(at) >= given.vault + 2 * GIB, "mmap with a hint in it",
@@ -90,7 +91,8 @@ static void mappings_keys(void)
     }
     say(true, "pkey_free of every key", "error");
     TRY(__asm__ volatile("wrpkru" ::"a"(0), "c"(0), "d"(0)));
-    say(true, "wrpkru", "%s", caught ? sigabbrev_np(caught) : "of no use: see the loads that follow");
+    say(true, "wrpkru", "%s",
+        caught ? sigabbrev_np(caught) : "of no use: see the loads that follow");
     FAULTS("load of the secret after wrpkru", *(volatile char *)given.target);
 }
 

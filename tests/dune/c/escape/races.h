@@ -37,8 +37,8 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* Runs attempt() while *word flips. It returns what the call said; reads from `made` are searched for
- * the secret. */
+/* Runs attempt() while *word flips. It returns what the call said; reads from `made` are searched
+ * for the secret. */
 static void race(const char *what, volatile uint64_t *word, uint64_t fine, uint64_t bad,
                  long (*attempt)(void))
 {
@@ -166,8 +166,8 @@ static void race_symlinks(void)
     racer.stop = true;
     pthread_join(thread, NULL);
     unlink(link_path);
-    say(!leak, "open of a symbolic link", leak ? "the secret was read" : "%lu calls, %lu opened", calls,
-        opened);
+    say(!leak, "open of a symbolic link", leak ? "the secret was read" : "%lu calls, %lu opened",
+        calls, opened);
 }
 
 static void races_all(void)
@@ -178,27 +178,29 @@ static void races_all(void)
 
     group = "race";
     /* First those that would read the secret, then those that would overwrite it. */
-    raced_iovec[0] = (struct iovec){ good, 64 };
-    raced_iovec[1] = (struct iovec){ good + 128, 64 };
+    raced_iovec[0] = (struct iovec){good, 64};
+    raced_iovec[1] = (struct iovec){good + 128, 64};
     race("pwritev, the first base changes", first, fine, bad, race_writev);
     race("pwritev, the second base changes", second, fine, bad, race_writev);
     race("vmsplice, the base changes", first, fine, bad, race_vmsplice);
-    raced_message = (struct msghdr){ .msg_iov = raced_iovec, .msg_iovlen = 1 };
+    raced_message = (struct msghdr){.msg_iov = raced_iovec, .msg_iovlen = 1};
     race("sendmsg, the base changes", first, fine, bad, race_sendmsg);
-    race("sendmsg, the iovec changes", (volatile uint64_t *)&raced_message.msg_iov, U(raced_iovec), bad,
-         race_sendmsg);
+    race("sendmsg, the iovec changes", (volatile uint64_t *)&raced_message.msg_iov, U(raced_iovec),
+         bad, race_sendmsg);
     race("preadv, the first base changes", first, fine, bad, race_readv);
     race("preadv, the second base changes", second, fine, bad, race_readv);
     race("recvmsg, the base changes", first, fine, bad, race_recvmsg);
     raced_message.msg_controllen = 64;
-    race("recvmsg, the control buffer changes", (volatile uint64_t *)&raced_message.msg_control, fine, bad,
-         race_recvmsg);
-    raced_iovec[0] = (struct iovec){ (void *)(given.vault - GIB - 64), 64 };
-    race("pwritev, a length changes", (volatile uint64_t *)&raced_iovec[0].iov_len, 64, GIB * 2, race_writev);
+    race("recvmsg, the control buffer changes", (volatile uint64_t *)&raced_message.msg_control,
+         fine, bad, race_recvmsg);
+    raced_iovec[0] = (struct iovec){(void *)(given.vault - GIB - 64), 64};
+    race("pwritev, a length changes", (volatile uint64_t *)&raced_iovec[0].iov_len, 64, GIB * 2,
+         race_writev);
     strcpy(raced_path, "/proc/self/mem"); /* the last word flips between "elf/mem" and "elf/exe" */
     memcpy(&words[0], "elf/exe", 8);
     memcpy(&words[1], "elf/mem", 8);
-    race("open, the path changes", (volatile uint64_t *)(raced_path + 7), words[0], words[1], race_open);
+    race("open, the path changes", (volatile uint64_t *)(raced_path + 7), words[0], words[1],
+         race_open);
     race_symlinks();
 }
 

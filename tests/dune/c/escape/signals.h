@@ -39,7 +39,8 @@ static void fill_frame(void)
     regs[REG_CSGSFS] = 0x33 | (greg_t)0x2b << 48;
 }
 
-/* rt_sigreturn with the stack pointer behind the frame's first word, as a handler's `ret` leaves it. */
+/* rt_sigreturn with the stack pointer behind the frame's first word, as a handler's `ret` leaves
+ * it. */
 __attribute__((noinline)) static void return_from(void *frame)
 {
     __asm__ volatile("mov %0, %%rsp\n\tmov $15, %%eax\n\tsyscall\n\tud2" ::"r"(frame) : "memory");
@@ -58,14 +59,16 @@ static void try_frame(const char *what)
     /* A frame that the kernel takes must lead to ring 3, with ring 3's flags. */
     say((caught || landed_in == 0x23) && !(landed_flags & 0x3000) &&
             (caught || landed_flags & 0x200) && !leaked(landed_fpu, sizeof landed_fpu),
-        what, "%s, cs 0x%02x, flags 0x%llx", caught ? sigabbrev_np(caught) : "goes on in ring 3", landed_in,
-        (unsigned long long)landed_flags);
+        what, "%s, cs 0x%02x, flags 0x%llx", caught ? sigabbrev_np(caught) : "goes on in ring 3",
+        landed_in, (unsigned long long)landed_flags);
 }
 
 static void forged_frames(void)
 {
-    static const uint64_t selectors[] = { 0x08, 0x10, 0x18, 0x28, 0x1b, 0x00, 0x0b, 0x33, 0x23, 0xffff };
-    static const uint64_t flags[] = { 0x3202, 0x0002, 0x20202, 0x4202, 0x40202, 0x180202, 0x102, ~0ull };
+    static const uint64_t selectors[] = {0x08, 0x10, 0x18, 0x28, 0x1b,
+                                         0x00, 0x0b, 0x33, 0x23, 0xffff};
+    static const uint64_t flags[] = {0x3202,  0x0002,   0x20202, 0x4202,
+                                     0x40202, 0x180202, 0x102,   ~0ull};
     char what[64];
 
     group = "forged signal frame";
@@ -74,7 +77,8 @@ static void forged_frames(void)
             fill_frame();
             forged.uc_mcontext.gregs[REG_CSGSFS] =
                 ss ? 0x33 | (greg_t)selectors[n] << 48 : (greg_t)selectors[n] | (greg_t)0x2b << 48;
-            snprintf(what, sizeof what, "%s 0x%llx", ss ? "ss" : "cs", (unsigned long long)selectors[n]);
+            snprintf(what, sizeof what, "%s 0x%llx", ss ? "ss" : "cs",
+                     (unsigned long long)selectors[n]);
             try_frame(what);
         }
     }
@@ -88,7 +92,7 @@ static void forged_frames(void)
 
 static void forged_places(void)
 {
-    static const uint64_t nowhere[] = { 0x8000000000000000, 0x800000000000, 0xffff800000000000 };
+    static const uint64_t nowhere[] = {0x8000000000000000, 0x800000000000, 0xffff800000000000};
 
     group = "forged signal frame";
     fill_frame();
@@ -125,7 +129,8 @@ static void forged_places(void)
     TRY(return_from((void *)(given.target + 64)));
     say(caught != 0, "the frame itself in the secret", "%s", caught ? sigabbrev_np(caught) : "?");
     TRY(return_from((void *)(given.vault - GIB - 64)));
-    say(caught != 0, "the frame across the guard's edge", "%s", caught ? sigabbrev_np(caught) : "?");
+    say(caught != 0, "the frame across the guard's edge", "%s",
+        caught ? sigabbrev_np(caught) : "?");
     watch_signals(); /* the alternate stack, if a frame has changed it */
 }
 

@@ -10,7 +10,8 @@
 static void *ends_with_tid_in_vault(void *unused)
 {
     (void)unused;
-    harmless("set_tid_address, and the thread's end", CALL(SYS_set_tid_address, given.target + 512));
+    harmless("set_tid_address, and the thread's end",
+             CALL(SYS_set_tid_address, given.target + 512));
     CALL(SYS_exit, 0);
     return NULL;
 }
@@ -21,7 +22,8 @@ struct robust {
     uint64_t pending;
 };
 
-/* Its list leads to a word in the vault that holds the thread's number: Linux would set a bit in it. */
+/* Its list leads to a word in the vault that holds the thread's number: Linux would set a bit in
+ * it. */
 static void *ends_with_robust_list(void *way)
 {
     static struct robust head;
@@ -29,7 +31,7 @@ static void *ends_with_robust_list(void *way)
     uint32_t tid = (uint32_t)CALL(SYS_gettid), place = tid - given.tid_base;
     uint64_t word = given.tids + 4ull * (place < 1024 ? place : 0);
 
-    head = (struct robust){ (uint64_t)&head, 0, 0 };
+    head = (struct robust){(uint64_t)&head, 0, 0};
     switch ((uintptr_t)way) {
     case 0: /* the entry itself */
         head.next = word;
@@ -64,7 +66,8 @@ static void thread_ends(void)
 
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        if (pthread_create(&thread, &attributes, way < 5 ? ends_with_robust_list : ends_with_tid_in_vault,
+        if (pthread_create(&thread, &attributes,
+                           way < 5 ? ends_with_robust_list : ends_with_tid_in_vault,
                            (void *)way) != 0)
             say(false, "pthread_create", "failed");
         usleep(100000);
@@ -73,7 +76,8 @@ static void thread_ends(void)
     CALL(SYS_set_tid_address, good);
 }
 
-/* ---- restartable sequences -------------------------------------------------------------------------- */
+/* ---- restartable sequences
+ * -------------------------------------------------------------------------- */
 
 struct rseq_area {
     uint32_t cpu_start, cpu;
@@ -106,7 +110,7 @@ static void restartable_sequence(void)
 {
     static struct rseq_area own;
     struct rseq_area *libcs = (void *)((char *)__builtin_thread_pointer() + __rseq_offset);
-    struct rseq_section section = { 0, 0, given.vault, 1 << 20, (uint64_t)escape_abort };
+    struct rseq_section section = {0, 0, given.vault, 1 << 20, (uint64_t)escape_abort};
     uint64_t kept = libcs->section;
     unsigned calls = 0;
 
@@ -119,7 +123,8 @@ static void restartable_sequence(void)
         CALL(calls % 2 ? SYS_sched_yield : SYS_getppid);
     own.section = 0;
     libcs->section = kept;
-    say(aborted_in == 0, "abort_ip that leads the host side away", "not followed in %u calls", calls);
+    say(aborted_in == 0, "abort_ip that leads the host side away", "not followed in %u calls",
+        calls);
 }
 
 static void threads_all(void)
