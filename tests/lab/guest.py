@@ -29,7 +29,7 @@ POLL_S = 0.1
 UNAVAILABLE = os.EX_UNAVAILABLE
 SLOWEST = 5
 # Passed on to the guest: what of tests/dune is run, and how much of it.
-PASSED_ON = ("IX_CPYTHON", "IX_FUZZ_SECONDS")
+PASSED_ON = ("IX_CPYTHON", "IX_FUZZ_SECONDS", "IX_FUZZ_SEED")
 
 
 def names() -> list[str]:
