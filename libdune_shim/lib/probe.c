@@ -23,7 +23,7 @@
 
 #define SLOWDOWN          8    /* ring 0 against outside: what is slower doesn't run natively */
 #define MEMORY_SLOTS      64   /* at least */
-#define CHECK_MS          3000 /* a group of experiments at most; natively microseconds */
+#define CHECK_MS          5000 /* a group of experiments at most; natively microseconds */
 #define MEASURE_MS        10000
 #define CR3_LOADS         256
 #define SAMPLES           9
