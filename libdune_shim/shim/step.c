@@ -83,8 +83,8 @@ static void leave_root(struct dune_vcpu *cpu)
 }
 
 /* The page at va becomes accessible in the step's page tables. flags: DUNE_PTE_*, added to those
- * there. */
-static void add_page(struct dune_vcpu *cpu, uint64_t va, uint64_t source, uint32_t flags)
+ * there. False: no window or no table page is left. */
+static bool add_page(struct dune_vcpu *cpu, uint64_t va, uint64_t source, uint32_t flags)
 {
     struct dune_entry entry;
     int error = dune_window_open(cpu->vault, source);
@@ -96,8 +96,7 @@ static void add_page(struct dune_vcpu *cpu, uint64_t va, uint64_t source, uint32
         error = dune_root_map(cpu->vault, cpu->root, PAGE_OF(va), PAGE_OF(source), DUNE_PAGE,
                               flags | DUNE_PTE_READ | DUNE_PTE_USER);
     dune_unlock(&cpu->vault->lock);
-    if (error)
-        dune_panic(cpu, "no page tables left", (uint64_t)-error);
+    return error == 0;
 }
 
 /* Where va leads in the page tables in use; NOWHERE: the program forbids it to be used so. */
@@ -150,7 +149,8 @@ static bool add_ring0_stack(struct dune_vcpu *cpu)
                 dune_force_info(cpu, cpu->probed, NULL);
             return false;
         }
-        add_page(cpu, at, source, DUNE_PTE_WRITE);
+        if (!add_page(cpu, at, source, DUNE_PTE_WRITE))
+            dune_panic(cpu, "no page tables left for ring 0's stack", at);
     }
     return true;
 }
@@ -225,6 +225,20 @@ static bool finish(struct dune_vcpu *cpu, struct dune_tf *tf)
     return cpu->step.flags == 0;
 }
 
+/* KVM reads what it maps. */
+static void make_readable(struct dune_vcpu *cpu, uint64_t address)
+{
+    struct dune_vma vma;
+
+    if (!dune_range_is_free(cpu->vault, address, 1) || dune_vma_at(cpu->vault, address, &vma) != 0)
+        return;
+    if ((vma.flags & DUNE_VMA_READ) || !vma.flags)
+        return;
+    dune_sys3(__NR_mprotect, PAGE_OF(address), DUNE_PAGE,
+              PROT_READ | (vma.flags & DUNE_VMA_WRITE ? PROT_WRITE : 0) |
+                  (vma.flags & DUNE_VMA_EXEC ? PROT_EXEC : 0));
+}
+
 /* The step ends where the native access did: by that signal. */
 static void end_by_signal(struct dune_vcpu *cpu, struct dune_tf *tf, uint64_t source)
 {
@@ -252,6 +266,7 @@ static void give_up(struct dune_vcpu *cpu, struct dune_tf *tf)
 static void touched(struct dune_vcpu *cpu, struct dune_tf *tf)
 {
     bool fetch = tf->error & DUNE_FAULT_FETCH, write = tf->error & DUNE_FAULT_WRITE;
+    const siginfo_t *info = (const siginfo_t *)cpu->probed;
     enum dune_touched result;
     uint64_t source = NOWHERE;
     int may_fetch = 0;
@@ -270,6 +285,10 @@ static void touched(struct dune_vcpu *cpu, struct dune_tf *tf)
         return;
     }
     result = dune_touch(cpu, source, write);
+    if (result == DUNE_TOUCH_FAULT && fetch && info->si_code == SEGV_PKUERR) {
+        make_readable(cpu, source); /* Linux keeps PROT_EXEC alone from reads by a key */
+        result = dune_touch(cpu, source, write);
+    }
     if (result == DUNE_TOUCH_LATER)
         return; /* dune_step_check() ends it, and it begins anew */
     if (result == DUNE_TOUCH_FAULT) {
@@ -278,8 +297,13 @@ static void touched(struct dune_vcpu *cpu, struct dune_tf *tf)
     }
     cpu->step.address = tf->cr2;
     cpu->step.go = 1;
-    if (!may_fetch) /* else the stack grew over it: what it is now, the next fetch will tell */
-        add_page(cpu, tf->cr2, source, (fetch ? DUNE_PTE_EXEC : 0) | (write ? DUNE_PTE_WRITE : 0));
+    if (may_fetch) /* the stack grew over it: what it is now, the next fetch will tell */
+        return;
+    if (!add_page(cpu, tf->cr2, source,
+                  (fetch ? DUNE_PTE_EXEC : 0) | (write ? DUNE_PTE_WRITE : 0))) {
+        give_up(cpu, tf);
+        dune_force_signal(cpu, SIGBUS, BUS_ADRERR, tf->cr2, tf);
+    }
 }
 
 bool dune_step_trap(struct dune_vcpu *cpu, struct dune_tf *tf)
@@ -295,20 +319,6 @@ bool dune_step_trap(struct dune_vcpu *cpu, struct dune_tf *tf)
 }
 
 /* ---- KVM's complaint ------------------------------------------------------------------------ */
-
-/* KVM reads what it maps. */
-static void make_readable(struct dune_vcpu *cpu, uint64_t address)
-{
-    struct dune_vma vma;
-
-    if (!dune_range_is_free(cpu->vault, address, 1) || dune_vma_at(cpu->vault, address, &vma) != 0)
-        return;
-    if ((vma.flags & DUNE_VMA_READ) || !vma.flags)
-        return;
-    dune_sys3(__NR_mprotect, PAGE_OF(address), DUNE_PAGE,
-              PROT_READ | (vma.flags & DUNE_VMA_WRITE ? PROT_WRITE : 0) |
-                  (vma.flags & DUNE_VMA_EXEC ? PROT_EXEC : 0));
-}
 
 /* In the middle of a step: each page that the instruction needs was there a moment ago. Another
  * thread changed that, or KVM can't map what Linux can. */

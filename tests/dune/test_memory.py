@@ -110,3 +110,18 @@ def test_ring0_write_xor_execute_costs_no_exit_but_the_calls(
 def test_ring0_stack_grows(run_program: Callable[..., Result]) -> None:
     found = counts(run_program("exits", "stack"))
     assert found["stack faults"] >= 1
+
+
+# ---- what KVM can't do, or not by itself -------------------------------------------------------
+
+
+def test_ring0_mappings_that_kvm_cannot_read(run_program: Callable[..., Result]) -> None:
+    assert "secret" in counts(run_program("exits", "unreadable"))
+
+
+def test_ring0_more_windows_than_physical_addresses_is_sigbus(
+    run_program: Callable[..., Result], note: Callable[[str], None]
+) -> None:
+    found = counts(run_program("exits", "narrow"))
+    assert 20 <= found["windows"] < 32
+    note(f"35 physical bits: {found['windows']} GiB touched beside the program's own")

@@ -2,7 +2,10 @@
 #include "open.h"
 
 #include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #define PAGE    4096ul
 #define MIB     (1ul << 20)
@@ -144,11 +147,82 @@ static void stack(void)
     open_leave();
 }
 
+/* ---- what KVM can't do, or not by itself ------------------------------------------------------
+ */
+
+static sigjmp_buf out;
+static siginfo_t seen;
+
+static void catches(int number, siginfo_t *info, void *context)
+{
+    (void)number, (void)context;
+    seen = *info;
+    siglongjmp(out, 1);
+}
+
+static void expect_bus(void)
+{
+    struct sigaction action = {.sa_sigaction = catches, .sa_flags = SA_SIGINFO | SA_NODEFER};
+
+    EQUAL(sigaction(SIGBUS, &action, NULL), 0);
+}
+
+/* Mappings from before the entry that KVM can't read: they become readable where x86 lets them be
+ * read; of secret memory it gets nothing. */
+static void unreadable(void)
+{
+    uint8_t *at = map(AT, 2 * PAGE, RW), *secret = MAP_FAILED;
+    int fd = (int)syscall(447 /* memfd_secret */, 0);
+
+    memcpy(at, (uint8_t[]){0xb8, 42, 0, 0, 0, 0xc3}, 6);
+    EQUAL(mprotect(at, PAGE, PROT_EXEC), 0);
+    EQUAL(mprotect(at + PAGE, PAGE, PROT_WRITE), 0);
+    if (fd >= 0 && ftruncate(fd, PAGE) == 0)
+        secret = mmap(NULL, PAGE, RW, MAP_SHARED, fd, 0);
+    open_ring0();
+    EQUAL(((int (*)(void))at)(), 42);
+    *(volatile uint8_t *)(at + PAGE) = 7;
+    EQUAL(*(volatile uint8_t *)(at + PAGE), 7);
+    expect_bus();
+    if (secret != MAP_FAILED) {
+        if (sigsetjmp(out, 1) == 0)
+            *(volatile uint8_t *)secret = 1;
+        EQUAL(seen.si_signo, SIGBUS);
+        EQUAL(seen.si_addr, secret);
+    }
+    printf("secret %d\n", secret != MAP_FAILED);
+    open_leave();
+}
+
+/* More GiB in use than the CPU's physical addresses can name. */
+static void narrow(void)
+{
+    struct dune_config config = {.physical_bits = 35};
+    volatile int used = 0;
+
+    for (uint64_t i = 0; i < 40; i++)
+        map(AT + i * 1024 * MIB, PAGE, RW);
+    EQUAL(dune_init(&config), 0);
+    EQUAL(dune_enter(), 0);
+    expect_bus();
+    printf("begin %d\n", used); /* what this program itself needs has its windows from here on */
+    if (sigsetjmp(out, 1) == 0)
+        for (; used < 40; used++)
+            *(volatile uint8_t *)(AT + used * 1024 * MIB) = 1;
+    EQUAL(seen.si_signo, SIGBUS);
+    EQUAL(seen.si_code, BUS_ADRERR);
+    EQUAL(seen.si_addr, AT + used * 1024 * MIB);
+    printf("windows %d\n", used);
+    for (int i = 0; i < used; i++)
+        EQUAL(*(volatile uint8_t *)(AT + i * 1024 * MIB), 1);
+    open_leave();
+}
+
 int main(int argc, char **argv)
 {
     static const struct open_case cases[] = {
-        {"touches", touches}, {"windows", windows}, {"execute", execute},
-        {"stack", stack},     {NULL, NULL},
+        {"touches", touches},       {"windows", windows}, {"execute", execute}, {"stack", stack},
+        {"unreadable", unreadable}, {"narrow", narrow},   {NULL, NULL},
     };
 
     return open_main(argc, argv, cases);
