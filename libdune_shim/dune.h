@@ -30,7 +30,7 @@
 #include <stdint.h>
 #endif
 
-/* ---- is this machine's KVM fit? ------------------------------------------------------------ */
+/* ---- is this machine's KVM fit? -------------------------------------------------------------- */
 
 enum dune_fitness {
     DUNE_FIT = 0,
@@ -67,7 +67,7 @@ struct dune_report {
 /* Runs the self-test. 0: *report is filled, fit or not. */
 int dune_probe(struct dune_report *report);
 
-/* ---- entering and leaving ------------------------------------------------------------------- */
+/* ---- entering and leaving -------------------------------------------------------------------- */
 
 #define DUNE_SEALED 1u    /* see above */
 #define DUNE_NO_PKEY 2u   /* no second wall, even where the CPU has protection keys */
@@ -77,8 +77,8 @@ struct dune_policy; /* shim/policy.h */
 
 struct dune_config {
     uint32_t flags;                   /* DUNE_SEALED, ... */
-    const struct dune_policy *policy; /* sealed only; copied; NULL: what protects the vault, no more */
-    uint32_t physical_bits;           /* 0: what the CPU has; less to test narrow machines (30..52) */
+    const struct dune_policy *policy; /* sealed only; copied; NULL: just the vault is protected */
+    uint32_t physical_bits;           /* 0: what the CPU has; less: to test narrow machines */
 };
 
 /* Makes the vault, the VM and its page tables; once a process. config NULL: all zero (open).
@@ -136,7 +136,7 @@ int dune_set_syscall_handler(dune_handler handler, uint32_t flags); /* ring 3's 
 /* Ring 0: does ring 3's call as Linux would, one exit. The result is in tf->rax. */
 void dune_forward(struct dune_tf *tf);
 
-/* ---- page tables (ring 0, open) ------------------------------------------------------------- */
+/* ---- page tables (ring 0, open) -------------------------------------------------------------- */
 
 #define DUNE_PTE_WRITE 1u
 #define DUNE_PTE_EXEC 2u
@@ -170,7 +170,7 @@ int dune_walk(struct dune_root *root, uint64_t va, uint64_t bytes,
               int (*visit)(const struct dune_entry *entry, void *arg), void *arg, bool clear);
 int dune_clone_root(struct dune_root *from, struct dune_root **made);
 int dune_free_root(struct dune_root *root); /* -EBUSY: in use */
-int dune_switch_root(struct dune_root *root); /* this vCPU; by PCID without a flush where possible */
+int dune_switch_root(struct dune_root *root); /* this vCPU; by PCID without a flush if it can */
 void dune_flush_tlb(void);                    /* this vCPU */
 void dune_flush_page(uint64_t va);
 

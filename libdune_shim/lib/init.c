@@ -57,7 +57,7 @@ const char *dune_error(void)
     return message;
 }
 
-/* ---- the vault ----------------------------------------------------------------------------------- */
+/* ---- the vault ------------------------------------------------------------------------------- */
 
 static int map_at(uint64_t address, uint64_t bytes)
 {
@@ -74,7 +74,8 @@ static int map_at(uint64_t address, uint64_t bytes)
 /* Three windows of nothing, the middle one with memory. */
 static int reserve(uint64_t *base)
 {
-    uint8_t *at = mmap(NULL, 4 * GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *at = mmap(NULL, 4 * GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                       0);
     uint64_t start = (uint64_t)at, low = (start + GIB - 1) & ~(GIB - 1);
     int error;
 
@@ -103,7 +104,7 @@ static int load_image(uint64_t base)
     return 0;
 }
 
-/* ---- what the machine has -------------------------------------------------------------------------- */
+/* ---- what the machine has -------------------------------------------------------------------- */
 
 static bool kernel_is_at_least(unsigned major, unsigned minor)
 {
@@ -189,7 +190,7 @@ static int find_sizes(struct dune_vault *vault)
     vault->run_bytes = (uint32_t)bytes;
     vault->xsave_bytes = xsave > 4096 ? (uint32_t)xsave : 4096;
     if (bytes <= 0 || bytes > DUNE_BLOCK_XSAVE - DUNE_BLOCK_RUN || vault->xsave_bytes > XSAVE_MOST)
-        return dune_fail(-EOPNOTSUPP, "KVM's vCPU (%d bytes, FPU %u) is larger than the shim expects",
+        return dune_fail(-EOPNOTSUPP, "KVM's vCPU (%d bytes, FPU %u) doesn't fit the shim's place",
                          bytes, vault->xsave_bytes);
     return 0;
 }
@@ -225,7 +226,7 @@ static int find_descriptors(struct dune_vault *vault, const struct dune_policy *
     return 0;
 }
 
-/* ---- the second wall --------------------------------------------------------------------------------- */
+/* ---- the second wall ------------------------------------------------------------------------- */
 
 /* Linux delivers signals onto a stack under a closed key since 6.12; before, it kills. */
 static int find_key(struct dune_vault *vault)
@@ -246,7 +247,7 @@ static int find_key(struct dune_vault *vault)
     return 0;
 }
 
-/* ---- dune_init ----------------------------------------------------------------------------------------- */
+/* ---- dune_init ------------------------------------------------------------------------------- */
 
 static int count_threads(void)
 {
@@ -300,8 +301,8 @@ static void fill_vault(struct dune_vault *vault, const struct dune_config *confi
     vault->host_restorer = vault->base + image->restorer;
 }
 
-/* Ring 3's address space is limited with what the vault takes added. The hard limit stays, so that a
- * sandbox within can make room for a vault of its own; ring 3 can't change either. */
+/* Ring 3's address space is limited with what the vault takes added. The hard limit stays, so that
+ * a sandbox within can make room for a vault of its own; ring 3 can't change either. */
 static int limit_memory(const struct dune_policy *policy)
 {
     struct rlimit limit;
@@ -400,13 +401,13 @@ int dune_init(const struct dune_config *config)
     return 0;
 }
 
-/* ---- entering and leaving ----------------------------------------------------------------------------- */
+/* ---- entering and leaving -------------------------------------------------------------------- */
 
 extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
 
-/* Linux may redirect a thread that was preempted in what its rseq area calls a critical section: the
- * host side too. So the thread's registration ends. */
+/* Linux may redirect a thread that was preempted in what its rseq area calls a critical section:
+ * the host side too. So the thread's registration ends. */
 static int end_rseq(void)
 {
     static const uint32_t lengths[] = {32, 33, 64};
@@ -435,6 +436,13 @@ static void save_fpu(const struct dune_vault *vault, void *xsave)
         __asm__ volatile("fxsave64 %0" : "+m"(*(char *)xsave) : : "memory");
 }
 
+static int take_signals(struct dune_vault *vault)
+{
+    uint64_t at = vault->base + DUNE_IMAGE(vault)->signals_init;
+
+    return ((int (*)(struct dune_vault *))at)(vault);
+}
+
 /* From entry.S, outside or in the guest. Returns only when the thread stays where it is. */
 int dune_enter_ring(int ring, const struct dune_regs *regs)
 {
@@ -455,7 +463,7 @@ int dune_enter_ring(int ring, const struct dune_regs *regs)
         return dune_fail(-EPERM, "ring 0 is the shim's alone (cure: don't ask for DUNE_SEALED)");
     error = end_rseq();
     if (error == 0 && !took_signals) {
-        error = ((int (*)(struct dune_vault *))(vault->base + DUNE_IMAGE(vault)->signals_init))(vault);
+        error = take_signals(vault);
         if (error != 0)
             return dune_fail(error, "the signal handlers: %s", strerror(-error));
         took_signals = true;

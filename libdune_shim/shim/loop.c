@@ -38,7 +38,7 @@ static bool within(uint64_t offset, const char *first, const char *last)
     return offset >= offset_of(first) && offset <= offset_of(last);
 }
 
-/* ---- where the guest is --------------------------------------------------------------------------- */
+/* ---- where the guest is ---------------------------------------------------------------------- */
 
 /* The guest was stopped between two instructions. In a stub's last stretch it is set back to its
  * beginning, where it sees DUNE_ATTENTION_PENDING. */
@@ -126,7 +126,7 @@ void dune_set_context(struct dune_vcpu *cpu, const struct dune_context *context)
     }
 }
 
-/* ---- leaving ---------------------------------------------------------------------------------------- */
+/* ---- leaving --------------------------------------------------------------------------------- */
 
 static void restore_fpu(const void *xsave, uint64_t xcr0)
 {
@@ -187,7 +187,7 @@ static bool own_call(struct dune_vcpu *cpu)
     return true;
 }
 
-/* ---- exits ------------------------------------------------------------------------------------------- */
+/* ---- exits ----------------------------------------------------------------------------------- */
 
 /* A handler in ring 0 passes on ring 3's system call, which it has as a frame. The registers are
  * exchanged for the frame's meanwhile, so that nothing below needs to know. */
@@ -269,7 +269,8 @@ static void handle_exit(struct dune_vcpu *cpu)
     case KVM_EXIT_SHUTDOWN:
         dune_panic(cpu, "triple fault", regs_of(cpu)->rip);
     case KVM_EXIT_FAIL_ENTRY:
-        dune_panic(cpu, "KVM can't enter the guest", cpu->run->fail_entry.hardware_entry_failure_reason);
+        dune_panic(cpu, "KVM can't enter the guest",
+                   cpu->run->fail_entry.hardware_entry_failure_reason);
     case KVM_EXIT_INTERNAL_ERROR:
         dune_panic(cpu, "KVM's internal error", cpu->run->internal.suberror);
     default:
@@ -303,8 +304,8 @@ void dune_loop(struct dune_vcpu *cpu)
     }
 }
 
-/* A window that is about to be used. In ring 0 an exception's frame goes onto the interrupted stack, so
- * that one must be there before the first. */
+/* A window that is about to be used. In ring 0 an exception's frame goes onto the interrupted
+ * stack, so that one must be there before the first. */
 static void open_ahead(struct dune_vcpu *cpu, uint64_t address)
 {
     struct dune_vault *vault = cpu->vault;
@@ -339,7 +340,7 @@ int dune_thread_enter(struct dune_vault *vault, const struct dune_entering *ente
     dune_host_enter(cpu);
 }
 
-/* ---- words ------------------------------------------------------------------------------------------ */
+/* ---- words ----------------------------------------------------------------------------------- */
 
 static char *put_number(char *at, char *end, uint64_t value, uint32_t base)
 {
@@ -417,8 +418,8 @@ static void say_registers(struct dune_vcpu *cpu)
     dune_get_context(cpu, &context);
     say("dune: rip %x cs %x rflags %x rsp %x ss %x vector %u error %x cr2 %x", tf->rip, tf->cs,
         tf->rflags, tf->rsp, tf->ss, tf->vector, tf->error, tf->cr2);
-    say("dune: rax %x rbx %x rcx %x rdx %x rsi %x rdi %x rbp %x", tf->rax, tf->rbx, tf->rcx, tf->rdx,
-        tf->rsi, tf->rdi, tf->rbp);
+    say("dune: rax %x rbx %x rcx %x rdx %x rsi %x rdi %x rbp %x", tf->rax, tf->rbx, tf->rcx,
+        tf->rdx, tf->rsi, tf->rdi, tf->rbp);
     say("dune: r8 %x r9 %x r10 %x r11 %x r12 %x r13 %x r14 %x r15 %x", tf->r8, tf->r9, tf->r10,
         tf->r11, tf->r12, tf->r13, tf->r14, tf->r15);
     say("dune: vault %x, vCPU %u, exit %u, attention %u, mode %u", cpu->vault->base,

@@ -2,14 +2,12 @@
  *
  * It is linked alone (image.ld), calls no libc, has no relocations and no variables: all state
  * hangs off struct dune_vault and struct dune_vcpu. The host side makes raw system calls (sys.h),
- * uses no thread-local storage and only general registers; it may be interrupted by a signal anywhere.
+ * uses no thread-local storage and only general registers; a signal may interrupt it anywhere.
  *
  * Who runs what:
- *   host side  vm.c vcpu.c loop.c call.c nested.c emulate.c path.c mm.c fault.c signal.c frame.c
- *              thread.c policy.c host.S: as the process's ordinary user code, on the host stack of a
- *              vCPU's block
+ *   host side  all else: as the process's ordinary user code, on the host stack of a vCPU's block
  *   ring 0     stub.S trap.c: in the guest, supervisor
- *   both       pagetable.c memops.c
+ *   both       pagetable.c pagewalk.c memory.c
  */
 #ifndef DUNE_SHIM_H
 #define DUNE_SHIM_H
@@ -69,8 +67,8 @@ struct dune_regs { /* struct kvm_regs' order */
     uint64_t rip, rflags;
 };
 
-/* step.c: an instruction that touches memory which Linux doesn't map runs alone, on page tables with
- * nothing in them. */
+/* step.c: an instruction that touches memory which Linux doesn't map runs alone, on page tables
+ * with nothing in them. */
 struct dune_step {
     struct dune_root *fast; /* the page tables to go back to; NULL: no step under way */
     uint64_t rip;           /* the instruction's */
@@ -112,7 +110,7 @@ struct dune_vcpu {
     struct dune_pending pending; /* its first field at DUNE_VCPU_RECORDED */
 
     struct dune_vault *vault;
-    struct kvm_run *run;    /* in this block; regs are synchronised at each exit (KVM_CAP_SYNC_REGS) */
+    struct kvm_run *run;    /* in this block; its regs are current after each exit (SYNC_REGS) */
     int32_t fd;             /* the KVM vCPU's */
     int32_t stats_fd;       /* KVM's counters of it; negative: none (sealed, or an old kernel) */
     uint32_t index;         /* of the block, and of the scratch */
@@ -150,7 +148,7 @@ struct dune_window {
 #define DUNE_FREE_TABLES 8192
 
 struct dune_vault {
-    uint64_t base;  /* of the vault's window; closed: [base - DUNE_WINDOW, base + 2 * DUNE_WINDOW) */
+    uint64_t base;  /* of the vault's window; closed are [base - 1 GiB, base + 2 GiB) */
     uint32_t flags; /* DUNE_SEALED, ... */
     int32_t pkey;   /* protection key of [base, base + DUNE_KEYED_BYTES), -1: none */
     int32_t kvm_fd, vm_fd;
@@ -167,7 +165,7 @@ struct dune_vault {
     struct dune_lock lock;      /* vcpus, windows, page tables */
     struct dune_lock mm_lock;   /* calls that change executable mappings, see mm.c */
     struct dune_root *root;     /* the process's own */
-    uint16_t window_of[1u << (47 - DUNE_WINDOW_SHIFT)]; /* by address >> 30: its index + 1, 0: closed */
+    uint16_t window_of[1u << (47 - DUNE_WINDOW_SHIFT)]; /* by address >> 30: index + 1 or 0 */
     struct dune_window window[DUNE_MAX_WINDOWS];
     uint32_t n_windows;
     uint32_t n_vcpus;           /* blocks ever used */
@@ -226,11 +224,11 @@ static inline bool dune_range_is_free(const struct dune_vault *vault, uint64_t a
 void dune_loop(struct dune_vcpu *cpu) __attribute__((noreturn));
 /* Ends the process with a message about the shim's own fault. */
 void dune_panic(struct dune_vcpu *cpu, const char *what, uint64_t value) __attribute__((noreturn));
-/* A line to the policy's log, or standard error: printf's %s %d %u %x (64 bits each) and %% only. */
+/* A line to the policy's log: printf's %s %d %u %x (64 bits each) and %% only. */
 void dune_log(struct dune_vcpu *cpu, const char *format, ...);
 
-/* The registers of what the guest was doing when it exited, whichever way it exited: in the tf of a trap,
- * in the system-call registers, or KVM's. Valid until the next KVM_RUN. */
+/* The registers of what the guest was doing when it exited, whichever way: in the tf of a trap, in
+ * the system-call registers, or KVM's. Valid until the next KVM_RUN. */
 struct dune_context {
     struct dune_tf tf; /* cs tells the ring */
     enum dune_where { DUNE_AT_SYSCALL, DUNE_AT_TRAP, DUNE_AT_INTERRUPT, DUNE_IN_SHIM } where;
@@ -242,8 +240,9 @@ void dune_set_context(struct dune_vcpu *cpu, const struct dune_context *context)
 
 /* ---- vm.c, vcpu.c ---------------------------------------------------------------------------- */
 
-int dune_vm_create(struct dune_vault *vault);        /* VM, slot of the vault; also in a fork's child */
-int dune_window_open(struct dune_vault *vault, uint64_t address); /* slot; idempotent; takes the lock */
+int dune_vm_create(struct dune_vault *vault); /* the VM and its slots; also in a fork's child */
+/* The window of an address gets its slot, unless it has it. Takes vault->lock. */
+int dune_window_open(struct dune_vault *vault, uint64_t address);
 /* Guest-physical address of a process address. Its window must be open. */
 uint64_t dune_gpa(const struct dune_vault *vault, uint64_t address);
 uint64_t dune_hva(const struct dune_vault *vault, uint64_t gpa); /* and back; 0: no window */
@@ -262,7 +261,7 @@ int dune_vcpu_set_fpu(struct dune_vcpu *cpu, const void *xsave);
 void dune_vcpu_get_bases(struct dune_vcpu *cpu, uint64_t *fs_base, uint64_t *gs_base);
 void dune_vcpu_set_bases(struct dune_vcpu *cpu, uint64_t fs_base, uint64_t gs_base);
 int dune_vcpu_get_ring(struct dune_vcpu *cpu);
-void dune_vcpu_set_ring(struct dune_vcpu *cpu, int ring); /* where it is stopped between instructions */
+void dune_vcpu_set_ring(struct dune_vcpu *cpu, int ring); /* stopped between instructions */
 /* Page tables: root for the next entry (also flushes this vCPU's TLB). */
 void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root);
 
@@ -271,7 +270,7 @@ void dune_unlock(struct dune_lock *lock);
 /* Moves a descriptor up to where ring 3 can't name it; closes fd. The new one or -errno. */
 int dune_fd_up(struct dune_vault *vault, int fd);
 
-/* ---- system calls: call.c, nested.c, and one function for each that is emulated ---------------- */
+/* ---- system calls: call.c, nested.c, and one function for each that is emulated -------------- */
 
 struct dune_call {
     uint64_t nr;
@@ -301,7 +300,7 @@ int dune_copy_in(struct dune_vcpu *cpu, void *to, uint64_t from, uint64_t bytes)
 int dune_copy_out(struct dune_vcpu *cpu, uint64_t to, const void *from, uint64_t bytes);
 /* A string with its NUL: its length, or -EFAULT, -ENAMETOOLONG when it takes more than limit. */
 long dune_copy_string(struct dune_vcpu *cpu, char *to, uint64_t from, uint64_t limit);
-/* Memory that a forwarded call may point into, for the call under way; 16-byte aligned; NULL: used up. */
+/* Memory that the call under way may point into; 16-byte aligned; NULL: used up. */
 void *dune_scratch(struct dune_vcpu *cpu, uint64_t bytes);
 
 /* One log line and a count for a call that is refused; returns error. */
@@ -320,8 +319,7 @@ void dune_handle_trap(struct dune_vcpu *cpu, struct dune_tf *tf);
 int dune_signals_init(struct dune_vault *vault);
 /* Called by host.S on the host stack, all signals blocked: see signal.c. */
 void dune_host_signal(int number, void *info, void *ucontext);
-/* Before each KVM_RUN: delivers what was recorded, if the guest is where it can be delivered. `call`:
- * the call just made returned DUNE_RESTART or -EINTR (its number), else -1. */
+/* Before each KVM_RUN: delivers what was recorded, if the guest is where it can be delivered. */
 void dune_deliver(struct dune_vcpu *cpu);
 /* A fault of the guest's own becomes a signal: siginfo's first fields. */
 void dune_force_signal(struct dune_vcpu *cpu, int number, int code, uint64_t address,

@@ -50,7 +50,7 @@ static long vcpu_ioctl(const struct dune_vcpu *cpu, uint64_t request, const void
     return dune_sys3(__NR_ioctl, cpu->fd, request, argument);
 }
 
-/* ---- what the CPU reads: descriptors, stubs ---------------------------------------------------- */
+/* ---- what the CPU reads: descriptors, stubs -------------------------------------------------- */
 
 static void set_gate(uint64_t *gate, uint64_t entry, uint64_t ist, uint64_t dpl)
 {
@@ -77,7 +77,7 @@ static void fill_block(struct dune_vcpu *cpu)
     gdt[4] = 0x00affb000000ffffull; /* code, ring 3 */
     gdt[5] = 0x67 | (tss & 0xffffff) << 16 | 0x8bull << 40 | (tss >> 24 & 0xff) << 56;
     gdt[6] = tss >> 32;
-    /* The TSS, 4-byte aligned fields: RSP0 at 4, IST 1 at 36, the I/O bitmap beyond its end at 102. */
+    /* The TSS: RSP0 at 4, IST 1 at 36, at 102 that the I/O bitmap lies beyond its end. */
     __builtin_memset(block + DUNE_BLOCK_TSS, 0, 104);
     __builtin_memcpy(block + DUNE_BLOCK_TSS + 4, &stack, 8);
     for (uint32_t ist = 1; ist <= 4; ist++) {
@@ -98,18 +98,19 @@ static void fill_block(struct dune_vcpu *cpu)
     cpu->syscall_entry = (uint64_t)image + image->ring0_syscall;
 }
 
-/* ---- KVM's state -------------------------------------------------------------------------------- */
+/* ---- KVM's state ----------------------------------------------------------------------------- */
 
 static int set_msrs(struct dune_vcpu *cpu)
 {
     const struct dune_image *image = DUNE_IMAGE(cpu->vault);
+    uint64_t stub = (uint64_t)dune_block(cpu);
     struct {
         struct kvm_msrs head;
         struct kvm_msr_entry entry[3];
     } msrs = {
         .head.nmsrs = 3,
         .entry = {{.index = MSR_STAR, .data = 0x0013000800000000ull},
-                  {.index = MSR_LSTAR, .data = (uint64_t)dune_block(cpu) + image->stub_syscall - image->stub},
+                  {.index = MSR_LSTAR, .data = stub + image->stub_syscall - image->stub},
                   {.index = MSR_FMASK, .data = FMASK}},
     };
 
@@ -124,7 +125,7 @@ static int set_extended_state(struct dune_vcpu *cpu)
     struct kvm_device_attr attribute = {
         .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uint64_t)&offset};
 
-    vcpu_ioctl(cpu, KVM_SET_DEVICE_ATTR, &attribute); /* older KVM: the offset follows KVM_SET_MSRS */
+    vcpu_ioctl(cpu, KVM_SET_DEVICE_ATTR, &attribute); /* since Linux 5.16 */
     return vault->features & DUNE_HAS_XSAVE ? (int)vcpu_ioctl(cpu, KVM_SET_XCRS, &xcrs) : 0;
 }
 
@@ -300,8 +301,8 @@ void dune_vcpu_set_ring(struct dune_vcpu *cpu, int ring)
     cpu->mode = (uint8_t)ring;
 }
 
-/* KVM flushes a guest's TLB when it is given another CR4. Global pages aren't used, so that PGE makes
- * no difference else. */
+/* KVM flushes a guest's TLB when it is given another CR4. Global pages aren't used, so that PGE
+ * makes no difference else. */
 void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root)
 {
     struct kvm_sregs sregs;
@@ -314,7 +315,7 @@ void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root)
         dune_panic(cpu, "KVM doesn't take page tables", sregs.cr3);
 }
 
-/* ---- the pool ------------------------------------------------------------------------------------- */
+/* ---- the pool -------------------------------------------------------------------------------- */
 
 static struct dune_vcpu *at_index(const struct dune_vault *vault, uint32_t index)
 {
