@@ -188,6 +188,7 @@ static struct dune_vcpu *make_child(struct dune_vcpu *cpu, const struct clone_ar
     /* A thread of ring 3 goes by ring 0's handlers as its parent does; one that ring 0 itself makes
      * is a background thread. */
     child->hooks = cpu->mode == 3 ? cpu->hooks : 0;
+    child->where = DUNE_AT_INTERRUPT; /* a signal may come before its first instruction */
     return child;
 }
 
@@ -273,6 +274,7 @@ static void own_process(struct dune_vcpu *cpu)
     cpu->vforked = 0;
     cpu->tid = (int32_t)dune_sys0(__NR_gettid);
     cpu->fork_scratch[DUNE_THREAD_ROBUST] = 0;
+    vault->exec_areas = 0; /* other threads' */
     cpu->pending.recorded = 0;
     cpu->pending.forced = 0;
 }
@@ -309,7 +311,10 @@ static void rebuild(struct dune_vcpu *cpu, const struct cpu_state *state)
     forget_others(cpu);
     error = make_own(cpu, state);
     if (error) {
+        static const char text[] = "dune: a forked process can't make its own VM: it ends\n";
+
         dune_log(cpu, "a forked process can't make its own VM (error %d): it ends", -error);
+        dune_sys3(__NR_write, 2, text, sizeof(text) - 1);
         dune_sys1(__NR_exit_group, 127);
     }
     __builtin_memcpy(&cpu->run->s.regs.regs, &state->synced, sizeof(state->synced));

@@ -348,6 +348,40 @@ static void inherits(void)
     look(NULL);
 }
 
+/* Signals that reach threads before or at their first instruction. */
+static __thread volatile sig_atomic_t reached;
+
+static void reach(int number)
+{
+    reached = number;
+}
+
+static void *until_reached(void *arg)
+{
+    while (!reached)
+        sched_yield();
+    ++*(atomic_int *)arg;
+    return NULL;
+}
+
+static void early(void)
+{
+    atomic_int n = 0;
+
+    signal(SIGUSR1, reach);
+    for (int i = 0; i < 25; i++) {
+        pthread_t thread[4];
+
+        for (int j = 0; j < 4; j++) {
+            CHECK(pthread_create(&thread[j], NULL, until_reached, &n) == 0);
+            CHECK(pthread_kill(thread[j], SIGUSR1) == 0);
+        }
+        for (int j = 0; j < 4; j++)
+            CHECK(pthread_join(thread[j], NULL) == 0);
+    }
+    printf("reached %d threads\n", n);
+}
+
 /* What this library doesn't do, said as Linux would say it. */
 static void refusals(void)
 {
@@ -396,6 +430,7 @@ int main(int argc, char **argv)
         {"sequence", sequence},
         {"detached", detached},
         {"inherits", inherits},
+        {"early", early},
         {"refusals", refusals},
         {NULL, NULL},
     };
