@@ -185,10 +185,11 @@ static void limit_memory(void)
 {
     uint64_t pages = 0;
     struct rlimit limit;
-    FILE *file = fopen("/proc/self/statm", "re");
+    FILE *file;
 
     if (!policy.policy.memory_bytes)
         return;
+    file = fopen("/proc/self/statm", "re");
     if (!file || fscanf(file, "%lu", &pages) != 1)
         sandbox_fail(SANDBOX_FAILED, "/proc/self/statm can't be read: %s", strerror(errno));
     fclose(file);

@@ -50,7 +50,8 @@ static long refuse_name(struct dune_vcpu *cpu, const struct dune_call *call, con
     if (why == NULL)
         return dune_refuse(cpu, call, "no rule lets it", -EACCES);
     __builtin_memcpy(why, verb, n);
-    __builtin_memcpy(why + n, name, bytes);
+    for (uint32_t i = 0; i < bytes; i++) /* no line breaks: a name can't forge a log line */
+        why[n + i] = name[i] > 0 && name[i] < ' ' ? '?' : name[i];
     why[n + bytes] = '\0';
     return dune_refuse(cpu, call, why, -EACCES);
 }
@@ -182,7 +183,8 @@ static long check(struct dune_vcpu *cpu, const struct dune_call *call,
 }
 
 /* What ring 3 finds at /proc/self/exe is the program that it is, not the one that started it; and
- * the shim's descriptors aren't in /proc/self/fd. Only when the path itself says so: a symbolic
+ * the shim's descriptors in /proc/self/fd aren't to be opened (to look at them does no harm, and
+ * `ls -l` there does). Only when the path itself says so: a symbolic
  * link to there may still tell. */
 long dune_path_redirect(struct dune_vcpu *cpu, struct dune_lookup *lookup)
 {
@@ -194,7 +196,8 @@ long dune_path_redirect(struct dune_vcpu *cpu, struct dune_lookup *lookup)
 
     for (const char *p = lookup->path; *p != '\0'; p++)
         last = *p == '/' ? p + 1 : last;
-    number = dune_path_number(last) >= cpu->vault->first_fd;
+    number = (lookup->flags & DUNE_PATH_META) == 0 &&
+             dune_path_number(last) >= cpu->vault->first_fd;
     exe = self[0] != '\0' && (lookup->oflags & O_NOFOLLOW) == 0 && last[0] == 'e' &&
           last[1] == 'x' && last[2] == 'e' && last[3] == '\0';
     if (!number && !exe)

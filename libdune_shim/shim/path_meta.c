@@ -62,7 +62,7 @@ enum look {
 static long begin_look(struct dune_vcpu *cpu, const struct dune_call *call,
                        struct subject *subject, enum look *look, struct dune_resolved *object)
 {
-    struct dune_lookup lookup = {.dirfd = (int)subject->dirfd};
+    struct dune_lookup lookup = {.dirfd = (int)subject->dirfd, .flags = DUNE_PATH_META};
     bool empty = (subject->flags & AT_EMPTY_PATH) != 0;
     char *copy;
     long error;
@@ -211,7 +211,7 @@ static long look_readlink(struct dune_vcpu *cpu, struct dune_call *call, uint64_
                           uint64_t path, uint64_t buffer, int32_t size)
 {
     struct subject subject = {.dirfd = dirfd, .flags = AT_SYMLINK_NOFOLLOW | DUNE_PATH_HERE};
-    struct dune_lookup lookup = {.dirfd = (int)dirfd};
+    struct dune_lookup lookup = {.dirfd = (int)dirfd, .flags = DUNE_PATH_META};
     struct dune_resolved object;
     char *copy;
     long error;
