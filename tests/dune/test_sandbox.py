@@ -122,6 +122,47 @@ def test_threads_are_allowed_without_fork(do: Callable[..., list[str]]) -> None:
     assert do("fork no\n", "thread") == ["thread ok"]
 
 
+def shell(script: str, **more: object) -> kit.Result:
+    """A script with dune-sandbox as $S and the program of deeds as $D."""
+    env = {"S": str(kit.SANDBOX), "D": str(DO)}
+    return kit.run(["/bin/bash", "-c", script], env=env, **more)  # type: ignore[arg-type]
+
+
+def test_program_starts_without_standard_descriptors() -> None:
+    shell('exec "$S" permissive -- "$D" exit 3 <&- >&- 2>&-').expect(3)
+    shell('exec "$S" strict -- "$D" open /etc/hosts <&- 2>&-').expect(0)
+
+
+def test_program_starts_with_unusual_limits() -> None:
+    shell('ulimit -s unlimited; exec "$S" permissive -- "$D" deep 20000000').expect(0)
+    shell('ulimit -Ss 128; exec "$S" permissive -- "$D" exit 3').expect(3)
+    shell('ulimit -n 40; exec "$S" permissive -- "$D" exit 3').expect(3)
+    shell('ulimit -c 0; ulimit -l 0; exec "$S" permissive -- "$D" exit 3').expect(3)
+    done = shell('ulimit -v 2000000; exec "$S" permissive -- "$D" exit 3').expect(125)
+    assert "ulimit -v" in done.stderr
+
+
+def test_ordinary_user_is_told_about_the_group_and_may_use_it() -> None:
+    device = Path("/dev/kvm")
+    mode = stat.S_IMODE(device.stat().st_mode)
+    user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+    try:
+        device.chmod(0o660)
+        done = shell(f'exec {user} "$S" permissive -- "$D" exit 3').expect(125)
+        assert "/dev/kvm" in done.stderr and "group kvm" in done.stderr
+        device.chmod(0o666)
+        shell(f'exec {user} "$S" permissive -- "$D" exit 3').expect(3)
+        done = shell(f'exec {user} "$S" permissive -- /bin/sh -c "id -u; id -u"').expect(0)
+        assert done.stdout == "65534\n65534\n"
+        done = shell(f'ulimit -Sn 300; exec {user} "$S" permissive -- "$D" show').expect(0)
+        assert "descriptors 300\n" in done.stdout
+        # The shim's own descriptors need room, and this user can't make more.
+        done = shell(f'ulimit -n 1024; exec {user} "$S" permissive -- "$D" show').expect(0)
+        assert "descriptors 512\n" in done.stdout
+    finally:
+        device.chmod(mode)
+
+
 # ---- children ----------------------------------------------------------------------------------
 
 
@@ -217,6 +258,21 @@ def test_denied_path_below_an_allowed_one(do: Callable[..., list[str]], tmp_path
     (tmp_path / "a/f").write_text("x")
     assert do(f"read {tmp_path}\n", "open", tmp_path / "a/f") == ["open ok"]
     assert do(f"read {tmp_path}\ndeny {tmp_path}/a\n", "open", tmp_path / "a/f") == ["open EACCES"]
+
+
+def test_secret_gets_no_name_where_all_is_allowed(
+    do: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret").write_text("x")
+    rules = f"read {tmp_path}/in\nwrite {tmp_path}/in\n"
+    said = dict(
+        line.rsplit(" ", 1) for line in do(rules, "names", tmp_path / "secret", tmp_path / "in")
+    )
+    assert said.pop("symlink") == "ok"  # it is only a name
+    assert "ok" not in said.values(), said
+    assert (tmp_path / "secret").read_text() == "x"
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["symlink"]
 
 
 def test_log_goes_to_a_file(sandbox: Sandbox, tmp_path: Path) -> None:

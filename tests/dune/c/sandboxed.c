@@ -57,6 +57,27 @@ static int try_files(const char *directory)
     return tell("chdir", chdir(directory));
 }
 
+/* A file that may be read, and one that may not, get names where all is allowed. */
+static int try_names(const char *secret, const char *directory)
+{
+    char to[4096];
+    int fd = open(secret, O_PATH), place = open(directory, O_PATH | O_DIRECTORY);
+
+    tell("open O_PATH", fd);
+    snprintf(to, sizeof to, "%s/link", directory);
+    tell("link", link(secret, to));
+    snprintf(to, sizeof to, "%s/renamed", directory);
+    tell("rename", rename(secret, to));
+    tell("linkat by descriptor", linkat(fd, "", place, "linked", AT_EMPTY_PATH));
+    snprintf(to, sizeof to, "/proc/self/fd/%d", fd);
+    tell("open by descriptor", open(to, O_RDONLY));
+    tell("openat upwards", openat(place, "../secret", O_RDONLY));
+    snprintf(to, sizeof to, "%s/symlink", directory);
+    tell("symlink", symlink(secret, to));
+    tell("open of it", open(to, O_RDONLY));
+    return tell("truncate", truncate(secret, 0));
+}
+
 static int try_network(void)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
@@ -202,6 +223,8 @@ int main(int argc, char **argv)
         return try_open(with, argc > 3 ? argv[3] : "r");
     if (!strcmp(deed, "files"))
         return try_files(with);
+    if (!strcmp(deed, "names"))
+        return try_names(with, argv[3]);
     if (!strcmp(deed, "network"))
         return try_network();
     if (!strcmp(deed, "fork"))
