@@ -153,7 +153,7 @@ static bool vsyscall(struct dune_vcpu *cpu, struct dune_tf *tf)
 
     if (tf->cr2 != tf->rip || which > 2 || tf->rip % 0x400)
         return false;
-    if (dune_copy_in(cpu, &back, tf->rsp, sizeof(back)) != 0 ||
+    if (dune_copy_in(cpu, &back, tf->rsp, sizeof(back)) != 0 || back >= DUNE_USER_END ||
         !dune_range_is_free(cpu->vault, tf->rdi, 16) ||
         !dune_range_is_free(cpu->vault, tf->rsi, 16))
         return false;

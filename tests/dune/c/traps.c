@@ -124,6 +124,9 @@ static void vsyscalls(void)
     CHECK(((long (*)(struct timeval *, void *))0xffffffffff600000)(&clock, NULL) == 0);
     CHECK(clock.tv_sec - now <= 1);
     printf("the time is told\n");
+    catch (tell);
+    /* Back to where no address is. */
+    TRY(__asm__ volatile("push %0; jmp *%1" : : "r"(0x900000000000ul), "r"(0xffffffffff600400ul)));
 }
 
 int main(int argc, char **argv)
