@@ -421,6 +421,17 @@ void dune_force_signal(struct dune_vcpu *cpu, int number, int code, uint64_t add
     dune_force_info(cpu, &info, tf);
 }
 
+/* True: an exception has begun that KVM still has to deliver (nested paging stopped it half-way).
+ * It belongs to the registers as they are. */
+static bool has_exception_under_way(const struct dune_vcpu *cpu)
+{
+    struct kvm_vcpu_events events;
+
+    if (dune_sys3(__NR_ioctl, cpu->fd, KVM_GET_VCPU_EVENTS, &events) != 0)
+        return false;
+    return events.exception.injected || events.exception.pending;
+}
+
 /* True: the recorded signal has been dealt with. */
 static bool deliver_one(struct dune_vcpu *cpu)
 {
@@ -430,7 +441,9 @@ static bool deliver_one(struct dune_vcpu *cpu)
     uint64_t mask = cpu->pending.mask, blocked = cpu->pending.blocked;
 
     dune_get_context(cpu, &context);
-    if (context.where == DUNE_IN_SHIM) { /* the way out of it comes by here */
+    if (context.where == DUNE_IN_SHIM ||
+        (context.where == DUNE_AT_INTERRUPT && has_exception_under_way(cpu))) {
+        /* The way out of the shim comes by here. */
         cpu->attention |= DUNE_ATTENTION_PENDING;
         cpu->run->immediate_exit = 0;
         return false;

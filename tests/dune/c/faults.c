@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 
@@ -201,6 +202,44 @@ static void single_steps(void)
     printf("steps %d value %ld\n", (int)calls, value);
 }
 
+static volatile sig_atomic_t alarms, illegal, traps;
+
+static void count_fault(int number, siginfo_t *info, void *context)
+{
+    ucontext_t *uc = context;
+
+    CHECK(info->si_code > 0);
+    if (number == SIGILL) {
+        CHECK(uc->uc_mcontext.gregs[REG_RIP] == (long long)info->si_addr);
+        uc->uc_mcontext.gregs[REG_RIP] += 2;
+        illegal++;
+    } else {
+        traps++;
+    }
+}
+
+static void count_alarm(int number, siginfo_t *info, void *context)
+{
+    (void)number, (void)info, (void)context;
+    alarms++;
+}
+
+/* Each fault once, where it is, however many other signals come in between. */
+static void exact(void)
+{
+    struct itimerval often = {{0, 500}, {0, 500}}, none = {{0, 0}, {0, 0}};
+    int rounds = 0;
+
+    set_handler(SIGILL, count_fault, 0);
+    set_handler(SIGTRAP, count_fault, 0);
+    set_handler(SIGALRM, count_alarm, 0);
+    setitimer(ITIMER_REAL, &often, NULL);
+    for (; alarms < 300; rounds++)
+        __asm__ volatile("ud2\n int3\n" ::: "memory");
+    setitimer(ITIMER_REAL, &none, NULL);
+    printf("missing %d %d\n", rounds - illegal, rounds - traps);
+}
+
 /* ---- stacks that end
  * ---------------------------------------------------------------------------------- */
 
@@ -348,8 +387,9 @@ static void core(void)
 int main(int argc, char **argv)
 {
     static const struct both_case cases[] = {
-        {"told", told},         {"mended", mended}, {"skipped", skipped}, {"steps", single_steps},
-        {"overflow", overflow}, {"ends", ends},     {"core", core},       {NULL, NULL},
+        {"told", told},          {"mended", mended},     {"skipped", skipped},
+        {"steps", single_steps}, {"overflow", overflow}, {"exact", exact},
+        {"ends", ends},          {"core", core},         {NULL, NULL},
     };
 
     return both_main(argc, argv, cases);
