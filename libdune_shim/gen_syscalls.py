@@ -275,7 +275,7 @@ def source(calls: Sequence[Call]) -> str:
     for call in emulated:
         lines += [f"    case {call.nr}:", f"        return dune_do_{call.name}(cpu, call);"]
     lines += ["    default:", "        return -38; /* ENOSYS */", "    }", "}", ""]
-    # While not every one is written: -DDUNE_PARTIAL fills in.
+    # For who wants the table without the shim: tests/unit, the fuzzer.
     lines += ["#ifdef DUNE_PARTIAL", f"#define STUB(name) {STUB}"]
     lines += [f"STUB({call.name})" for call in emulated]
     lines += ["#endif", ""]

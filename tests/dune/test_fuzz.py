@@ -37,3 +37,14 @@ def test_random_calls_never_change_the_vault(
     assert count["checks"] > SECONDS // 5
     # A worker that ends at once would find nothing.
     assert count["crashed"] + count["ended"] + count["stuck"] <= count["rounds"]
+
+
+@pytest.mark.parametrize(
+    ("canary", "found"),
+    [("idt", "changed: IDT"), ("secret", "a secret of the vault's is in ring 3")],
+)
+def test_planted_change_is_found(
+    run_program: Callable[..., Result], canary: str, found: str
+) -> None:
+    result = run_program("fuzz", "1", "1", canary, timeout=LATER_S, status=1)
+    assert found in result.stderr

@@ -1,6 +1,6 @@
 /* Random system calls from a sealed ring 3, and a look from outside at what they did to the vault.
  *
- *   fuzz SEED SECONDS
+ *   fuzz SEED SECONDS [CANARY]
  *
  * Rounds of a few seconds, each a process of its own in namespaces of its own:
  *   launcher   (outside, the namespace's init) starts the fuzzed process, looks into its vault
@@ -59,6 +59,7 @@ extern struct dune_vault *dune_the_vault; /* libdune's own */
 
 static struct shared *shared;
 static struct fuzz_space space;
+static const char *canary = "";
 
 /* ---- the worker ---------------------------------------------------------------------------------
  */
@@ -91,8 +92,9 @@ static void on_fault(int number, siginfo_t *info, void *context)
     (void)number, (void)context;
     if (at >= PLAY_BYTES)
         crash();
-    if (raw(SYS_mmap, (uint64_t)space.play, PLAY_BYTES, PROT_READ | PROT_WRITE,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, (uint64_t)-1, 0) != (long)space.play)
+    at = (uint64_t)space.play + (at & ~4095ull);
+    if (raw(SYS_mmap, at, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+            (uint64_t)-1, 0) != (long)at)
         crash();
 }
 
@@ -176,7 +178,8 @@ static void *fuzz(void *argument)
     return NULL;
 }
 
-/* Changes words of the playground while calls read them. */
+/* Changes words of the playground's first half while calls read them. What calls leave in the
+ * second stays there to be found. */
 static void *race(void *argument)
 {
     struct fuzz_random random = {.state = 0x9e3779b97f4a7c15ull + (uint64_t)argument};
@@ -184,7 +187,7 @@ static void *race(void *argument)
 
     __atomic_add_fetch(&shared->ready, 1, __ATOMIC_RELEASE);
     for (uint64_t i = 0;; i++) {
-        uint64_t *at = (uint64_t *)(good_address(&space, &random) & ~7ull);
+        uint64_t *at = (uint64_t *)(shaky_address(&space, &random) & ~7ull);
 
         __atomic_store_n(at, some_word(&space, &random), __ATOMIC_RELAXED);
         if (i % 1024 == 0) /* the others are to get on, too */
@@ -390,6 +393,19 @@ static void ended(int status)
     }
 }
 
+/* What must be found at the next look. */
+static void set_canary(struct watch *watch)
+{
+    uint64_t idt = watch->base + DUNE_BLOCKS_AT + DUNE_BLOCK_IDT + 0xff8; /* a vector of nobody's */
+    uint8_t byte = 0x5a;
+
+    if (strcmp(canary, "idt") == 0)
+        (void)!pwrite(watch->mem, &byte, 1, (off_t)idt);
+    else if (strcmp(canary, "secret") == 0)
+        (void)!pwrite(watch->mem, watch->secret, WATCH_SECRET_BYTES,
+                      (off_t)shared->play + PLAY_BYTES - 0x800);
+}
+
 /* Until the round's end, or the worker's. True: it is still there. */
 static bool observe(struct watch *watch, int pid)
 {
@@ -399,11 +415,12 @@ static bool observe(struct watch *watch, int pid)
         int status;
 
         sleep_ms(CHECK_MS);
+        set_canary(watch);
         if (waitpid(pid, &status, WNOHANG) == pid) {
             ended(status);
             return false;
         }
-        if (!watch_check(watch)) {
+        if (!watch_check(watch) || !watch_secret(watch, shared->play, PLAY_BYTES)) {
             /* It may be ending itself: then there is nothing to be read. */
             if (watch->gone)
                 sleep_ms(CHECK_MS);
@@ -451,6 +468,19 @@ static void make_devices(void)
             fail("no devices: ", strerror(errno));
 }
 
+/* A round, and a last look at what stands still. */
+static void look_at(struct watch *watch, int pid)
+{
+    if (!observe(watch, pid) || shared->failure[0] != 0)
+        return;
+    kill(pid, SIGSTOP);
+    sleep_ms(20);
+    if (!watch_check(watch) || !watch_secret(watch, shared->play, PLAY_BYTES))
+        if (!watch->gone || waitpid(pid, NULL, WNOHANG) != pid)
+            fail("changed: ", watch->failure);
+    shared->checks++;
+}
+
 static void launch(uint64_t seed, int errors, bool no_key)
 {
     static struct watch watch;
@@ -480,13 +510,8 @@ static void launch(uint64_t seed, int errors, bool no_key)
             ended(status);
         else
             fail("", watch.failure);
-    } else if (observe(&watch, pid) && shared->failure[0] == 0) {
-        kill(pid, SIGSTOP);
-        sleep_ms(20);
-        if (!watch_check(&watch) || !watch_secret(&watch, shared->play, PLAY_BYTES))
-            if (!watch.gone || waitpid(pid, NULL, WNOHANG) != pid)
-                fail("changed: ", watch.failure);
-        shared->checks++;
+    } else {
+        look_at(&watch, pid);
     }
     if (panicked(errors, text, sizeof(text)))
         fail("the host side ended it: ", text);
@@ -497,8 +522,7 @@ static void launch(uint64_t seed, int errors, bool no_key)
     _exit(0); /* the namespace's init: everything in it ends */
 }
 
-/* ---- rounds
- * --------------------------------------------------------------------------------------- */
+/* ---- rounds ---------------------------------------------------------------------------------- */
 
 static int run_round(uint64_t seed, bool no_key)
 {
@@ -525,14 +549,16 @@ static int run_round(uint64_t seed, bool no_key)
 
 int main(int argc, char **argv)
 {
-    uint64_t seed = argc == 3 ? strtoull(argv[1], NULL, 0) : 0, calls = 0, good = 0, faults = 0;
-    uint64_t end = now_ms() + (argc == 3 ? strtoull(argv[2], NULL, 0) : 0) * 1000;
+    uint64_t seed = argc >= 3 ? strtoull(argv[1], NULL, 0) : 0, calls = 0, good = 0, faults = 0;
+    uint64_t end = now_ms() + (argc >= 3 ? strtoull(argv[2], NULL, 0) : 0) * 1000;
     int status = 0;
 
-    if (argc != 3) {
-        fprintf(stderr, "%s SEED SECONDS\n", argv[0]);
+    if (argc < 3) {
+        fprintf(stderr, "%s SEED SECONDS [CANARY]\n", argv[0]);
         return 2;
     }
+    if (argc == 4)
+        canary = argv[3];
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     for (uint64_t i = 0; status == 0 && shared->failure[0] == 0 && now_ms() < end; i++) {
         shared->ready = shared->crashed = 0;

@@ -97,6 +97,13 @@ static uint64_t good_address(const struct fuzz_space *space, struct fuzz_random 
     return (uint64_t)space->play + at;
 }
 
+/* Of the first half, which may be unmapped and changed by others. The second keeps what calls put
+ * there. */
+static uint64_t shaky_address(const struct fuzz_space *space, struct fuzz_random *random)
+{
+    return (uint64_t)space->play + below(random, PLAY_BYTES / 2);
+}
+
 static uint64_t some_number(struct fuzz_random *random)
 {
     switch (below(random, 6)) {
@@ -203,12 +210,11 @@ static uint64_t make_messages(const struct fuzz_space *space, struct fuzz_random
     return (uint64_t)at;
 }
 
-/* ---- arguments
- * ------------------------------------------------------------------------------------ */
+/* ---- arguments ------------------------------------------------------------------------------- */
 
 static uint64_t make_range(const struct fuzz_space *space, struct fuzz_random *random)
 {
-    uint64_t at = chance(random, 55) ? good_address(space, random) : bad_address(space, random);
+    uint64_t at = chance(random, 55) ? shaky_address(space, random) : bad_address(space, random);
 
     return chance(random, 85) ? at & ~4095ull : at;
 }
@@ -319,8 +325,7 @@ static void make_nested(const struct fuzz_space *space, struct fuzz_random *rand
         arg[0] = space->pairs + below(random, PAIRS);
 }
 
-/* ---- calls that would end, stop or disturb more than this process's memory
- * ------------------------ */
+/* ---- calls that would end, stop or disturb more than this process's memory ------------------- */
 
 static bool is_bad(const struct fuzz_space *space, uint64_t address)
 {
@@ -408,13 +413,13 @@ static void limit_call(const struct fuzz_space *space, struct fuzz_random *rando
         break;
     case SYS_mmap:
         if ((arg[3] & MAP_FIXED) && !is_bad(space, arg[0]))
-            arg[0] = good_address(space, random) & ~4095ull;
+            arg[0] = shaky_address(space, random) & ~4095ull;
         arg[1] = is_bad(space, arg[0]) ? arg[1] : at_most(arg[1], 1 << 16);
         break;
     case SYS_mremap:
         arg[2] = at_most(arg[2], 1 << 16);
         if (!is_bad(space, arg[4]))
-            arg[4] = good_address(space, random) & ~4095ull;
+            arg[4] = shaky_address(space, random) & ~4095ull;
         break;
     case SYS_shmget:
         arg[1] = at_most(arg[1], 1 << 20);
