@@ -125,7 +125,9 @@ struct dune_tf {
 
 /* True: handled, go on with *tf. False: not mine; becomes the POSIX signal that Linux would send
  * (exceptions), or is forwarded to Linux (system calls). Runs on ring 0's stack when ring 3 was
- * interrupted, below the red zone of the interrupted stack when ring 0 was. FPU state is kept. */
+ * interrupted, below the red zone of the interrupted stack when ring 0 was. FPU state is kept.
+ * Ring 0's stack is that of dune_run_user()'s caller; otherwise (dune_enter_user(), threads that
+ * ring 3 made) 16 KiB of the vault, of which kept FPU state takes some: no place for printf(). */
 typedef bool (*dune_handler)(struct dune_tf *tf);
 
 #define DUNE_HANDLER_NO_FPU 1u /* the handler uses no vector registers: don't save them */
@@ -148,7 +150,9 @@ void dune_forward(struct dune_tf *tf);
                             * dirty page by page; else as large as alignment allows */
 
 /* A set of page tables. The process's own is dune_root(). Fresh roots follow Linux's mappings
- * lazily as the first does; what dune_map() and dune_protect() set stays as set. */
+ * lazily as the first does; what dune_map() and dune_protect() set stays as set. root NULL is the
+ * one in use. Changes take no exit, but one where other threads use the root too: they see it when
+ * the call returns. */
 struct dune_root;
 
 struct dune_entry {      /* one page of a root */

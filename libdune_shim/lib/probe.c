@@ -28,13 +28,13 @@
 #define CR3_LOADS         256
 #define SAMPLES           9
 #define ATTEMPTS          6
-#define TICKS             201
+#define TICKS             101
 #define TICKS_NS          200000000 /* fewer where they take longer than this */
 #define SWITCHES          1024
 #define LOOP_LEAST        1024
 #define LOOP_MOST         (1u << 22)
-#define LOOP_NS           100000 /* a loop that takes this long is long enough */
-#define LOOP_INSTRUCTIONS 2      /* of one turn */
+#define LOOP_NS           20000 /* a loop that takes this long is long enough */
+#define LOOP_INSTRUCTIONS 2     /* of one turn */
 
 #define SECRET 0x5ec4e7005ec4e700ull
 #define OTHER  0x0dd0dd0dd0dd0dd0ull
