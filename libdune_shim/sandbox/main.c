@@ -180,10 +180,12 @@ static void complete_policy(bool inherited)
 
 /* ---- running -------------------------------------------------------------------------------- */
 
-/* The limit counts all address space, so what the vault reserves must come on top. */
+/* The limit counts all address space, so what the vault reserves must come on top. Only the soft
+ * limit: ring 3 can't raise it (the shim sees to that), and a child's dune-sandbox needs room to
+ * begin with (make_room). */
 static void limit_memory(void)
 {
-    uint64_t pages = 0;
+    uint64_t pages = 0, most;
     struct rlimit limit;
     FILE *file;
 
@@ -194,11 +196,20 @@ static void limit_memory(void)
         sandbox_fail(SANDBOX_FAILED, "/proc/self/statm can't be read: %s", strerror(errno));
     fclose(file);
     getrlimit(RLIMIT_AS, &limit);
-    if (pages * 4096 + policy.policy.memory_bytes < limit.rlim_max)
-        limit.rlim_max = pages * 4096 + policy.policy.memory_bytes;
-    limit.rlim_cur = limit.rlim_max;
+    most = pages * 4096 + policy.policy.memory_bytes;
+    limit.rlim_cur = most < limit.rlim_max ? most : limit.rlim_max;
     if (setrlimit(RLIMIT_AS, &limit) != 0)
         sandbox_fail(SANDBOX_FAILED, "memory can't be limited: %s", strerror(errno));
+}
+
+static void make_room(void)
+{
+    struct rlimit limit;
+
+    if (policy.policy.memory_bytes && getrlimit(RLIMIT_AS, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_AS, &limit);
+    }
 }
 
 /* What execve() resets, and this process's own libc has set. */
@@ -266,10 +277,12 @@ int main(int argc, char **argv)
     struct options options = {0};
 
     parse_options(argc, argv, &options);
-    if (options.inherit)
+    if (options.inherit) {
         inherit_policy(options.inherit);
-    else
+        make_room();
+    } else {
         load_policy(options.policy);
+    }
     if (options.program) {
         sandbox_program_open(&program, &policy.policy, options.program, options.argv,
                              !options.inherit, options.inherit != NULL);

@@ -128,6 +128,13 @@ def shell(script: str, **more: object) -> kit.Result:
     return kit.run(["/bin/bash", "-c", script], env=env, **more)  # type: ignore[arg-type]
 
 
+def test_program_finds_no_descriptor_of_the_sandboxs_own(sandbox: Sandbox) -> None:
+    list_them = "import os; print([fd for fd in os.listdir('/proc/self/fd') if int(fd) < 256])"
+    bare = kit.run(["/usr/bin/python3", "-c", list_them]).expect(0).stdout
+    for rules in ("permissive", "paths any\nmemory 512M\nlog stderr\n"):
+        assert sandbox(rules, "/usr/bin/python3", "-c", list_them).expect(0).stdout == bare
+
+
 def test_program_starts_without_standard_descriptors() -> None:
     shell('exec "$S" permissive -- "$D" exit 3 <&- >&- 2>&-').expect(3)
     shell('exec "$S" strict -- "$D" open /etc/hosts <&- 2>&-').expect(0)
@@ -323,6 +330,14 @@ def test_memory_is_limited(do: Callable[..., list[str]], limit: int) -> None:
     said, got = do(f"memory {limit}M\n", "memory")
     assert said in ("raise the limit EPERM", "raise the limit EACCES"), said
     assert limit - 24 <= int(got) <= limit, got
+
+
+def test_memory_of_a_child_is_limited_too(sandbox: Sandbox) -> None:
+    rules = BASE + f"memory 64M\nread {DO}\nexec /usr {DO}\nfork yes\n"
+    done = sandbox(rules, "/bin/sh", "-c", f"{DO} memory; {DO} memory; exec {DO} memory")
+    said = done.expect(0).stdout.splitlines()
+    assert said[::2] == ["raise the limit EPERM"] * 3
+    assert all(40 <= int(got) <= 64 for got in said[1::2]), said
 
 
 def test_signals_ipc_and_administration_are_refused(do: Callable[..., list[str]]) -> None:
