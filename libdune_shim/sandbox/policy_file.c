@@ -29,6 +29,10 @@ const char sandbox_policy_help[] =
     "  log none         ... are not logged\n"
     "  log PATH         ... are appended to this file\n"
     "\n"
+    "Who is root and may write anywhere (`permissive`) can have others run programs outside, such\n"
+    "as cron, or the kernel (/proc/sys/kernel/core_pattern): give untrusted programs paths, or run\n"
+    "them as another user.\n"
+    "\n"
     "Paths are absolute and must exist; a symbolic link stands for where it leads. The program\n"
     "named on the command line may be read and executed without a line for it.\n";
 
