@@ -330,11 +330,46 @@ static void checks_vectors(void *arg)
     }
 }
 
+/* The same of AVX's upper halves. */
+static bool uses_avx(struct dune_tf *tf)
+{
+    if (tf->rax != OWN_CALL)
+        return false;
+    __asm__ volatile("vxorps %%ymm5, %%ymm5, %%ymm5\n\tvxorps %%ymm12, %%ymm12, %%ymm12"
+                     :
+                     :
+                     : "xmm5", "xmm12");
+    return true;
+}
+
+static void checks_avx(void *arg)
+{
+    uint64_t in[4] = {1, 2, 3, 4}, out[2][4];
+
+    (void)arg;
+    for (int i = 0; i < 100; i++) {
+        __asm__ volatile("vmovdqu %[in], %%ymm5\n\tvmovdqu %[in], %%ymm12\n\tsyscall\n\t"
+                         "vmovdqu %%ymm5, %[a]\n\tvmovdqu %%ymm12, %[b]"
+                         : [a] "=m"(out[0]), [b] "=m"(out[1])
+                         : "a"(OWN_CALL), [in] "m"(in)
+                         : "rcx", "r11", "xmm5", "xmm12", "memory");
+        EQUAL(memcmp(in, out[0], sizeof(in)), 0);
+        EQUAL(memcmp(in, out[1], sizeof(in)), 0);
+    }
+}
+
 static void vectors_kept(void)
 {
+    bool avx = __builtin_cpu_supports("avx");
+
     open_ring0();
     EQUAL(dune_set_syscall_handler(uses_vectors, 0), 0);
     EQUAL(dune_run_user(checks_vectors, NULL, stack_top()), 0);
+    if (avx) {
+        EQUAL(dune_set_syscall_handler(uses_avx, 0), 0);
+        EQUAL(dune_run_user(checks_avx, NULL, stack_top()), 0);
+    }
+    printf("AVX %s\n", avx ? "kept" : "is not there");
     open_leave();
 }
 
