@@ -86,8 +86,8 @@ long dune_fd_set_limit(struct dune_vault *vault, const uint64_t limit[2]);
 
 /* A socket address that ring 3 gave, copied in to shim memory (`bytes` of it). Where rules apply,
  * and for an AF_UNIX path, *to becomes one in scratch that leads to the checked object, and *fd
- * what to close behind the call (else -1); otherwise *to is a copy in scratch. `make`: bind(). Returns
- * the new length, or a negative errno. */
+ * what to close behind the call (else -1); otherwise *to is a copy in scratch. `make`: bind().
+ * Returns the new length, or a negative errno. */
 long dune_path_sockaddr(struct dune_vcpu *cpu, const struct dune_call *call, const void *address,
                         uint64_t bytes, bool make, void **to, int *fd);
 

@@ -202,7 +202,7 @@ static void case_limit(void)
     say("close", "5000000", close(5000000));
 }
 
-/* ---- in ring 3, against the shim -------------------------------------------------------------- */
+/* ---- in ring 3, against the shim ------------------------------------------------------------- */
 
 static atomic_int stop;
 
