@@ -220,8 +220,9 @@ def test_ring3_tries_to_escape_and_is_refused(
     with escapee(pkey, group) as one:
         lines = read_lines(one.process, "done", TIMEOUT_S)
         if not lines[-1:] or not lines[-1].startswith("done"):
-            status = one.process.wait(TIMEOUT_S)
-            pytest.fail(f"it ended with {status} after:\n" + "\n".join(lines[-5:]))
+            _, error = one.process.communicate(timeout=TIMEOUT_S)
+            said_last = "\n".join([*lines[-5:], error.decode(errors="replace")[-2000:]])
+            pytest.fail(f"it ended with {one.process.returncode} after:\n{said_last}")
         one.check_untouched()
         said = [line.split("\t") for line in lines if "\t" in line]
         keep(f"{group}-{'pkey' if pkey else 'nopkey'}", lines)
