@@ -83,7 +83,7 @@ include libdune_shim/build.mk
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san dune dune-build demo test tidy sim lab bench clean lib-locked all lib programs san FORCE
+.PHONY: help setup build build-san dune dune-build demo test tidy sim lab lab-dune bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -97,6 +97,7 @@ help:
 	@echo 'make tidy       ruff, mypy, and the tests of the rules of style'
 	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
 	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
+	@echo 'make lab-dune   libdune in that machine, with all of the CPython tests (half an hour)'
 	@echo 'make bench      the benchmark tables (BENCH_ARGS=...)'
 	@echo 'make clean      remove what build made (rm -r .venv removes what setup made)'
 
@@ -146,6 +147,10 @@ sim: build build-san
 lab: build
 	@$(PYTHON) tests/lab/lab.py setup
 	@$(PYTHON) tests/lab/lab.py run --nic igb --nic virtio -- $(PYTHON) -m pytest -s -v tests/lab $(LAB_ARGS)
+
+# Also the CPython modules that take minutes each there.
+lab-dune: build
+	@IX_CPYTHON=all IX_DUNE_SECONDS=7200 $(PYTHON) -m pytest -v tests/lab/test_dune.py $(LAB_ARGS)
 
 tidy: build
 	@status=0; set -x; $(PYTHON) -m ruff check . || status=1; \

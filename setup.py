@@ -1,8 +1,8 @@
 """Builds ixnet's compiled parts with the Makefile, and puts them into the package.
 
 The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module), the XDP
-objects, libdune.so with _dune.abi3.so, and dune-sandbox. Everything else about the package stands in
-pyproject.toml.
+objects, libdune.so with _dune.abi3.so, and dune-sandbox. Everything else about the package stands
+in pyproject.toml.
 """
 
 from __future__ import annotations
