@@ -1,11 +1,18 @@
-/* The operations of Tables 2 and 3 of the Dune paper (OSDI '12), one way at a time:
+/* The Dune paper's Tables 2 and 3 (OSDI '12): operations that cost more in Dune, and those that
+ * cost less. `tables linux` or `tables dune`; a line each: NAME, ns, exits to user space, all exits,
+ * per operation, with tabs between.
  *
- *     tables linux|dune [OPERATIONS]
+ *   getpid      a system call; in Dune from ring 0 and from ring 3
+ *   pagefault   first touch of a page of anonymous memory
+ *   pagewalk    a load from a page that no TLB holds
+ *   ptrace      another party sees getpid and passes it on: by ptrace, by a handler in ring 0
+ *   intercept   the same, answered without Linux (ptrace: the call is replaced by none)
+ *   trap        a store to a protected page reaches a handler, which steps over it
+ *   appel1      prot1 + trap + unprot (Appel and Li, ASPLOS '91): a store to a protected page; the
+ *               handler permits it and protects another
+ *   appel2      protN + trap + unprot: 100 pages are protected at once and permitted one by one
  *
- * linux: system calls as ever, ptrace, mprotect with SIGSEGV. dune: in guest ring 0, with its page
- * tables and handlers. One line a row: name, operations, ns an operation, exits to user space and
- * exits of any kind in all of them (both 0 for linux).
- */
+ * One process a side: Linux's signals go through libdune's handlers once it has been in use. */
 #include "dune.h"
 
 #include <signal.h>
@@ -15,344 +22,361 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-#define PAGE        4096ul
-#define APPEL_PAGES 100  /* as Appel and Li have it */
-#define WALK_PAGES  8192 /* more than a TLB holds */
-#define STACK_BYTES 65536
-#define RW          (DUNE_PTE_READ | DUNE_PTE_WRITE | DUNE_PTE_USER)
-#define RO          (DUNE_PTE_READ | DUNE_PTE_USER)
+#define PAGE 4096
+#define CALLS 2000
+#define PTRACED 100
+#define FAULT_PAGES 1024
+#define WALK_PAGES 16384 /* 64 MiB: more than a TLB holds */
+#define TRAPS 1000
+#define APPEL_PAGES 100
+#define APPEL_ROUNDS 10
+#define STORE_BYTES 3 /* of store()'s instruction */
+#define RESULTS 16
 
-static long operations = 2000;
-static bool dune;
-static uint8_t *pages; /* APPEL_PAGES of them */
-static volatile long traps;
-static uint8_t user_stack[STACK_BYTES] __attribute__((aligned(4096)));
+struct result {
+    const char *name;
+    double ns, exits, all_exits;
+};
 
-__attribute__((noreturn)) static void fail(const char *what)
+static bool in_dune;
+static struct result results[RESULTS];
+static unsigned n_results;
+static uint8_t *pages;         /* APPEL_PAGES of them */
+static volatile unsigned next; /* appel1: which to protect in exchange */
+static enum { STEP_OVER, EXCHANGE, PERMIT } on_fault;
+static uint8_t stack[65536] __attribute__((aligned(16)));
+
+static void fail(const char *what)
 {
-    fprintf(stderr, "%s: %s\n", what, dune ? dune_error() : "failed");
-    exit(1);
+    dprintf(2, "tables: %s fails (%s)\n", what, in_dune ? dune_error() : "errno");
+    _exit(1);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
+/* ---- measuring ------------------------------------------------------------------------------- */
 
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+static double now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-/* ---- measuring ---------------------------------------------------------------------------------
- */
-
-static struct dune_stats before;
-static uint64_t began;
-
-static void begin(void)
+static struct dune_stats stats(void)
 {
-    traps = 0;
-    if (dune && dune_stats(&before) != 0)
+    struct dune_stats now = {0};
+
+    if (in_dune && dune_stats(&now) != 0)
         fail("dune_stats");
+    return now;
+}
+
+/* Counted over the run, less what asking for the counters costs itself. */
+static double share(uint64_t before, uint64_t between, uint64_t after, double operations)
+{
+    return ((double)(after - between) - (double)(between - before)) / operations;
+}
+
+static void measure(const char *name, void (*run)(void), double operations)
+{
+    struct dune_stats before, between, after;
+    double began, ns;
+
+    run(); /* warms up: pages, translations, first fetches */
+    before = stats();
+    between = stats();
     began = now_ns();
+    run();
+    ns = now_ns() - began;
+    after = stats();
+    results[n_results++] = (struct result){
+        .name = name,
+        .ns = ns / operations,
+        .exits = share(before.exits, between.exits, after.exits, operations),
+        .all_exits = share(before.kvm_exits, between.kvm_exits, after.kvm_exits, operations),
+    };
 }
 
-static void end(const char *row, long n)
-{
-    uint64_t ns = now_ns() - began, exits = 0, all = 0;
-    struct dune_stats after;
+/* ---- table 2 --------------------------------------------------------------------------------- */
 
-    if (dune) {
-        if (dune_stats(&after) != 0)
-            fail("dune_stats");
-        exits = after.exits - before.exits - (after.interrupted - before.interrupted);
-        all = after.kvm_exits - before.kvm_exits;
-    }
-    printf("%s %ld %.1f %llu %llu\n", row, n, (double)ns / (double)n, (unsigned long long)exits,
-           (unsigned long long)all);
+static void call_getpid(void)
+{
+    for (int i = 0; i < CALLS; i++)
+        syscall(SYS_getpid);
 }
 
-static long raw_getpid(void)
+static void user_getpid(void *arg)
 {
-    long result;
-
-    __asm__ volatile("syscall" : "=a"(result) : "0"(SYS_getpid) : "rcx", "r11", "memory");
-    return result;
+    (void)arg;
+    call_getpid();
+    dune_return(0);
 }
 
-/* ---- Table 2 -----------------------------------------------------------------------------------
- */
-
-static void getpid_calls(void)
+static void getpid_from_ring3(void)
 {
-    raw_getpid();
-    begin();
-    for (long i = 0; i < operations; i++)
-        raw_getpid();
-    end("getpid", operations);
+    dune_run_user(user_getpid, NULL, stack + sizeof(stack));
 }
 
-static uint8_t *fresh(unsigned long n)
+static void touch_fresh_pages(void)
 {
-    uint8_t *memory =
-        mmap(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    volatile uint8_t *fresh = mmap(NULL, FAULT_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    if (memory == MAP_FAILED)
+    if (fresh == MAP_FAILED)
         fail("mmap");
-    madvise(memory, n * PAGE, MADV_NOHUGEPAGE);
-    return memory;
+    madvise((void *)fresh, FAULT_PAGES * PAGE, MADV_NOHUGEPAGE);
+    for (int i = 0; i < FAULT_PAGES; i++)
+        fresh[i * PAGE] = 1;
+    munmap((void *)fresh, FAULT_PAGES * PAGE);
 }
 
-static void page_faults(void)
-{
-    volatile uint8_t *memory = fresh((unsigned long)operations + 1);
+static void **walk_start;
 
-    memory[(unsigned long)operations * PAGE] = 1;
-    begin();
-    for (long i = 0; i < operations; i++)
-        memory[(unsigned long)i * PAGE] = 1;
-    end("page_fault", operations);
-    munmap((void *)memory, ((unsigned long)operations + 1) * PAGE);
+/* Where page n of the walk has its word: each page at another cache line. */
+static void **word_of(uint8_t *area, unsigned n)
+{
+    return (void **)(area + (size_t)n * PAGE + n % 64 * 64);
 }
 
-/* A chain through all the pages in a random order, a word of each: the walker's work, but for one
- * cache line that every access takes. */
-static void page_walks(void)
+/* A circle through all pages in random order. */
+static void make_walk(void)
 {
-    uint8_t *memory = fresh(WALK_PAGES);
-    uint32_t *order = malloc(WALK_PAGES * sizeof(*order));
-    void **at;
+    uint8_t *area = mmap(NULL, (size_t)WALK_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned *order = malloc(WALK_PAGES * sizeof(*order));
 
-    for (uint32_t i = 0; i < WALK_PAGES; i++)
+    if (area == MAP_FAILED || order == NULL)
+        fail("mmap");
+    madvise(area, (size_t)WALK_PAGES * PAGE, MADV_NOHUGEPAGE);
+    for (unsigned i = 0; i < WALK_PAGES; i++)
         order[i] = i;
-    srandom(1);
-    for (uint32_t i = WALK_PAGES - 1; i > 0; i--) {
-        uint32_t j = (uint32_t)random() % (i + 1), kept = order[i];
+    for (unsigned i = WALK_PAGES - 1; i > 0; i--) {
+        unsigned j = (unsigned)random() % (i + 1), kept = order[i];
 
         order[i] = order[j];
         order[j] = kept;
     }
-    for (uint32_t i = 0; i < WALK_PAGES; i++)
-        *(void **)(memory + order[i] * PAGE + order[i] % 64 * 64) =
-            memory + order[(i + 1) % WALK_PAGES] * PAGE + order[(i + 1) % WALK_PAGES] % 64 * 64;
-    at = (void **)(memory + order[0] * PAGE + order[0] % 64 * 64);
-    for (long i = 0; i < WALK_PAGES; i++)
-        at = *at;
-    begin();
-    for (long i = 0; i < 4 * WALK_PAGES; i++)
-        at = *(void **volatile *)at;
-    end("page_walk", 4 * WALK_PAGES);
+    for (unsigned i = 0; i < WALK_PAGES; i++)
+        *word_of(area, order[i]) = word_of(area, order[(i + 1) % WALK_PAGES]);
+    walk_start = word_of(area, order[0]);
     free(order);
-    munmap(memory, WALK_PAGES * PAGE);
 }
 
-/* ---- Table 3: a system call that somebody looks at first ---------------------------------------
- */
-
-static void ptrace_linux(void)
+static void walk(void)
 {
-    pid_t child = fork();
-    int status;
+    void **at = walk_start;
 
-    if (child == 0) {
-        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
-        raise(SIGSTOP);
-        for (;;)
-            raw_getpid();
-    }
-    waitpid(child, &status, 0);
-    begin();
-    for (long i = 0; i < 2 * operations; i++) { /* at its entry and at its exit */
-        ptrace(PTRACE_SYSCALL, child, NULL, NULL);
-        waitpid(child, &status, 0);
-        if (!WIFSTOPPED(status))
-            fail("ptrace");
-    }
-    end("ptrace", operations);
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
+    for (int i = 0; i < WALK_PAGES; i++)
+        at = *(void *volatile *)at;
 }
 
-static bool looks_at(struct dune_tf *tf)
+/* ---- interposition --------------------------------------------------------------------------- */
+
+static bool pass_on(struct dune_tf *tf)
 {
-    traps = traps + 1;
     dune_forward(tf);
     return true;
 }
 
-static bool answers(struct dune_tf *tf)
+static bool answer(struct dune_tf *tf)
 {
-    traps = traps + 1;
+    if (tf->rax != SYS_getpid)
+        return false;
     tf->rax = 1;
     return true;
 }
 
-static void calls(void *arg)
+static void traced_child(void)
 {
-    for (long i = (long)arg; i > 0; i--)
-        raw_getpid();
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    raise(SIGSTOP);
+    for (int i = 0; i < PTRACED; i++)
+        syscall(SYS_getpid);
+    _exit(0);
 }
 
-static void interposed(const char *row, dune_handler handler)
+/* Per call: the time from the first stop to the end, two stops each. */
+static void trace(const char *name, bool replace)
 {
-    if (dune_set_syscall_handler(handler, DUNE_HANDLER_NO_FPU) != 0)
-        fail("dune_set_syscall_handler");
-    dune_run_user(calls, (void *)10, user_stack + STACK_BYTES);
-    begin();
-    dune_run_user(calls, (void *)operations, user_stack + STACK_BYTES);
-    end(row, operations);
-    if (traps < operations)
-        fail(row);
-    dune_set_syscall_handler(NULL, 0);
+    double began;
+    int status;
+    pid_t child = fork();
+
+    if (child == 0)
+        traced_child();
+    waitpid(child, &status, 0);
+    ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_TRACESYSGOOD);
+    began = now_ns();
+    while (!WIFEXITED(status)) {
+        struct user_regs_struct regs;
+
+        if (WIFSTOPPED(status) && WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+            ptrace(PTRACE_GETREGS, child, 0, &regs);
+            if (replace && regs.orig_rax == SYS_getpid) {
+                regs.orig_rax = (unsigned long long)-1;
+                ptrace(PTRACE_SETREGS, child, 0, &regs);
+            }
+        }
+        ptrace(PTRACE_SYSCALL, child, 0, 0);
+        waitpid(child, &status, 0);
+    }
+    results[n_results++] = (struct result){.name = name, .ns = (now_ns() - began) / PTRACED};
 }
 
-/* ---- Table 3: traps and protection -------------------------------------------------------------
- */
+/* ---- traps ----------------------------------------------------------------------------------- */
 
-static void protect(unsigned long first, unsigned long n, bool closed)
+static void protect(uint8_t *from, unsigned n, bool writable)
 {
-    void *at = pages + first * PAGE;
+    uint32_t flags = DUNE_PTE_READ | DUNE_PTE_USER | DUNE_PTE_SMALL;
+    int error;
 
-    if (dune ? dune_protect(NULL, (uint64_t)at, n * PAGE, closed ? RO : RW)
-             : mprotect(at, n * PAGE, closed ? PROT_READ : PROT_READ | PROT_WRITE))
+    if (in_dune)
+        error = dune_protect(dune_root(), (uint64_t)from, (uint64_t)n * PAGE,
+                             flags | (writable ? DUNE_PTE_WRITE : 0));
+    else
+        error = mprotect(from, (size_t)n * PAGE, PROT_READ | (writable ? PROT_WRITE : 0));
+    if (error != 0)
         fail("protect");
+    if (in_dune && n == 1)
+        dune_flush_page((uint64_t)from);
+    else if (in_dune)
+        dune_flush_tlb();
 }
 
-/* Writes with an instruction of three bytes, so that a handler can step over it. */
-static void write_to(unsigned long page)
+/* A store of a known length, so that a handler can step over it. */
+static void store(uint8_t *to)
 {
-    __asm__ volatile("movb $1, (%0)" : : "a"(pages + page * PAGE) : "memory");
+    __asm__ volatile("movb $0, (%%rdi)" : : "D"(to) : "memory");
 }
 
-static unsigned long page_of(uint64_t address)
+/* How far to step. */
+static unsigned handle_fault(uint64_t address)
 {
-    return (address - (uint64_t)pages) / PAGE;
-}
+    uint8_t *page = (uint8_t *)(address & ~(uint64_t)(PAGE - 1));
 
-static unsigned long next_closed; /* appel1: what the handler closes in exchange */
-static enum { STEP_OVER, OPEN, EXCHANGE } way;
-
-/* What a handler does; true: the instruction is stepped over. */
-static bool trapped(uint64_t address)
-{
-    traps = traps + 1;
-    if (way == STEP_OVER)
-        return true;
-    protect(page_of(address), 1, false);
-    if (way == EXCHANGE)
-        protect(next_closed, 1, true);
-    return false;
-}
-
-static bool on_trap(struct dune_tf *tf)
-{
-    if (trapped(tf->cr2))
-        tf->rip += 3;
-    return true;
+    if (on_fault == STEP_OVER)
+        return STORE_BYTES;
+    if (on_fault == EXCHANGE)
+        protect(pages + (size_t)next * PAGE, 1, false);
+    protect(page, 1, true);
+    return 0;
 }
 
 static void on_signal(int number, siginfo_t *info, void *context)
 {
-    ucontext_t *uc = context;
+    ucontext_t *at = context;
 
     (void)number;
-    if (trapped((uint64_t)info->si_addr))
-        uc->uc_mcontext.gregs[REG_RIP] += 3;
+    at->uc_mcontext.gregs[REG_RIP] += handle_fault((uint64_t)info->si_addr);
 }
 
-static void catch_traps(void)
+static bool on_trap(struct dune_tf *tf)
+{
+    if (tf->cr2 - (uint64_t)pages >= APPEL_PAGES * PAGE)
+        return false;
+    tf->rip += handle_fault(tf->cr2);
+    return true;
+}
+
+static void trap_stores(void)
+{
+    on_fault = STEP_OVER;
+    protect(pages, 1, false);
+    for (int i = 0; i < TRAPS; i++)
+        store(pages);
+    protect(pages, 1, true);
+}
+
+static void appel1(void)
+{
+    unsigned at = 0;
+
+    on_fault = EXCHANGE;
+    protect(pages, 1, false);
+    for (int i = 0; i < APPEL_PAGES * APPEL_ROUNDS; i++) {
+        next = (at + 37) % APPEL_PAGES; /* visits all */
+        store(pages + (size_t)at * PAGE);
+        at = next;
+    }
+    protect(pages, APPEL_PAGES, true);
+}
+
+static void appel2(void)
+{
+    on_fault = PERMIT;
+    for (int round = 0; round < APPEL_ROUNDS; round++) {
+        protect(pages, APPEL_PAGES, false);
+        for (int i = 0; i < APPEL_PAGES; i++)
+            store(pages + (size_t)(i * 37 % APPEL_PAGES) * PAGE);
+    }
+}
+
+/* ---- the two sides --------------------------------------------------------------------------- */
+
+static void measure_both(void)
+{
+    measure("pagefault", touch_fresh_pages, FAULT_PAGES);
+    measure("pagewalk", walk, WALK_PAGES);
+    measure("trap", trap_stores, TRAPS);
+    measure("appel1", appel1, APPEL_PAGES * APPEL_ROUNDS);
+    measure("appel2", appel2, APPEL_PAGES * APPEL_ROUNDS);
+}
+
+static void measure_linux(void)
 {
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO};
 
-    if (dune ? dune_set_trap_handler(14, on_trap, DUNE_HANDLER_NO_FPU)
-             : sigaction(SIGSEGV, &action, NULL))
-        fail("handler");
-    for (unsigned long i = 0; i < APPEL_PAGES; i++)
-        pages[i * PAGE] = 1;
-    protect(0, APPEL_PAGES, true); /* splits what has to be split, and touches the code */
-    way = OPEN;
-    for (unsigned long i = 0; i < APPEL_PAGES; i++)
-        write_to(i);
+    sigaction(SIGSEGV, &action, NULL);
+    measure("getpid", call_getpid, CALLS);
+    trace("ptrace", false);
+    trace("intercept", true);
+    measure_both();
 }
 
-static void trap(void)
+static void measure_dune(void)
 {
-    protect(0, 1, true);
-    way = STEP_OVER;
-    begin();
-    for (long i = 0; i < operations; i++)
-        write_to(0);
-    end("trap", operations);
-    if (traps != operations)
-        fail("trap");
-    protect(0, 1, false);
-}
-
-/* prot1, trap, unprot: a fault opens its page and closes another. */
-static void appel1(void)
-{
-    protect(0, APPEL_PAGES, true);
-    way = EXCHANGE;
-    write_to(0); /* closes page 0 again, as next_closed */
-    begin();
-    for (long i = 0; i < operations; i++) {
-        unsigned long page = (unsigned long)i % APPEL_PAGES;
-
-        next_closed = (page + APPEL_PAGES - 1) % APPEL_PAGES;
-        write_to(page);
-    }
-    end("appel1", operations);
-    protect(0, APPEL_PAGES, false);
-}
-
-/* protN, trap, unprot: all are closed at once, each fault opens its page. */
-static void appel2(void)
-{
-    long rounds = operations / APPEL_PAGES > 0 ? operations / APPEL_PAGES : 1;
-
-    way = OPEN;
-    begin();
-    for (long i = 0; i < rounds; i++) {
-        protect(0, APPEL_PAGES, true);
-        for (unsigned long page = 0; page < APPEL_PAGES; page++)
-            write_to(page * 37 % APPEL_PAGES); /* not in order */
-    }
-    end("appel2", rounds * APPEL_PAGES);
-    if (traps != rounds * APPEL_PAGES)
-        fail("appel2");
+    in_dune = true;
+    if (dune_init(NULL) != 0 || dune_enter() != 0)
+        fail("entering");
+    measure("getpid", call_getpid, CALLS);
+    measure("getpid, ring 3", getpid_from_ring3, CALLS);
+    dune_set_syscall_handler(pass_on, DUNE_HANDLER_NO_FPU);
+    measure("ptrace", getpid_from_ring3, CALLS);
+    dune_set_syscall_handler(answer, DUNE_HANDLER_NO_FPU);
+    measure("intercept", getpid_from_ring3, CALLS);
+    dune_set_syscall_handler(NULL, 0);
+    dune_set_trap_handler(14, on_trap, DUNE_HANDLER_NO_FPU);
+    measure_both();
+    dune_set_trap_handler(14, NULL, 0);
+    if (dune_leave() != 0)
+        fail("leaving");
 }
 
 int main(int argc, char **argv)
 {
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc < 2 || (strcmp(argv[1], "linux") != 0 && strcmp(argv[1], "dune") != 0)) {
-        fprintf(stderr, "%s linux|dune [OPERATIONS]\n", argv[0]);
+    bool dune = argc == 2 && strcmp(argv[1], "dune") == 0;
+
+    if (argc != 2 || (!dune && strcmp(argv[1], "linux") != 0)) {
+        fprintf(stderr, "usage: tables linux|dune\n");
         return 2;
     }
-    if (argc > 2)
-        operations = atol(argv[2]);
-    dune = strcmp(argv[1], "dune") == 0;
-    pages = fresh(APPEL_PAGES);
-    if (dune && (dune_init(NULL) != 0 || dune_enter() != 0))
-        fail("libdune");
-    getpid_calls();
-    page_faults();
-    page_walks();
-    if (dune) {
-        interposed("ptrace", looks_at);
-        interposed("answered", answers);
-    } else {
-        ptrace_linux();
-    }
-    catch_traps();
-    trap();
-    appel1();
-    appel2();
-    if (dune && dune_leave() != 0)
-        fail("dune_leave");
+    pages = mmap(NULL, APPEL_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (pages == MAP_FAILED)
+        fail("mmap");
+    make_walk();
+    if (dune)
+        measure_dune();
+    else
+        measure_linux();
+    for (unsigned i = 0; i < n_results; i++)
+        printf("%s\t%.1f\t%.4f\t%.4f\n", results[i].name, results[i].ns, results[i].exits,
+               results[i].all_exits);
     return 0;
 }
