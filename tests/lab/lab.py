@@ -112,7 +112,7 @@ def qemu_command(kernel: Path, work: Path, devices: Sequence[str], output: str) 
         *HOST.command("qemu-system-x86_64"),
         *("-L", str(share / "qemu"), "-L", str(share / "seabios")),
         *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"),
-        *("-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"),
+        *("-M", "q35", "-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off"),
         *("-smp", str(GUEST_CPUS), "-m", MEMORY, "-device", "virtio-rng-pci"),
         *("-kernel", str(kernel / "vmlinux"), "-initrd", str(work / "initrd")),
         "-append",
