@@ -27,7 +27,7 @@ def test_frames_go_round(lab: Lab, generic: bool, busy_poll: bool, outstanding: 
     with limit.reflector(lab, 1, **how):
         assert xdp_attached(lab)[0]
         report = limit.pingpong(lab, 0, outstanding, 0.2, **how)
-    assert report["received"] > 20
+    assert report["received"] > 0
     assert report["received"] <= report["sent"]
     assert report["lost"] < report["sent"] / 10
     assert report["mode"] == ("generic copy" if generic else "native copy")
