@@ -277,7 +277,7 @@ static int check_start(const struct dune_config *config)
                          threads);
     if (config->flags & DUNE_SKIP_SELF_TEST)
         return 0;
-    error = dune_probe(&report);
+    error = dune_probe_fitness(&report);
     if (error != 0)
         return dune_fail(error, "the self-test can't run: %s", strerror(-error));
     if (report.fitness != DUNE_FIT)

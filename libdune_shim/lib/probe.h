@@ -28,6 +28,7 @@ struct probe {
     int timer;                /* the kernel's number, -1: none */
     sigset_t blocked;         /* the thread's mask before */
     uint64_t run_ns;          /* what the last KVM_RUN took */
+    bool costs;   /* exits and ring switches are to be measured too */
     bool expired; /* an experiment took too long: KVM is not to be trusted with another */
 };
 

@@ -16,6 +16,7 @@
 
 #include <asm/errno.h>
 
+#define FAULT_WRITE 2 /* of a page fault's error code */
 #define ALL_SIGNALS   (~(uint64_t)0)
 #define BIT(number)   ((uint64_t)1 << ((number)-1))
 #define NEVER_BLOCKED (BIT(SIGKILL) | BIT(SIGSTOP))
@@ -352,6 +353,8 @@ void dune_host_signal(int number, void *information, void *ucontext)
         __builtin_memcpy(cpu->probed, info, sizeof(cpu->probed));
         cpu->pending.trapno = frame->trapno;
         cpu->pending.error = frame->error;
+        if (frame->r9 != 0) /* touch.S: it writes; an emulator's LOCK OR may read first */
+            cpu->pending.error |= FAULT_WRITE;
         cpu->pending.cr2 = frame->cr2;
         frame->rip = (uint64_t)dune_touch_fixup;
     } else {

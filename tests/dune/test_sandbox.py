@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import stat
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -149,22 +151,33 @@ def test_program_starts_with_unusual_limits() -> None:
     assert "ulimit -v" in done.stderr
 
 
-def test_ordinary_user_is_told_about_the_group_and_may_use_it() -> None:
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Copies of both programs where every user may go: the tree may lie anywhere."""
+    with tempfile.TemporaryDirectory(dir="/run") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        shutil.copy(kit.SANDBOX, place / "S")
+        shutil.copy(DO, place / "D")
+        yield place
+
+
+def test_ordinary_user_is_told_about_the_group_and_may_use_it(public: Path) -> None:
     device = Path("/dev/kvm")
     mode = stat.S_IMODE(device.stat().st_mode)
-    user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+    run = f"exec setpriv --reuid 65534 --regid 65534 --clear-groups {public}/S permissive --"
+    do = f"{run} {public}/D"
     try:
         device.chmod(0o660)
-        done = shell(f'exec {user} "$S" permissive -- "$D" exit 3').expect(125)
+        done = shell(f"{do} exit 3").expect(125)
         assert "/dev/kvm" in done.stderr and "group kvm" in done.stderr
         device.chmod(0o666)
-        shell(f'exec {user} "$S" permissive -- "$D" exit 3').expect(3)
-        done = shell(f'exec {user} "$S" permissive -- /bin/sh -c "id -u; id -u"').expect(0)
-        assert done.stdout == "65534\n65534\n"
-        done = shell(f'ulimit -Sn 300; exec {user} "$S" permissive -- "$D" show').expect(0)
+        shell(f"{do} exit 3").expect(3)
+        assert shell(f'{run} /bin/sh -c "id -u; id -u"').expect(0).stdout == "65534\n65534\n"
+        done = shell(f"ulimit -Sn 300; {do} show").expect(0)
         assert "descriptors 300\n" in done.stdout
         # The shim's own descriptors need room, and this user can't make more.
-        done = shell(f'ulimit -n 1024; exec {user} "$S" permissive -- "$D" show').expect(0)
+        done = shell(f"ulimit -n 1024; {do} show").expect(0)
         assert "descriptors 512\n" in done.stdout
     finally:
         device.chmod(mode)

@@ -47,7 +47,7 @@ static void tell_and_leave(int number, siginfo_t *info, void *context)
     printf("signal %d code %d address %lx trap %lld", number, info->si_code, address,
            regs[REG_TRAPNO]);
     if (regs[REG_TRAPNO] == 14)
-        printf(" error %llx same %d", regs[REG_ERR],
+        printf(" error %llx same %d", regs[REG_ERR] & 2 ? regs[REG_ERR] & ~1ll : regs[REG_ERR],
                (uint64_t)regs[REG_CR2] == (uint64_t)info->si_addr);
     printf(" step %d\n", (int)(regs[REG_EFL] >> 8 & 1));
     siglongjmp(out, 1);

@@ -345,7 +345,7 @@ static void overflown(int number, siginfo_t *info, void *context)
     uint64_t distance = (uint64_t)reg[REG_RSP] - (uint64_t)info->si_addr + 4 * PAGE;
 
     printf("  signal %d code %d error %llx, %s the stack pointer\n", number, info->si_code,
-           reg[REG_ERR], distance < 8 * PAGE ? "by" : "far from");
+           reg[REG_ERR] & ~1ll, distance < 8 * PAGE ? "by" : "far from");
     siglongjmp(out, 1);
 }
 

@@ -41,7 +41,9 @@ static inline void tell(int number, siginfo_t *info, void *context)
         printf(" address %p", info->si_addr);
     else if (info->si_code > 0)
         printf(" address %s", info->si_addr ? "rip" : "0");
-    printf(" trap %lld error %llx", reg[REG_TRAPNO], reg[REG_ERR]);
+    /* Whether a page that may not be written was there to be read depends on who read it before. */
+    printf(" trap %lld error %llx", reg[REG_TRAPNO],
+           page && reg[REG_ERR] & 2 ? reg[REG_ERR] & ~1ll : reg[REG_ERR]);
     if (page)
         printf(" cr2 %llx", reg[REG_CR2]);
     printf(" flags %llx", reg[REG_EFL] & 0x100);
