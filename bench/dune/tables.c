@@ -1,6 +1,6 @@
 /* The Dune paper's Tables 2 and 3 (OSDI '12): operations that cost more in Dune, and those that
- * cost less. `tables linux` or `tables dune`; a line each: NAME, ns, exits to user space, all exits,
- * per operation, with tabs between.
+ * cost less. `tables linux` or `tables dune`; a line each, with tabs between: NAME, ns, exits to
+ * user space, all exits, per operation.
  *
  *   getpid      a system call; in Dune from ring 0 and from ring 3
  *   pagefault   first touch of a page of anonymous memory
