@@ -80,7 +80,8 @@ declare -A map=([one]=1 [two]=2); for k in one two; do echo "$k=${map[$k]}"; don
 diff <(seq 5) <(seq 2 6); mapfile -t rows < <(head -3 words); echo "${#rows[@]} ${rows[0]@Q}"
 coproc { read line; echo "got $line"; }; echo hello >&${COPROC[1]}; read reply <&${COPROC[0]}
 echo "$reply"; wait; (ulimit -n 64; ulimit -n)
-for i in 1 2 3; do (sleep 0.0$i; exit $i) & done; for i in 1 2 3; do wait -n; echo "child $?"; done
+for i in 1 2 3; do (exit $i) & pids[$i]=$!; done
+for i in 1 2 3; do wait ${pids[$i]}; echo "child $?"; done
 yes | head -2; echo "${PIPESTATUS[*]}"; [[ abc =~ ^a(.)c$ ]] && echo "${BASH_REMATCH[1]}"
 printf '%(%Y)T\n' 0
 exec 5<words; read -u 5 first; echo "$first"; exec 5<&-
