@@ -154,11 +154,12 @@ def test_program_starts_with_unusual_limits() -> None:
 @pytest.fixture
 def public() -> Iterator[Path]:
     """Copies of both programs where every user may go: the tree may lie anywhere."""
-    with tempfile.TemporaryDirectory(dir="/run") as name:
-        place = Path(name)
+    with tempfile.TemporaryDirectory(dir="/run") as made:
+        place = Path(made)
         place.chmod(0o755)
-        shutil.copy(kit.SANDBOX, place / "S")
-        shutil.copy(DO, place / "D")
+        for name, program in (("S", kit.SANDBOX), ("D", DO)):
+            shutil.copyfile(program, place / name)
+            (place / name).chmod(0o755)
         yield place
 
 
