@@ -449,6 +449,15 @@ static bool observe(struct watch *watch, int pid)
     return true;
 }
 
+/* What is mounted already stays as it is: as root, a random chmod("/") would outlive the round. */
+static void protect_files(void)
+{
+    struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
+
+    if (mount_setattr(AT_FDCWD, "/", AT_RECURSIVE, &read_only, sizeof(read_only)) != 0)
+        fail("files stay writable: ", strerror(errno));
+}
+
 /* Devices of this round's own: the fuzzer may remove them. */
 static void make_devices(void)
 {
@@ -488,6 +497,7 @@ static void launch(uint64_t seed, int errors, bool no_key)
     int pid, status;
 
     mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+    protect_files();
     mount("proc", "/proc", "proc", 0, NULL);
     if (mount("fuzz", "/tmp", "tmpfs", 0, "size=16m") != 0 || chdir("/tmp") != 0)
         fail("no /tmp: ", strerror(errno));
