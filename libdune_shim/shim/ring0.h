@@ -30,12 +30,6 @@ struct dune_ring0_call {
     dune_handler handler;
 };
 
-static inline struct dune_vcpu *dune_vcpu_at(const struct dune_vault *vault, uint32_t index)
-{
-    return (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)index * DUNE_BLOCK +
-                                DUNE_BLOCK_VCPU);
-}
-
 #define DUNE_HOOK_HANDLER  1u /* dune_vcpu.hooks: the program has a handler for system calls */
 #define DUNE_HOOK_RUN_USER 2u /* dune_run_user() waits for DUNE_CALL_RETURN */
 

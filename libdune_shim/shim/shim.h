@@ -200,6 +200,12 @@ static inline struct dune_vcpu *dune_this_vcpu(void)
     return (struct dune_vcpu *)((rsp & ~(uint64_t)(DUNE_BLOCK - 1)) + DUNE_BLOCK_VCPU);
 }
 
+static inline struct dune_vcpu *dune_vcpu_at(const struct dune_vault *vault, uint32_t index)
+{
+    return (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)index * DUNE_BLOCK +
+                                DUNE_BLOCK_VCPU);
+}
+
 static inline void *dune_block(const struct dune_vcpu *cpu)
 {
     return (uint8_t *)cpu - DUNE_BLOCK_VCPU;

@@ -100,12 +100,6 @@ static uint8_t *xsave_area(struct dune_vcpu *cpu)
     return (uint8_t *)dune_block(cpu) + DUNE_BLOCK_XSAVE;
 }
 
-static struct dune_vcpu *vcpu_at(const struct dune_vault *vault, uint32_t index)
-{
-    return (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)index * DUNE_BLOCK +
-                                DUNE_BLOCK_VCPU);
-}
-
 /* The caller of clone() as its child will be: in ring 3 behind the call, with 0 for result. */
 static void child_state(struct dune_vcpu *cpu, const struct clone_args_raw *args,
                         struct cpu_state *state)
@@ -241,7 +235,7 @@ static void forget_others(struct dune_vcpu *cpu)
     struct dune_vault *vault = cpu->vault;
 
     for (uint32_t i = 0; i < vault->n_vcpus; i++) {
-        struct dune_vcpu *other = vcpu_at(vault, i);
+        struct dune_vcpu *other = dune_vcpu_at(vault, i);
         uint8_t *run = (uint8_t *)dune_block(other) + DUNE_BLOCK_RUN;
 
         if (other->state == DUNE_VCPU_NONE)
@@ -456,7 +450,7 @@ static bool leave_last(struct dune_vcpu *cpu, uint64_t *status)
     dune_lock(&vault->lock);
     dune_vcpu_give(cpu);
     for (uint32_t i = 0; i < vault->n_vcpus && last; i++) {
-        const struct dune_vcpu *other = vcpu_at(vault, i);
+        const struct dune_vcpu *other = dune_vcpu_at(vault, i);
 
         if (other->state == DUNE_VCPU_RUNS && !other->vforked)
             last = false;

@@ -317,12 +317,6 @@ void dune_vcpu_load_root(struct dune_vcpu *cpu, struct dune_root *root)
 
 /* ---- the pool -------------------------------------------------------------------------------- */
 
-static struct dune_vcpu *at_index(const struct dune_vault *vault, uint32_t index)
-{
-    return (struct dune_vcpu *)(vault->base + DUNE_BLOCKS_AT + (uint64_t)index * DUNE_BLOCK +
-                                DUNE_BLOCK_VCPU);
-}
-
 /* A thread that left still uses its block's stack until the kernel is done with it. */
 static bool is_free(const struct dune_vault *vault, const struct dune_vcpu *cpu)
 {
@@ -376,7 +370,7 @@ struct dune_vcpu *dune_vcpu_take(struct dune_vault *vault)
 
     dune_lock(&vault->lock);
     for (index = 0; index < DUNE_MAX_VCPUS; index++) {
-        cpu = at_index(vault, index);
+        cpu = dune_vcpu_at(vault, index);
         if (index >= vault->n_vcpus || is_free(vault, cpu))
             break;
     }
