@@ -83,7 +83,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Stats:
-    """Sums over all vCPUs since init(). exits are returns of KVM_RUN to user space; the next seven
+    """Sums over all vCPUs since init(). exits are returns of KVM_RUN to user space; the next eight
     say what they were for."""
 
     exits: int
@@ -94,9 +94,31 @@ class Stats:
     traps: int  # exceptions that nobody in ring 0 handled
     interrupted: int  # signals
     others: int
+    kicks: int  # a module's
     kvm_exits: int  # all, those that KVM handled itself included; 0: not told
     refused: int  # system calls refused to protect the vault, or by policy
+    module_calls: int  # ring 3's calls of the module; no exits
     vcpus: int  # in use
+
+
+@dataclass(frozen=True)
+class Place:
+    """A closed range of addresses, which ring 3 can't name: the vault and, behind it, the data
+    windows. What is mapped into these before init() a module in ring 0 can use."""
+
+    base: int  # of the vault
+    data: int  # of the data windows
+    data_bytes: int  # whole GiB
+
+
+@dataclass(frozen=True)
+class Module:
+    """Code for ring 0 (``libdune_shim/module/module.h``)."""
+
+    image: bytes  # as the build makes it: NAME.bin
+    context: int = 0  # what the module gets: an address in the data windows
+    descriptors: tuple[int, ...] = ()  # that it may kick; closed here by init()
+    shared: int = 0  # address of a zeroed struct dune_shared in the data windows; 0: none
 
 
 class DuneError(IxError):
@@ -148,33 +170,78 @@ def probe() -> Report:
     return Report(**(values | {"reason": reason, "cure": cure}))
 
 
+def reserve(data_bytes: int) -> Place:
+    """Reserves a closed range (PROT_NONE), to be filled before init() by mmap() with MAP_FIXED.
+
+    data_bytes is rounded up to GiB. A process forked since may give it to init(). Raises DuneError:
+    no room in the address space.
+    """
+    module = _module()
+    raw = module.ffi.new("struct dune_place *")
+    _check(module, module.lib.dune_reserve(data_bytes, raw))
+    return Place(raw.base, raw.data, raw.data_bytes)
+
+
+def unreserve(place: Place) -> None:
+    """Unmaps the range and all that was mapped into it. Not where init() took it."""
+    module = _module()
+    module.lib.dune_unreserve(module.ffi.new("struct dune_place *", asdict(place)))
+
+
 def init(
     *,
     sealed: bool = False,
     protection_key: bool = True,
     self_test: bool = True,
     physical_bits: int = 0,
+    place: Place | None = None,
+    module: Module | None = None,
 ) -> None:
     """Makes the vault and the VM; once a process.
 
     sealed: ring 0 is the shim's alone, and there is no way back out of ring 3. protection_key: the
     vault's second wall, where the CPU has it. self_test=False: for who just saw probe() say fit.
-    physical_bits: 0 for what the CPU has, less to try a narrow machine (30 to 52).
+    physical_bits: 0 for what the CPU has, less to try a narrow machine (30 to 52). place: where,
+    with data windows (reserve()). module: code for ring 0, which call() reaches; sealed only.
     Raises Unfit; DuneError (EALREADY: a second time, EBUSY: sealed, and other threads run);
     NotBuilt.
     """
-    module = _module()
+    c = _module()
     flags = 0
     if sealed:
-        flags |= module.lib.DUNE_SEALED
+        flags |= c.lib.DUNE_SEALED
     if not protection_key:
-        flags |= module.lib.DUNE_NO_PKEY
+        flags |= c.lib.DUNE_NO_PKEY
     if not self_test:
-        flags |= module.lib.DUNE_SKIP_SELF_TEST
-    config = module.ffi.new(
-        "struct dune_config *", {"flags": flags, "physical_bits": physical_bits}
-    )
-    _check(module, module.lib.dune_init(config))
+        flags |= c.lib.DUNE_SKIP_SELF_TEST
+    config = c.ffi.new("struct dune_config *", {"flags": flags, "physical_bits": physical_bits})
+    kept = []  # until dune_init() is through
+    if place is not None:
+        kept.append(c.ffi.new("struct dune_place *", asdict(place)))
+        config.place = kept[-1]
+    if module is not None:
+        image = c.ffi.from_buffer(module.image)
+        raw = {
+            "image": image,
+            "bytes": len(module.image),
+            "context": module.context,
+            "descriptor": module.descriptors,
+            "n_descriptors": len(module.descriptors),
+            "shared": c.ffi.cast("struct dune_shared *", module.shared),
+        }
+        kept += [image, c.ffi.new("struct dune_module *", raw)]
+        config.module = kept[-1]
+    _check(c, c.lib.dune_init(config))
+
+
+def call(n: int, *arguments: int) -> int:
+    """Ring 3's call number n of the module in ring 0, with up to five arguments; its result.
+
+    -EPERM: this is not the thread that entered first, or a forked child. -ENOSYS: no module, or
+    not in the guest.
+    """
+    result: int = _module().lib.dune_module_call(n, *arguments, *(0,) * (5 - len(arguments)))
+    return result
 
 
 def enter_user() -> None:

@@ -26,7 +26,24 @@ DUNE_BENCHES := $(DUNE_BENCH_C:%.c=$(B)/%)
 DUNE_SO := ixnet/libdune.so
 DUNE_MODULE := ixnet/_dune.abi3.so
 
-dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(DUNE_BENCHES) $(B)/dune-sandbox ixnet/dune-sandbox
+# A module for guest ring 0 (module/module.h): $(call dune_module,PATH,OBJECTS) makes PATH.bin, which
+# dune_init() takes, PATH.elf with its symbols, and PATH.sym, a line for each function.
+DUNE_MODULE_CFLAGS := $(WARN) $(OPT) $(PIC) $(FREESTANDING) $(PATHS) -fvisibility=hidden $(DUNE_INC)
+define dune_module
+$(1).elf: $(2) $(D)/lib/libdune_shim/module/head.S.o libdune_shim/module/module.ld
+	$$(call say,LD  )
+	$$(Q)ld -pie --no-dynamic-linker -z text -z noexecstack --no-undefined --no-warn-rwx-segments \
+		-T libdune_shim/module/module.ld -o $$@ $$(filter %.o,$$^)
+$(1).bin: $(1).elf
+	$$(call say,BIN )
+	$$(Q)objcopy -O binary -j .head -j .text -j .rodata -j .relro -j .rela.dyn $$< $$@
+$(1).sym: $(1).elf
+	$$(Q)nm -n --defined-only $$< >$$@
+endef
+
+TEST_MODULE := $(B)/tests/dune/small
+
+dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(TEST_MODULE).bin $(TEST_MODULE).sym $(DUNE_BENCHES) $(B)/dune-sandbox ixnet/dune-sandbox
 
 $(D)/gen/stamp: libdune_shim/syscalls.toml libdune_shim/gen_syscalls.py
 	$(call say,GEN )
@@ -104,6 +121,13 @@ ixnet/dune-sandbox: $(B)/dune-sandbox
 $(B)/tests/dune/%: tests/dune/c/%.c $(D)/libdune.a Makefile libdune_shim/build.mk
 	$(call say,PROG)
 	$(Q)$(CC) $(filter-out -fPIC,$(DUNE_CFLAGS)) $(DEPS) -MF $@.d -o $@ $< $(D)/libdune.a -lpthread
+
+# The module that the tests load.
+TEST_MODULE_OBJ := $(patsubst %.c,$(D)/module/%.o,$(wildcard tests/dune/c/module/*.c))
+$(D)/module/%.o: %.c Makefile libdune_shim/build.mk
+	$(call say,CC  )
+	$(Q)$(CC) $(DUNE_MODULE_CFLAGS) $(DEPS) -c $< -o $@
+$(eval $(call dune_module,$(TEST_MODULE),$(TEST_MODULE_OBJ)))
 
 $(DUNE_BENCHES): $(B)/%: %.c $(D)/libdune.a Makefile libdune_shim/build.mk
 	$(call say,PROG)

@@ -75,14 +75,52 @@ int dune_probe(struct dune_report *report);
 
 struct dune_policy; /* shim/policy.h */
 
+/* The closed range: no address in it can be named by ring 3, neither by an instruction nor in a
+ * system call. A GiB of nothing, the vault (1 GiB), data windows, a GiB of nothing.
+ *
+ * The data windows are for what a module (below) works on. They hold what the program maps there
+ * before dune_init(), by mmap(MAP_FIXED): that is the same at the same address in the program, in a
+ * process that it forks, and in ring 0. Ring 3 may see some of it by another mapping elsewhere,
+ * whose rights Linux enforces. */
+struct dune_place {
+    uint64_t base;       /* of the vault: a multiple of 1 GiB */
+    uint64_t data;       /* of the data windows: base + 1 GiB */
+    uint64_t data_bytes; /* whole GiB; 0: none */
+};
+
+/* Reserves a closed range with room for data_bytes (rounded up to GiB), PROT_NONE. Before
+ * dune_init(), which takes it as dune_config.place; a process forked since may do so instead. */
+int dune_reserve(uint64_t data_bytes, struct dune_place *place);
+/* Unmaps all of it, and what was mapped into it. Not where dune_init() took it. */
+void dune_unreserve(const struct dune_place *place);
+
+struct dune_shared; /* below */
+
+#define DUNE_MODULE_FDS 8
+
+/* A module: code of the program's own for ring 0, in the sealed way. Ring 3 calls it like the
+ * kernel; it shares nothing with ring 3 but what is mapped for both. See module/module.h. */
+struct dune_module {
+    const void *image;                   /* what build.mk's rule makes of objects; copied */
+    uint64_t bytes;                      /* of it */
+    uint64_t context;                    /* for the module: an address in the data windows, or 0 */
+    int32_t descriptor[DUNE_MODULE_FDS]; /* for dune_module_kick(): moved to where ring 3 can't
+                                          * name them, closed where they were */
+    uint32_t n_descriptors;
+    struct dune_shared *shared;          /* in the data windows, zeroed; NULL: none */
+};
+
 struct dune_config {
     uint32_t flags;                   /* DUNE_SEALED, ... */
     const struct dune_policy *policy; /* sealed only; copied; NULL: just the vault is protected */
     uint32_t physical_bits;           /* 0: what the CPU has; less: to test narrow machines */
+    const struct dune_place *place;   /* NULL: one without data windows, of dune_init()'s own */
+    const struct dune_module *module; /* sealed only; NULL: none */
 };
 
 /* Makes the vault, the VM and its page tables; once a process. config NULL: all zero (open).
- * -EOPNOTSUPP: this KVM is unfit. -EBUSY: other threads exist (sealed). -EALREADY. */
+ * -EOPNOTSUPP: this KVM is unfit. -EBUSY: other threads exist (sealed). -EALREADY. -EINVAL: no
+ * place, or no module. After a failure the place is as it was. */
 int dune_init(const struct dune_config *config);
 
 /* The calling thread continues in guest ring 0 behind this call: same stack, same memory, same
@@ -138,6 +176,17 @@ int dune_set_syscall_handler(dune_handler handler, uint32_t flags); /* ring 3's 
 /* Ring 0: does ring 3's call as Linux would, one exit. The result is in tf->rax. */
 void dune_forward(struct dune_tf *tf);
 
+/* ---- a module in ring 0 (sealed) ------------------------------------------------------------- */
+
+#define DUNE_CALL_MODULE 0xd100  /* ring 3: syscall(DUNE_CALL_MODULE + n, a0, a1, a2, a3, a4) */
+#define DUNE_CALL_MODULES 0x100  /* n is less */
+
+/* Ring 3: the module's dune_module_main(context, n, arg), and its result. No exit. All of ring 3's
+ * registers but RAX, RCX and R11 are kept, vector registers too. Signals that come meanwhile are
+ * handled when it returns. -EPERM: from a thread other than the one that entered first, or from a
+ * forked child, which has neither the data windows nor the descriptors. -ENOSYS: no module. */
+long dune_module_call(uint64_t n, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4);
+
 /* ---- page tables (ring 0, open) -------------------------------------------------------------- */
 
 #define DUNE_PTE_WRITE 1u
@@ -189,10 +238,48 @@ struct dune_stats {            /* sums over all vCPUs since dune_init() */
     uint64_t traps;            /* of these: exceptions that nobody in ring 0 handled */
     uint64_t interrupted;      /* of these: signals */
     uint64_t others;
-    uint64_t kvm_exits;        /* all exits, those that KVM handled included; 0 where not counted */
+    uint64_t kicks;            /* of these: a module's dune_module_kick() */
     uint64_t refused;          /* system calls refused to protect the vault or by policy */
+    uint64_t module_calls;     /* ring 3's calls of the module: no exits */
+    uint64_t kvm_exits;        /* all exits, those that KVM handled included; 0 where not counted */
     uint64_t vcpus;            /* in use */
 };
 int dune_stats(struct dune_stats *stats); /* anywhere, ring 3 excepted */
+
+#define DUNE_STACK_WORDS 64
+#define DUNE_TRACE_FRAMES 32
+
+enum dune_crash_state { DUNE_CRASH_NONE = 0, DUNE_CRASH_WRITING, DUNE_CRASH_WHOLE };
+
+/* Why the guest ended, for another process to read and to put names to (ELF files that build.mk
+ * keeps: the addresses in them begin at 0). Not written where the kernel ends the process without
+ * asking: SIGKILL, or another signal than a fault's that has no handler. */
+struct dune_crash {
+    uint32_t state;         /* enum dune_crash_state */
+    int32_t signal;         /* that the process ends by; SIGABRT where ring 0 is at fault */
+    int32_t tid;
+    int32_t ring;           /* that tf is of: 0 or 3 */
+    char what[96];          /* in words */
+    uint64_t value;         /* the words' number: vector, address, error ... */
+    struct dune_tf tf;      /* registers; where KVM shut the guest down they may be a reset CPU's */
+    uint64_t shim, shim_bytes;     /* where ring 0's own code lies */
+    uint64_t module, module_bytes; /* where the module lies; 0, 0: there is none */
+    uint32_t n_stack, n_trace;
+    uint64_t stack[DUNE_STACK_WORDS];  /* from tf.rsp up */
+    uint64_t trace[DUNE_TRACE_FRAMES]; /* tf.rip, and return addresses by frame pointers: ring 0's
+                                        * lead on to ring 3's */
+};
+
+/* What another process may see of a guest while it runs. Cycles are the CPU's (RDTSC), of the
+ * thread that may call the module. What is left of them since `began` is ring 3's, and KVM's share
+ * of exits other than kicks. */
+struct dune_shared {
+    struct dune_stats counts; /* kvm_exits and vcpus excepted, which stay 0 */
+    uint64_t began;           /* RDTSC when the first thread entered; 0: not yet */
+    uint64_t cycles_ring0;    /* in the module, without the next two */
+    uint64_t cycles_kick;     /* in dune_module_kick(): an exit, Linux, and the entry */
+    uint64_t cycles_host;     /* between other exits and the next entry: Linux and libdune */
+    struct dune_crash crash;
+};
 
 #endif

@@ -13,6 +13,18 @@ int dune_fail(int error, const char *format, ...) __attribute__((format(printf, 
 /* dune_probe() without what an exit and a ring switch cost. */
 int dune_probe_fitness(struct dune_report *report);
 
+/* place.c. A given place is taken; the vault gets its memory; back to nothing. */
+int dune_place_check(const struct dune_place *place);
+int dune_place_open(const struct dune_place *place);
+void dune_place_close(const struct dune_place *place);
+/* What is mapped in the data windows gets the key. 0 or -errno. */
+int dune_place_key(const struct dune_place *place, int key);
+
+/* module.c. Before anything is made; behind the VM; last, for it can't be undone. */
+int dune_module_check(const struct dune_config *config);
+int dune_module_load(struct dune_vault *vault, const struct dune_module *module);
+int dune_module_take_descriptors(struct dune_vault *vault, const struct dune_module *module);
+
 /* The ring by CS; -1 outside. */
 int dune_ring(void);
 

@@ -59,39 +59,6 @@ const char *dune_error(void)
 
 /* ---- the vault ------------------------------------------------------------------------------- */
 
-static int map_at(uint64_t address, uint64_t bytes)
-{
-    void *at = mmap((void *)address, bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-
-    if (at == MAP_FAILED)
-        return -errno;
-    madvise(at, bytes, MADV_NOHUGEPAGE); /* a block's first page would cost 2 MiB */
-    madvise(at, bytes, MADV_DONTDUMP);
-    return 0;
-}
-
-/* Three windows of nothing, the middle one with memory. */
-static int reserve(uint64_t *base)
-{
-    uint8_t *at = mmap(NULL, 4 * GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                       0);
-    uint64_t start = (uint64_t)at, low = (start + GIB - 1) & ~(GIB - 1);
-    int error;
-
-    if (at == MAP_FAILED)
-        return dune_fail(-errno, "no 4 GiB of address space for the vault: %s (cure: ulimit -v)",
-                         strerror(errno));
-    if (low > start)
-        munmap(at, low - start);
-    munmap((void *)(low + 3 * GIB), start + 4 * GIB - (low + 3 * GIB));
-    *base = low + GIB;
-    error = map_at(*base, DUNE_SCRATCH_AT + (uint64_t)DUNE_MAX_VCPUS * DUNE_SCRATCH);
-    if (error != 0)
-        dune_fail(error, "no memory for the vault: %s", strerror(-error));
-    return error;
-}
-
 static int load_image(uint64_t base)
 {
     uint64_t bytes = (uint64_t)(dune_shim_image_end - dune_shim_image);
@@ -140,6 +107,7 @@ static void find_features(struct dune_vault *vault)
 {
     const struct kvm_cpuid_entry2 *one = cpuid_leaf(vault, 1, 0), *seven = cpuid_leaf(vault, 7, 0);
     const struct kvm_cpuid_entry2 *xsave = cpuid_leaf(vault, 0xd, 0);
+    const struct kvm_cpuid_entry2 *xsavec = cpuid_leaf(vault, 0xd, 1);
     const struct kvm_cpuid_entry2 *extended = cpuid_leaf(vault, 0x80000001, 0);
 
     if (one != NULL && one->ecx & 1u << 17)
@@ -154,6 +122,8 @@ static void find_features(struct dune_vault *vault)
         vault->features |= DUNE_HAS_SMAP;
     if (extended != NULL && extended->edx & 1u << 26)
         vault->features |= DUNE_HAS_GIGABYTES;
+    if (vault->features & DUNE_HAS_XSAVE && xsavec != NULL && xsavec->eax & 2)
+        vault->features |= DUNE_HAS_XSAVEC;
     if (vault->features & DUNE_HAS_XSAVE)
         vault->xcr0 = host_xcr0() & (xsave->eax | (uint64_t)xsave->edx << 32) &
                       ~(XFEATURE_PKRU | XFEATURE_TILES);
@@ -229,9 +199,9 @@ static int find_descriptors(struct dune_vault *vault, const struct dune_policy *
 /* ---- the second wall ------------------------------------------------------------------------- */
 
 /* Linux delivers signals onto a stack under a closed key since 6.12; before, it kills. */
-static int find_key(struct dune_vault *vault)
+static int find_key(struct dune_vault *vault, const struct dune_place *place)
 {
-    int key;
+    int key, error;
 
     vault->pkey = -1;
     if (vault->flags & DUNE_NO_PKEY || !(vault->flags & DUNE_SEALED) || !kernel_is_at_least(6, 12))
@@ -243,6 +213,9 @@ static int find_key(struct dune_vault *vault)
                 DUNE_KEYED_BYTES - DUNE_IMAGE_BYTES, PROT_READ | PROT_WRITE, key) != 0 ||
         syscall(SYS_pkey_mprotect, vault->base, DUNE_IMAGE_BYTES, PROT_READ | PROT_EXEC, key) != 0)
         return dune_fail(-errno, "the vault's protection key: %s", strerror(errno));
+    error = dune_place_key(place, key);
+    if (error != 0)
+        return dune_fail(error, "the data windows' protection key: %s", strerror(-error));
     vault->pkey = key;
     return 0;
 }
@@ -275,6 +248,11 @@ static int check_start(const struct dune_config *config)
     if (config->flags & DUNE_SEALED && threads > 1)
         return dune_fail(-EBUSY, "%d threads run already, outside of the guest (cure: seal first)",
                          threads);
+    error = config->module != NULL ? dune_module_check(config) : 0;
+    if (error == 0 && config->place != NULL)
+        error = dune_place_check(config->place);
+    if (error != 0)
+        return error;
     if (config->flags & DUNE_SKIP_SELF_TEST)
         return 0;
     error = dune_probe_fitness(&report);
@@ -303,14 +281,14 @@ static void fill_vault(struct dune_vault *vault, const struct dune_config *confi
 
 /* Ring 3's address space is limited with what the vault takes added. The hard limit stays, so that
  * a sandbox within can make room for a vault of its own; ring 3 can't change either. */
-static int limit_memory(const struct dune_policy *policy)
+static int limit_memory(const struct dune_policy *policy, const struct dune_place *place)
 {
     struct rlimit limit;
 
     if (policy == NULL || policy->memory_bytes == 0)
         return 0;
     getrlimit(RLIMIT_AS, &limit);
-    limit.rlim_cur = policy->memory_bytes + 3 * GIB;
+    limit.rlim_cur = policy->memory_bytes + 3 * GIB + place->data_bytes;
     if (limit.rlim_cur > limit.rlim_max)
         limit.rlim_cur = limit.rlim_max;
     if (setrlimit(RLIMIT_AS, &limit) != 0)
@@ -350,50 +328,73 @@ static int keep_log(struct dune_vault *vault)
     return 0;
 }
 
+/* The vault at its place, up to the VM. */
+static int make_vault(struct dune_vault *vault, const struct dune_config *config,
+                      const struct dune_place *place)
+{
+    int (*vault_open)(struct dune_vault *);
+    int error;
+
+    vault->base = place->base;
+    vault->data_bytes = place->data_bytes;
+    vault->flags = config->flags;
+    error = load_image(place->base);
+    if (error == 0)
+        error = open_kvm(vault);
+    if (error == 0)
+        error = find_descriptors(vault, config->policy);
+    if (error == 0)
+        error = find_cpuid(vault, config->physical_bits);
+    if (error == 0)
+        error = find_sizes(vault);
+    if (error == 0)
+        error = find_key(vault, place);
+    if (error != 0)
+        return error;
+    fill_vault(vault, config);
+    error = keep_log(vault);
+    if (error != 0)
+        return error;
+    vault_open = (int (*)(struct dune_vault *))(place->base + DUNE_IMAGE(vault)->vault_open);
+    error = vault_open(vault);
+    if (error != 0)
+        return dune_fail(error, "no VM, or no procfs at /proc: %s", strerror(-error));
+    return 0;
+}
+
 int dune_init(const struct dune_config *config)
 {
     static const struct dune_config nothing;
     const struct dune_config *asked = config != NULL ? config : &nothing;
     struct dune_vault *vault;
-    int (*vault_open)(struct dune_vault *);
-    uint64_t base = 0;
+    struct dune_place place;
     int error = check_start(asked);
 
     if (error != 0)
         return error;
     if (asked->policy != NULL && asked->policy->memory_bytes != 0)
         unlimit_memory();
-    error = reserve(&base);
+    if (asked->place != NULL)
+        place = *asked->place;
+    else
+        error = dune_reserve(0, &place);
     if (error != 0)
         return error;
-    vault = (struct dune_vault *)(base + DUNE_VAULT_AT);
-    vault->base = base;
-    vault->flags = asked->flags;
-    error = load_image(base);
+    vault = (struct dune_vault *)(place.base + DUNE_VAULT_AT);
+    error = dune_place_open(&place);
     if (error == 0)
-        error = open_kvm(vault);
+        error = make_vault(vault, asked, &place);
+    if (error == 0 && asked->module != NULL)
+        error = dune_module_load(vault, asked->module);
     if (error == 0)
-        error = find_descriptors(vault, asked->policy);
-    if (error == 0)
-        error = find_cpuid(vault, asked->physical_bits);
-    if (error == 0)
-        error = find_sizes(vault);
-    if (error == 0)
-        error = find_key(vault);
-    if (error == 0) {
-        fill_vault(vault, asked);
-        error = keep_log(vault);
-    }
-    if (error == 0) {
-        vault_open = (int (*)(struct dune_vault *))(base + DUNE_IMAGE(vault)->vault_open);
-        error = vault_open(vault);
-        if (error != 0)
-            dune_fail(error, "no VM, or no procfs at /proc: %s", strerror(-error));
-    }
-    if (error == 0)
-        error = limit_memory(asked->policy);
+        error = limit_memory(asked->policy, &place);
+    if (error == 0 && asked->module != NULL)
+        error = dune_module_take_descriptors(vault, asked->module);
     if (error != 0) {
-        munmap((void *)(base - GIB), 3 * GIB);
+        if (asked->place != NULL)
+            dune_place_close(&place);
+        else
+            dune_unreserve(&place);
         return error;
     }
     dune_the_vault = vault;

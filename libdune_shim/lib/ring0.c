@@ -398,7 +398,9 @@ static void add_counts(struct dune_stats *stats, const struct dune_counts *count
     stats->traps += counts->traps;
     stats->interrupted += counts->interrupted;
     stats->others += counts->others;
+    stats->kicks += counts->kicks;
     stats->refused += counts->refused;
+    stats->module_calls += counts->module_calls;
 }
 
 static uint64_t kvm_exits(struct dune_vault *vault)

@@ -16,6 +16,8 @@ struct dune_image {
     uint64_t signals_init; /* int (struct dune_vault *) */
     uint64_t ring0_call;   /* long (struct dune_vcpu *, struct dune_ring0_call *): ring0.c */
     uint64_t count_exits;  /* uint64_t (struct dune_vault *): KVM's own count; not in the guest */
+    uint64_t ring0_module; /* long (struct dune_vcpu *, uint64_t, const uint64_t[5]) */
+    uint64_t ring0_kick;   /* long (uint32_t, uint32_t) */
 };
 
 /* A thread of the process on its way into the guest. */

@@ -163,6 +163,18 @@ static void leave(struct dune_vcpu *cpu)
     dune_host_resume(&regs);
 }
 
+/* The module called by who may not. */
+static bool strangers_call(struct dune_vcpu *cpu)
+{
+    struct dune_regs *regs = regs_of(cpu);
+
+    if (!cpu->vault->module.main || regs->rax - DUNE_CALL_MODULE >= DUNE_CALL_MODULES)
+        return false;
+    regs->rax = (uint64_t)-EPERM;
+    cpu->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+    return true;
+}
+
 /* What libdune asks for by a system call of no Linux: from ring 0, and open from ring 3 too. */
 static bool own_call(struct dune_vcpu *cpu)
 {
@@ -170,7 +182,7 @@ static bool own_call(struct dune_vcpu *cpu)
     struct dune_context context;
 
     if (cpu->vault->flags & DUNE_SEALED)
-        return false;
+        return strangers_call(cpu);
     if (regs->rax == DUNE_CALL_LEAVE)
         leave(cpu);
     if (cpu->mode == 0 && dune_ring0_own_call(cpu, regs->rax, regs->rdi, &regs->rax)) {
@@ -245,12 +257,20 @@ static void handle_port(struct dune_vcpu *cpu)
         cpu->where = DUNE_AT_TRAP;
         cpu->attention &= (uint8_t)~DUNE_ATTENTION_PENDING;
         break;
+    case DUNE_PORT_KICK:
+        cpu->where = DUNE_IN_SHIM;
+        cpu->host_since = 0; /* the kick counts it */
+        regs->rax = (uint64_t)dune_kick(cpu, (uint32_t)regs->rdi, (uint32_t)regs->rsi);
+        cpu->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+        break;
     case DUNE_PORT_PANIC:
         cpu->where = DUNE_AT_TRAP;
         if (cpu->trap->rip == (uint64_t)dune_block(cpu) + offset_of(dune_stub_copy))
             say("dune: ring 0's stack can't take an exception: rip %x rsp %x", cpu->saved[0],
                 cpu->saved[1]);
-        dune_panic(cpu, "an exception in the shim", cpu->trap->vector);
+        dune_panic(cpu, dune_is_module(cpu->vault, cpu->trap->rip) ? "an exception in the module"
+                                                                   : "an exception in the shim",
+                   cpu->trap->vector);
     default: /* ring 0's own code, which may do as it likes */
         cpu->where = DUNE_IN_SHIM;
     }
@@ -287,7 +307,9 @@ void dune_loop(struct dune_vcpu *cpu)
         if (cpu->step.fast != NULL)
             dune_step_check(cpu);
         dune_deliver(cpu);
+        dune_shared_before(cpu);
         result = dune_sys3(__NR_ioctl, cpu->fd, KVM_RUN, 0);
+        dune_shared_behind(cpu);
         cpu->counts.exits++;
         if (result == 0) {
             handle_exit(cpu);
@@ -335,6 +357,7 @@ int dune_thread_enter(struct dune_vault *vault, const struct dune_entering *ente
     open_ahead(cpu, entering->regs.rip);
     open_ahead(cpu, entering->regs.rsp);
     cpu->hooks = vault->syscall_handler != NULL;
+    dune_module_enter(cpu);
     cpu->where = DUNE_AT_INTERRUPT;
     dune_signals_enter(cpu);
     dune_host_enter(cpu);
@@ -410,12 +433,10 @@ static void say(const char *format, ...)
     va_end(arguments);
 }
 
-static void say_registers(struct dune_vcpu *cpu)
+static void say_registers(struct dune_vcpu *cpu, const struct dune_context *context)
 {
-    struct dune_context context;
-    const struct dune_tf *tf = &context.tf;
+    const struct dune_tf *tf = &context->tf;
 
-    dune_get_context(cpu, &context);
     say("dune: rip %x cs %x rflags %x rsp %x ss %x vector %u error %x cr2 %x", tf->rip, tf->cs,
         tf->rflags, tf->rsp, tf->ss, tf->vector, tf->error, tf->cr2);
     say("dune: rax %x rbx %x rcx %x rdx %x rsi %x rdi %x rbp %x", tf->rax, tf->rbx, tf->rcx,
@@ -432,10 +453,14 @@ void dune_panic(struct dune_vcpu *cpu, const char *what, uint64_t value)
 {
     struct dune_sigaction none = {0};
     uint64_t all_but_abort = ~((uint64_t)1 << 5);
+    struct dune_context context;
 
     say("dune: the guest is ended: %s (%x)", what, value);
-    if (cpu->run != NULL)
-        say_registers(cpu);
+    if (cpu->run != NULL) {
+        dune_get_context(cpu, &context);
+        say_registers(cpu, &context);
+    }
+    dune_shared_crash(cpu, what, value, 6, cpu->run != NULL ? &context : NULL);
     dune_sys4(__NR_rt_sigaction, 6, &none, 0, DUNE_KERNEL_SIGSET_BYTES);
     dune_sys3(__NR_tgkill, dune_sys0(__NR_getpid), dune_sys0(__NR_gettid), 6);
     dune_sys4(__NR_rt_sigprocmask, SIG_SETMASK, &all_but_abort, 0, DUNE_KERNEL_SIGSET_BYTES);

@@ -9,7 +9,16 @@
 #define VAULT_FLAGS \
     (DUNE_ENTRY_PRESENT | DUNE_ENTRY_ACCESSED | DUNE_ENTRY_DIRTY | DUNE_ENTRY_GLOBAL)
 
-enum change { MAP, PROTECT, UNMAP, FOLLOW, OPEN, EXEC, NO_EXEC, VAULT_TEXT, VAULT_DATA };
+enum change {
+    MAP,
+    PROTECT,
+    UNMAP,
+    FOLLOW,
+    OPEN,
+    EXEC,
+    NO_EXEC,
+    VAULT, /* pages; not ring 3's */
+};
 
 /* What is to be done to [start, end). */
 struct edit {
@@ -17,6 +26,7 @@ struct edit {
     enum change change;
     uint64_t start, source; /* MAP */
     uint64_t flags;         /* of new entries: MAP, PROTECT */
+    enum dune_vault_pages pages; /* VAULT */
     bool small;             /* 4 KiB entries only */
     bool changed;           /* a TLB may hold what was there before */
 };
@@ -120,13 +130,14 @@ static uint64_t after(const struct edit *edit, uint64_t old, uint64_t va, unsign
         return old & DUNE_ENTRY_OWN ? old : old & ~DUNE_ENTRY_NX;
     case NO_EXEC:
         return follows ? old | DUNE_ENTRY_NX : old;
-    case VAULT_TEXT:
-        return vault_gpa(edit->vault, (void *)va) | VAULT_FLAGS | large;
-    case VAULT_DATA:
+    case VAULT:
         break;
     }
-    return vault_gpa(edit->vault, (void *)va) | VAULT_FLAGS | DUNE_ENTRY_WRITE | DUNE_ENTRY_NX |
-           large;
+    if (edit->pages == DUNE_VAULT_NONE)
+        return 0;
+    return vault_gpa(edit->vault, (void *)va) | VAULT_FLAGS | large |
+           (edit->pages == DUNE_VAULT_DATA ? DUNE_ENTRY_WRITE : 0) |
+           (edit->pages == DUNE_VAULT_TEXT ? 0 : DUNE_ENTRY_NX);
 }
 
 /* True: an entry of this level may hold the page that after() makes for va. */
@@ -160,7 +171,7 @@ static int split(struct edit *edit, uint64_t *slot, unsigned level)
             table[i] = has_address ? first + i * step : old;
     } while (!__atomic_compare_exchange_n(slot, &old,
                                           vault_gpa(edit->vault, table) | TABLE_FLAGS |
-                                              (edit->change < VAULT_TEXT ? DUNE_ENTRY_USER : 0),
+                                              (edit->change != VAULT ? DUNE_ENTRY_USER : 0),
                                           false, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
     return 0;
 }
@@ -235,8 +246,8 @@ static int edit_root(struct edit *edit, struct dune_root *root, uint64_t va, uin
 /* The vault window's table, made once: the image is text, the rest data. */
 static int make_vault_directory(struct dune_vault *vault)
 {
-    struct edit text = {.vault = vault, .change = VAULT_TEXT};
-    struct edit data = {.vault = vault, .change = VAULT_DATA};
+    struct edit text = {.vault = vault, .change = VAULT, .pages = DUNE_VAULT_TEXT};
+    struct edit data = {.vault = vault, .change = VAULT, .pages = DUNE_VAULT_DATA};
     uint64_t *directory = take_page(vault);
     uint64_t image = vault->base + DUNE_IMAGE_AT;
     int error;
@@ -269,29 +280,36 @@ static uint32_t take_pcid(struct dune_vault *vault)
     return 0;
 }
 
-struct dune_root *dune_root_create(struct dune_vault *vault)
+/* The topmost entry that va lies under: ring 3's windows will lie there, too. */
+static int open_top(struct dune_vault *vault, struct dune_root *root, uint64_t va)
 {
-    struct dune_root *root = take_page(vault);
-    uint64_t *top = take_page(vault), *pointers = take_page(vault);
-    struct dune_tables *tables = dune_tables(vault);
+    uint64_t *slot = &dune_table_at(vault, root->top)[dune_index_in(va, 3)];
+    uint64_t *pointers;
 
-    if (!root || !top || !pointers ||
-        (!tables->vault_directory && make_vault_directory(vault) < 0)) {
-        if (root)
-            give_page(vault, root);
-        if (top)
-            give_page(vault, top);
-        if (pointers)
-            give_page(vault, pointers);
-        return NULL;
-    }
-    root->top = vault_gpa(vault, top);
-    root->pcid = take_pcid(vault);
-    root->next = tables->roots;
-    tables->roots = root;
-    top[dune_index_in(vault->base, 3)] = vault_gpa(vault, pointers) | TABLE_FLAGS | DUNE_ENTRY_USER;
-    pointers[dune_index_in(vault->base, 2)] = tables->vault_directory | TABLE_FLAGS;
-    return root;
+    if (*slot)
+        return 0;
+    pointers = take_page(vault);
+    if (!pointers)
+        return -ENOMEM;
+    *slot = vault_gpa(vault, pointers) | TABLE_FLAGS | DUNE_ENTRY_USER;
+    return 0;
+}
+
+/* The vault's window, and its data windows, which are there before anyone touches them. */
+static int close_windows(struct dune_vault *vault, struct dune_root *root)
+{
+    struct edit edit = {.vault = vault, .change = VAULT, .pages = DUNE_VAULT_DATA};
+    uint64_t data = vault->base + DUNE_WINDOW, end = data + vault->data_bytes;
+    uint64_t *pointers;
+    int error = open_top(vault, root, vault->base);
+
+    if (!error)
+        error = open_top(vault, root, end - 1);
+    if (error)
+        return error;
+    pointers = dune_table_at(vault, dune_table_at(vault, root->top)[dune_index_in(vault->base, 3)]);
+    pointers[dune_index_in(vault->base, 2)] = dune_tables(vault)->vault_directory | TABLE_FLAGS;
+    return edit_table(&edit, dune_table_at(vault, root->top), DUNE_LEVELS - 1, data, end);
 }
 
 static void free_table(struct dune_vault *vault, uint64_t *table, unsigned level)
@@ -315,6 +333,30 @@ static void remove_root(struct dune_vault *vault, struct dune_root *root)
         dune_tables(vault)->pcids[root->pcid / 64] &= ~(1ull << (root->pcid % 64));
     free_table(vault, dune_table_at(vault, root->top), DUNE_LEVELS - 1);
     give_page(vault, root);
+}
+
+struct dune_root *dune_root_create(struct dune_vault *vault)
+{
+    struct dune_root *root = take_page(vault);
+    uint64_t *top = take_page(vault);
+    struct dune_tables *tables = dune_tables(vault);
+
+    if (!root || !top || (!tables->vault_directory && make_vault_directory(vault) < 0)) {
+        if (root)
+            give_page(vault, root);
+        if (top)
+            give_page(vault, top);
+        return NULL;
+    }
+    root->top = vault_gpa(vault, top);
+    root->pcid = take_pcid(vault);
+    root->next = tables->roots;
+    tables->roots = root;
+    if (close_windows(vault, root)) {
+        remove_root(vault, root);
+        return NULL;
+    }
+    return root;
 }
 
 int dune_root_free(struct dune_vault *vault, struct dune_root *root)
@@ -405,9 +447,10 @@ int dune_root_open_window(struct dune_vault *vault, struct dune_root *root, uint
     return edit_root(&edit, root, address, DUNE_WINDOW);
 }
 
-int dune_root_vault_text(struct dune_vault *vault, uint64_t address, uint64_t bytes, bool text)
+int dune_root_vault(struct dune_vault *vault, uint64_t address, uint64_t bytes,
+                    enum dune_vault_pages pages)
 {
-    struct edit edit = {.vault = vault, .change = text ? VAULT_TEXT : VAULT_DATA};
+    struct edit edit = {.vault = vault, .change = VAULT, .pages = pages};
 
     if ((address | bytes) & (DUNE_PAGE - 1) || address < vault->base ||
         bytes > DUNE_WINDOW - (address - vault->base))
@@ -419,7 +462,7 @@ int dune_root_vault_text(struct dune_vault *vault, uint64_t address, uint64_t by
 int dune_root_block_stub(struct dune_vault *vault, struct dune_root *root, uint64_t block)
 {
     (void)root; /* all roots share the vault's entries */
-    return dune_root_vault_text(vault, block + DUNE_BLOCK_STUB, DUNE_PAGE, true);
+    return dune_root_vault(vault, block + DUNE_BLOCK_STUB, DUNE_PAGE, DUNE_VAULT_TEXT);
 }
 
 static int check_range(const struct dune_vault *vault, uint64_t va, uint64_t bytes)

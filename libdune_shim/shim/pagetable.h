@@ -61,7 +61,8 @@ static inline struct dune_tables *dune_tables(const struct dune_vault *vault)
     return (struct dune_tables *)(vault->base + DUNE_TABLES_AT);
 }
 
-/* A root that follows everywhere; NULL: the pool is used up. vault->window[0] must be filled in. */
+/* A root that follows everywhere; NULL: the pool is used up. The windows of the vault and its data
+ * must be open. */
 struct dune_root *dune_root_create(struct dune_vault *vault);
 int dune_root_clone(struct dune_vault *vault, const struct dune_root *from,
                     struct dune_root **made);
@@ -76,9 +77,15 @@ uint64_t dune_root_switch_cr3(const struct dune_vault *vault, struct dune_root *
 
 /* Fills the empty entries of address's window, which must be open (dune_window_open()). */
 int dune_root_open_window(struct dune_vault *vault, struct dune_root *root, uint64_t address);
-/* The vault's own pages, for all roots: text (read-only) or data (not executable). Freshly made
- * roots have the image as text, everything else as data. */
-int dune_root_vault_text(struct dune_vault *vault, uint64_t address, uint64_t bytes, bool text);
+/* The vault's own pages, for all roots. At first the image is text, everything else data. */
+enum dune_vault_pages {
+    DUNE_VAULT_DATA,  /* not executable */
+    DUNE_VAULT_TEXT,  /* not to be written */
+    DUNE_VAULT_CONST, /* neither */
+    DUNE_VAULT_NONE,  /* not there */
+};
+int dune_root_vault(struct dune_vault *vault, uint64_t address, uint64_t bytes,
+                    enum dune_vault_pages pages);
 /* The stub page of the vCPU block at this address becomes text. */
 int dune_root_block_stub(struct dune_vault *vault, struct dune_root *root, uint64_t block);
 

@@ -30,9 +30,6 @@ struct dune_ring0_call {
     dune_handler handler;
 };
 
-#define DUNE_HOOK_HANDLER  1u /* dune_vcpu.hooks: the program has a handler for system calls */
-#define DUNE_HOOK_RUN_USER 2u /* dune_run_user() waits for DUNE_CALL_RETURN */
-
 #pragma GCC visibility push(hidden)
 /* On the stack of the caller, in ring 0. 0 or -errno. */
 long dune_ring0_call(struct dune_vcpu *cpu, struct dune_ring0_call *call);

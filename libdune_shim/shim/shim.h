@@ -88,15 +88,16 @@ enum dune_vcpu_state {
     DUNE_VCPU_LEFT,     /* its thread is ending: free once `tid` is gone */
 };
 
-struct dune_counts {
-    uint64_t exits, syscalls, windows, executable, faults, traps, interrupted, others, refused;
+struct dune_counts { /* as struct dune_stats begins */
+    uint64_t exits, syscalls, windows, executable, faults, traps, interrupted, others, kicks,
+        refused, module_calls;
 };
 
 /* One vCPU, which is one thread: page DUNE_BLOCK_VCPU of its block. Asm uses the first part. */
 struct dune_vcpu {
     uint8_t mode;      /* the ring whose code or system call is under way: 3 or 0 */
     uint8_t attention; /* DUNE_ATTENTION_* */
-    uint8_t hooks;     /* ring 3's system calls go to the program's handler first */
+    uint8_t hooks;     /* DUNE_HOOK_*: who looks at ring 3's system calls first */
     uint8_t in_vault0; /* reserved */
     uint32_t reserved;
     uint64_t user_rsp;
@@ -105,7 +106,7 @@ struct dune_vcpu {
     uint64_t syscall_entry;
     uint64_t trap_entry;
     struct dune_vcpu *self;
-    uint64_t reserved2;
+    uint64_t module_stack;
     struct dune_tf tf; /* at DUNE_VCPU_TF */
     struct dune_pending pending; /* its first field at DUNE_VCPU_RECORDED */
 
@@ -131,8 +132,9 @@ struct dune_vcpu {
     struct dune_step step;
 
     struct dune_counts counts;
+    struct dune_counts published; /* of these: in the vault's `shared` already */
+    uint64_t host_since;    /* RDTSC of the last exit; 0: not counted as the host side's */
     uint64_t fork_scratch[8]; /* thread.c's own */
-    uint64_t handlers_flags;  /* trap.c's own */
     uint64_t user_return[8];  /* dune_run_user()'s saved ring-0 context */
     struct dune_sighand own_sighand;
 };
@@ -144,11 +146,23 @@ struct dune_window {
     uint64_t address; /* where it lies in the process */
 };
 
-#define DUNE_MAX_WINDOWS 1024 /* the vault's is number 0 */
+#define DUNE_MAX_WINDOWS 1024 /* the vault's is number 0, then its data windows */
 #define DUNE_FREE_TABLES 8192
 
+/* The module in ring 0; main 0: there is none. */
+struct dune_loaded {
+    uint64_t main; /* address of its dune_module_main() */
+    uint64_t context;
+    uint64_t bytes; /* of its image, at DUNE_MODULES_AT */
+    struct dune_shared *shared; /* NULL: none */
+    uint32_t entered;           /* bool: the thread that may call it came in */
+    uint32_t n_descriptors;
+    int32_t descriptor[DUNE_MODULE_FDS];
+};
+
 struct dune_vault {
-    uint64_t base;  /* of the vault's window; closed are [base - 1 GiB, base + 2 GiB) */
+    uint64_t base;       /* of the vault's window */
+    uint64_t data_bytes; /* of the data windows behind it */
     uint32_t flags; /* DUNE_SEALED, ... */
     int32_t pkey;   /* protection key of [base, base + DUNE_KEYED_BYTES), -1: none */
     int32_t kvm_fd, vm_fd;
@@ -181,6 +195,7 @@ struct dune_vault {
     const struct dune_policy *policy; /* in the vault; never NULL */
     struct dune_counts counts;  /* of threads that ended */
     uint32_t exec_areas;        /* exec.c: a bit for each that is taken */
+    struct dune_loaded module;
 };
 
 #define DUNE_HAS_FSGSBASE 1u
@@ -190,6 +205,7 @@ struct dune_vault {
 #define DUNE_HAS_SMAP 16u
 #define DUNE_HAS_XSAVE 32u
 #define DUNE_HAS_STATS 64u
+#define DUNE_HAS_XSAVEC 128u
 
 /* The vCPU whose host stack this code runs on. */
 static inline struct dune_vcpu *dune_this_vcpu(void)
@@ -198,6 +214,15 @@ static inline struct dune_vcpu *dune_this_vcpu(void)
 
     __asm__("mov %%rsp, %0" : "=r"(rsp));
     return (struct dune_vcpu *)((rsp & ~(uint64_t)(DUNE_BLOCK - 1)) + DUNE_BLOCK_VCPU);
+}
+
+/* The image lies in the vault, so its code knows where that is. */
+static inline struct dune_vault *dune_own_vault(void)
+{
+    uint64_t here;
+
+    __asm__("lea 0(%%rip), %0" : "=r"(here));
+    return (struct dune_vault *)((here & ~(uint64_t)(DUNE_WINDOW - 1)) + DUNE_VAULT_AT);
 }
 
 static inline struct dune_vcpu *dune_vcpu_at(const struct dune_vault *vault, uint32_t index)
@@ -216,8 +241,8 @@ static inline void *dune_block(const struct dune_vcpu *cpu)
 static inline bool dune_range_is_free(const struct dune_vault *vault, uint64_t address,
                                       uint64_t bytes)
 {
-    uint64_t low = vault->base - DUNE_WINDOW, high = vault->base + 2 * (uint64_t)DUNE_WINDOW;
-    uint64_t end;
+    uint64_t low = vault->base - DUNE_WINDOW, end;
+    uint64_t high = vault->base + 2 * (uint64_t)DUNE_WINDOW + vault->data_bytes;
 
     if (__builtin_add_overflow(address, bytes, &end))
         return false;
@@ -330,6 +355,37 @@ void dune_deliver(struct dune_vcpu *cpu);
 /* A fault of the guest's own becomes a signal: siginfo's first fields. */
 void dune_force_signal(struct dune_vcpu *cpu, int number, int code, uint64_t address,
                        const struct dune_tf *tf);
+
+/* ---- module.c, shared.c ---------------------------------------------------------------------- */
+
+/* Ring 0, from stub.S: ring 3's call number n of the module. */
+long dune_ring0_module(struct dune_vcpu *cpu, uint64_t n, const uint64_t arg[5]);
+/* Ring 0, called by the module: dune_module_kick(). */
+long dune_ring0_kick(uint32_t descriptor, uint32_t op);
+/* DUNE_PORT_KICK. */
+long dune_kick(struct dune_vcpu *cpu, uint32_t descriptor, uint32_t op);
+/* This vCPU's thread is the first: it may call the module. */
+void dune_module_enter(struct dune_vcpu *cpu);
+/* A forked child: it has neither module nor data windows, and their place stays closed. 0 or
+ * -errno. */
+int dune_module_forget(struct dune_vcpu *cpu);
+/* True: the address lies in the module's image. */
+bool dune_is_module(const struct dune_vault *vault, uint64_t address);
+
+/* Before KVM_RUN and behind it: counts and cycles become visible outside. */
+void dune_shared_before(struct dune_vcpu *cpu);
+void dune_shared_behind(struct dune_vcpu *cpu);
+/* The crash record, unless there is one. *context: the guest's registers. */
+void dune_shared_crash(struct dune_vcpu *cpu, const char *what, uint64_t value, int number,
+                       const struct dune_context *context);
+
+static inline uint64_t dune_cycles(void)
+{
+    uint32_t low, high;
+
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return low | (uint64_t)high << 32;
+}
 
 /* ---- thread.c -------------------------------------------------------------------------------- */
 

@@ -188,18 +188,8 @@ void dune_signals_leave(struct dune_vcpu *cpu)
 
 /* ---- a signal arrives ------------------------------------------------------------------------ */
 
-/* The image lies in the vault, so the code itself knows where that is. A harness has its own way.
- */
-#ifndef DUNE_OWN_VAULT
-#define DUNE_OWN_VAULT own_vault
-
-static struct dune_vault *own_vault(void)
-{
-    uint64_t here;
-
-    __asm__("lea 0(%%rip), %0" : "=r"(here));
-    return (struct dune_vault *)((here & ~(uint64_t)(DUNE_WINDOW - 1)) + DUNE_VAULT_AT);
-}
+#ifndef DUNE_OWN_VAULT /* a harness has its own way */
+#define DUNE_OWN_VAULT dune_own_vault
 #endif
 
 /* Takes the action for a signal that is about to be acted upon. */
@@ -369,8 +359,17 @@ void dune_host_signal(int number, void *information, void *ucontext)
 static void __attribute__((noreturn)) die(struct dune_vcpu *cpu, const siginfo_t *info)
 {
     struct dune_sigaction plain = {.handler = (uint64_t)SIG_DFL};
+    struct dune_context context;
 
     hold(cpu);
+    dune_get_context(cpu, &context);
+    if (info->si_code > 0) { /* a fault of its own */
+        context.tf.vector = cpu->pending.trapno;
+        context.tf.error = cpu->pending.error;
+        context.tf.cr2 = cpu->pending.cr2;
+    }
+    dune_shared_crash(cpu, "a signal without a handler", (uint64_t)info->si_addr, info->si_signo,
+                      &context);
     dune_lock(&cpu->sighand->lock);
     host_sigaction(info->si_signo, &plain);
     send_to_self(info);

@@ -349,7 +349,9 @@ static void stack_of_shim(struct dune_vcpu *cpu)
         cpu->step.shim_stuck = 0;
     cpu->step.shim_rip = regs->rip;
     if (cpu->step.shim_stuck++ >= STUCK_MAX)
-        dune_panic(cpu, "memory that the shim needs is not there", regs->rip);
+        dune_panic(cpu, "memory that ring 0 needs is not there", regs->rip);
+    if (dune_is_module(cpu->vault, regs->rip))
+        return;
     for (unsigned i = 0; i < 3; i++)
         if (dune_range_is_free(cpu->vault, at[i], 1) &&
             dune_touch(cpu, at[i], true) == DUNE_TOUCH_FAULT && i == 0)

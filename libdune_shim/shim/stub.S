@@ -23,6 +23,7 @@ LABEL(dune_stub_syscall):
     jne from_ring0
     cmpb $0, CPU(DUNE_VCPU_HOOKS)
     jne hooked
+forward:
     out %al, $DUNE_PORT_SYSCALL
 return_user:
     testb $DUNE_ATTENTION_FULL, CPU(DUNE_VCPU_ATTENTION)
@@ -55,8 +56,41 @@ LABEL(dune_stub_ring0_end):
 2:  out %al, $DUNE_PORT_RETURN
     jmp return_ring0
 
-/* Ring 3's system call for the program's handler in ring 0 (or for who serves calls there). */
 hooked:
+    testb $DUNE_HOOK_MODULE, CPU(DUNE_VCPU_HOOKS)
+    jz handler
+    sub $DUNE_CALL_MODULE_FIRST, %rax
+    cmp $(DUNE_CALL_MODULE_LAST - DUNE_CALL_MODULE_FIRST), %rax
+    ja 1f
+    mov %rsp, CPU(DUNE_VCPU_USER_RSP)
+    mov CPU(DUNE_VCPU_MODULE_STACK), %rsp
+    push %rcx
+    push %r11
+    push %r9
+    push %r8 /* from here on the arguments, in order */
+    push %r10
+    push %rdx
+    push %rsi
+    push %rdi
+    mov CPU(DUNE_VCPU_SELF), %rdi
+    mov %rax, %rsi
+    mov %rsp, %rdx
+    call *CPU(DUNE_VCPU_SYSCALL) /* keeps RBX, RBP, R12 to R15 */
+    pop %rdi
+    pop %rsi
+    pop %rdx
+    pop %r10
+    pop %r8
+    pop %r9
+    pop %r11
+    pop %rcx
+    mov CPU(DUNE_VCPU_USER_RSP), %rsp
+    jmp return_user
+1:  add $DUNE_CALL_MODULE_FIRST, %rax
+    jmp forward
+
+/* Ring 3's system call for the program's handler in ring 0. */
+handler:
     mov %rsp, CPU(DUNE_VCPU_USER_RSP)
     mov CPU(DUNE_VCPU_STACK_TOP), %rsp
     sub $8, %rsp /* so that the frame of 23 words leaves RSP on a multiple of 16 */

@@ -17,5 +17,7 @@ dune_image_table:
     .quad dune_signals_init - dune_image_table
     .quad dune_ring0_call - dune_image_table
     .quad dune_count_exits - dune_image_table
+    .quad dune_ring0_module - dune_image_table
+    .quad dune_ring0_kick - dune_image_table
 
     .section .note.GNU-stack, "", @progbits

@@ -181,7 +181,7 @@ static struct dune_vcpu *make_child(struct dune_vcpu *cpu, const struct clone_ar
     }
     /* A thread of ring 3 goes by ring 0's handlers as its parent does; one that ring 0 itself makes
      * is a background thread. */
-    child->hooks = cpu->mode == 3 ? cpu->hooks : 0;
+    child->hooks = cpu->mode == 3 ? cpu->hooks & (uint8_t)~DUNE_HOOK_MODULE : 0;
     child->where = DUNE_AT_INTERRUPT; /* a signal may come before its first instruction */
     return child;
 }
@@ -303,7 +303,9 @@ static void rebuild(struct dune_vcpu *cpu, const struct cpu_state *state)
 
     own_process(cpu);
     forget_others(cpu);
-    error = make_own(cpu, state);
+    error = dune_module_forget(cpu);
+    if (error == 0)
+        error = make_own(cpu, state);
     if (error) {
         static const char text[] = "dune: a forked process can't make its own VM: it ends\n";
 
@@ -468,6 +470,7 @@ long dune_do_exit(struct dune_vcpu *cpu, struct dune_call *call)
     block_signals(cpu, &guest);
     dune_robust_release(cpu);
     pass_on_signal(cpu);
+    dune_shared_before(cpu);
     /* The block is taken again only once this thread's number is gone; a vfork child's parent gives
      * its own. KVM has a thread of its own in the process (Linux 6.14), with which it would
      * stay after the program's last one ended. In the open way there may be threads that never
@@ -484,6 +487,7 @@ long dune_do_exit_group(struct dune_vcpu *cpu, struct dune_call *call)
 
     block_signals(cpu, &guest);
     dune_robust_release(cpu);
+    dune_shared_before(cpu);
     for (;;)
         dune_sys1(__NR_exit_group, call->arg[0]);
 }

@@ -9,6 +9,7 @@
  * yet, a first fetch from a page), which the host side settles; only what is left is the program's.
  * In the sealed way no handler is ever registered, and all of it goes to the host side.
  */
+#include "shim/fpu.h"
 #include "shim/pagetable.h"
 #include "shim/shim.h"
 #include "shim/trap.h"
@@ -17,14 +18,7 @@
 #define PAGE_FAULT         14
 #define ERROR_PRESENT      1u
 #define ERROR_FETCH        16u
-#define MXCSR_DEFAULT      0x1f80u
-#define XSAVE_LEGACY_BYTES 512
-#define XSAVE_HEADER_BYTES 64
 #define XSAVE_ALIGN_BITS   512
-
-/* dune_vcpu.handlers_flags */
-#define XSAVEC_ASKED 1u
-#define XSAVEC_THERE 2u
 
 static void hypercall_trap(struct dune_tf *tf)
 {
@@ -36,67 +30,24 @@ static void hypercall_forward(struct dune_tf *tf)
     __asm__ volatile("out %%al, %0" : : "i"(DUNE_PORT_FORWARD), "D"(tf), "a"(0) : "memory");
 }
 
-/* XSAVEC writes only what is in use, so that a handler doesn't pay for 8 KiB of AMX tiles. */
-static bool has_xsavec(struct dune_vcpu *cpu)
-{
-    const struct kvm_cpuid2 *cpuid = cpu->vault->cpuid;
-
-    if (cpu->handlers_flags & XSAVEC_ASKED)
-        return cpu->handlers_flags & XSAVEC_THERE;
-    cpu->handlers_flags |= XSAVEC_ASKED;
-    for (uint32_t i = 0; cpuid && i < cpuid->nent; i++) {
-        const struct kvm_cpuid_entry2 *entry = &cpuid->entries[i];
-
-        if (entry->function == 0xd && entry->index == 1 && (entry->eax & 2))
-            cpu->handlers_flags |= XSAVEC_THERE;
-    }
-    return cpu->handlers_flags & XSAVEC_THERE;
-}
-
-/* As the ABI wants it at a function's start: the x87 stack empty, exceptions masked. */
-static void plain_fpu(void)
-{
-    uint32_t mxcsr = MXCSR_DEFAULT;
-
-    __asm__ volatile("fninit\n\tldmxcsr %0" : : "m"(mxcsr));
-}
-
-static bool call_with_fxsave(struct dune_tf *tf, dune_handler handler)
-{
-    uint8_t area[XSAVE_LEGACY_BYTES] __attribute__((aligned(16)));
-    bool done;
-
-    __asm__ volatile("fxsave64 %0" : "=m"(area));
-    plain_fpu();
-    done = handler(tf);
-    __asm__ volatile("fxrstor64 %0" : : "m"(area));
-    return done;
-}
-
 /* Calls the program's handler; what it does to vector registers does not show afterwards. */
 static bool call_handler(struct dune_vcpu *cpu, struct dune_tf *tf, dune_handler handler,
                          uint32_t flags)
 {
     const struct dune_vault *vault = cpu->vault;
-    uint32_t low = (uint32_t)vault->xcr0, high = (uint32_t)(vault->xcr0 >> 32);
-    bool compact, done;
     uint8_t *area;
+    bool done;
 
     if (flags & DUNE_HANDLER_NO_FPU)
         return handler(tf);
-    if (!(vault->features & DUNE_HAS_XSAVE))
-        return call_with_fxsave(tf, handler);
-    compact = has_xsavec(cpu);
     area = __builtin_alloca_with_align(vault->xsave_bytes, XSAVE_ALIGN_BITS);
-    for (int i = 0; i < XSAVE_HEADER_BYTES / 8; i++) /* XRSTOR refuses what is not zero there */
-        ((uint64_t *)(area + XSAVE_LEGACY_BYTES))[i] = 0;
-    if (compact)
-        __asm__ volatile("xsavec64 (%0)" : : "r"(area), "a"(low), "d"(high) : "memory");
-    else
-        __asm__ volatile("xsave64 (%0)" : : "r"(area), "a"(low), "d"(high) : "memory");
-    plain_fpu();
+    for (int i = 0; i < DUNE_XSAVE_HEADER_BYTES / 8; i++)
+        ((uint64_t *)(area + DUNE_XSAVE_HEADER_AT))[i] = 0;
+    dune_fpu_save(vault, area);
+    __asm__ volatile("fninit"); /* the x87 stack empty */
+    dune_fpu_plain_sse();
     done = handler(tf);
-    __asm__ volatile("xrstor64 (%0)" : : "r"(area), "a"(low), "d"(high) : "memory");
+    dune_fpu_restore(vault, area);
     return done;
 }
 

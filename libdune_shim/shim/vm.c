@@ -110,6 +110,7 @@ int dune_window_open(struct dune_vault *vault, uint64_t address)
 
 int dune_vm_create(struct dune_vault *vault)
 {
+    uint64_t first = vault->base >> DUNE_WINDOW_SHIFT;
     int error = 0;
 
     vault->vm_fd = (int)dune_sys3(__NR_ioctl, vault->kvm_fd, KVM_CREATE_VM, 0);
@@ -119,8 +120,11 @@ int dune_vm_create(struct dune_vault *vault)
     if (vault->vm_fd < 0)
         return vault->vm_fd;
     vault->pid = (int32_t)dune_sys0(__NR_getpid);
-    if (vault->n_windows == 0)
-        return open_window(vault, vault->base >> DUNE_WINDOW_SHIFT);
+    if (vault->n_windows == 0) { /* the data windows too: ring 0 doesn't fault on them */
+        for (uint64_t n = 0; n <= vault->data_bytes >> DUNE_WINDOW_SHIFT && error == 0; n++)
+            error = open_window(vault, first + n);
+        return error;
+    }
     for (uint32_t index = 0; index < vault->n_windows && error == 0; index++)
         error = set_slot(vault, index);
     return error;

@@ -13,7 +13,7 @@ struct api {
     uint64_t (*cr3)(const struct dune_vault *, const struct dune_root *);
     uint64_t (*switch_cr3)(const struct dune_vault *, struct dune_root *, uint32_t);
     int (*open_window)(struct dune_vault *, struct dune_root *, uint64_t);
-    int (*vault_text)(struct dune_vault *, uint64_t, uint64_t, bool);
+    int (*vault_pages)(struct dune_vault *, uint64_t, uint64_t, uint32_t);
     int (*block_stub)(struct dune_vault *, struct dune_root *, uint64_t);
     int (*map)(struct dune_vault *, struct dune_root *, uint64_t, uint64_t, uint64_t, uint32_t);
     int (*protect)(struct dune_vault *, struct dune_root *, uint64_t, uint64_t, uint32_t);
@@ -28,7 +28,7 @@ struct api {
 
 static const struct api api = {
     dune_root_create,     dune_root_clone,       dune_root_free,       dune_root_cr3,
-    dune_root_switch_cr3, dune_root_open_window, dune_root_vault_text, dune_root_block_stub,
+    dune_root_switch_cr3, dune_root_open_window, dune_root_vault, dune_root_block_stub,
     dune_root_map,        dune_root_protect,     dune_root_unmap,      dune_root_follow,
     dune_root_lookup,     dune_root_walk,        dune_root_set_exec,   dune_root_clear_exec};
 

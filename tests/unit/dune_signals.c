@@ -62,6 +62,12 @@ static void fail(const char *what, int line)
 /* ---- what the rest of the shim would be ---------------------------------------------------------
  */
 
+void dune_shared_crash(struct dune_vcpu *in, const char *what, uint64_t value, int number,
+                       const struct dune_context *context)
+{
+    (void)in, (void)what, (void)value, (void)number, (void)context;
+}
+
 void dune_panic(struct dune_vcpu *in, const char *what, uint64_t value)
 {
     (void)in;

@@ -40,7 +40,7 @@ struct api {
     uint64_t (*cr3)(const struct dune_vault *, const struct dune_root *);
     uint64_t (*switch_cr3)(const struct dune_vault *, struct dune_root *, uint32_t);
     int (*open_window)(struct dune_vault *, struct dune_root *, uint64_t);
-    int (*vault_text)(struct dune_vault *, uint64_t, uint64_t, bool);
+    int (*vault_pages)(struct dune_vault *, uint64_t, uint64_t, uint32_t);
     int (*block_stub)(struct dune_vault *, struct dune_root *, uint64_t);
     int (*map)(struct dune_vault *, struct dune_root *, uint64_t, uint64_t, uint64_t, uint32_t);
     int (*protect)(struct dune_vault *, struct dune_root *, uint64_t, uint64_t, uint32_t);
@@ -186,8 +186,8 @@ def test_vault_text_is_shared_by_all_roots(vault: Vault) -> None:
         for offset, text in ((0x20000, True), (0x40000, True), (0, False), (0x21000, False)):
             leaf = vault.at(root, block + offset)
             assert (leaf.value & (2 | NX) == 0) == text and leaf.bytes == KIB4 and not leaf.user
-    assert api.vault_text(vault.raw, block, 5, True) == -errno.EINVAL
-    assert api.vault_text(vault.raw, vault.base + GIB1 - KIB4, 2 * KIB4, True) == -errno.EINVAL
+    assert api.vault_pages(vault.raw, block, 5, 1) == -errno.EINVAL
+    assert api.vault_pages(vault.raw, vault.base + GIB1 - KIB4, 2 * KIB4, 1) == -errno.EINVAL
 
 
 @pytest.mark.parametrize("features", [0, GIGABYTES])
