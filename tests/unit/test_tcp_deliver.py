@@ -202,7 +202,7 @@ def connecting_without_room() -> tuple[Stack, Peer, int]:
     call = stack.connect_call()
     peer = Peer(stack, port=int(call.local_port), sport=80, handle=int(call.handle))
     peer.expect("S")
-    stack.io.max_events = 0
+    stack.shard.io.max_events = 0
     peer.send("SA")
     peer.take_all()
     stack.expect_no_event()
@@ -215,7 +215,7 @@ def test_connected_that_waits_is_told_before_an_orderly_end() -> None:
     stack.close(handle)
     peer.take_all()
     peer.send("A")
-    stack.io.max_events = 64
+    stack.shard.io.max_events = 64
     stack.settle()
     stack.expect("CONNECTED", handle=handle, status=0)
     stack.expect("DEAD", handle=handle, status=0)
@@ -230,7 +230,7 @@ def test_connected_that_waits_is_all_that_is_told_of_a_failure() -> None:
     peer.send("FA", ack=1)
     assert peer.state == "TIME_WAIT"
     stack.call("ABORT", handle=handle)
-    stack.io.max_events = 64
+    stack.shard.io.max_events = 64
     stack.settle()
     stack.expect("CONNECTED", handle=handle, status=-ECONNABORTED)
     stack.expect_no_event()

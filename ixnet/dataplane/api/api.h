@@ -137,8 +137,9 @@ struct ix_call {
     uint8_t peer[16];    /* network byte order; IPv4 in the first 4 bytes */
 };
 
-/* The shared arrays of one shard. n_calls is the application's to set and 0
- * after a poll; n_events is the dataplane's. */
+/* The shared arrays of one shard, with addresses as the application has them. n_calls is the
+ * application's to set and 0 after a poll; n_events is the dataplane's. The dataplane reads nothing
+ * of it but n_calls, and copies each call before it looks at it. */
 struct ix_io {
     struct ix_call *calls;
     struct ix_event *events;

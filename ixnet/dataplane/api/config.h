@@ -48,11 +48,17 @@ struct ix_config {
     uint32_t rss_table_len;   /* entries of the indirection table */
     uint16_t rss_table[512];  /* queue of each entry */
     uint32_t queue;           /* this shard's NIC queue */
+    /* Where the application has the shared part of the shard's memory, and the UMEM, mapped; 0:
+     * where the shard has them. */
+    uint64_t app_io, app_umem;
 };
 
 /* Bytes of memory that ix_shard_create() needs, a multiple of 4096, and 0 for a
  * configuration that can't be. Applies the defaults to *cfg in place. */
 size_t ix_shard_bytes(struct ix_config *cfg);
+
+/* How many bytes at the end of that memory the application shares: struct ix_io and the arrays. */
+size_t ix_shard_shared_bytes(const struct ix_config *cfg);
 
 /* Builds a shard in `memory` (zeroed, page-aligned, ix_shard_bytes() long) on `link`, whose UMEM
  * must hold pool_frames + arena_frames frames. Takes fill_target frames: they stand in `fill`

@@ -98,10 +98,13 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
     uint8_t *payload = pkt->l4 + IX_UDP_BYTES;
     event->family = 4;
     event->bytes = bytes;
-    event->handle = ix_handle_make(IX_HANDLE_UDP, (uint32_t)(end - udp->ends), end->generation);
+    uint64_t handle =
+        ix_handle_make(IX_HANDLE_UDP, (uint32_t)(end - udp->ends), end->generation);
+    uint16_t offset = (uint16_t)(payload - ix_net_frame_ptr(net, pkt->frame));
+    event->handle = handle;
     event->cookie = end->cookie;
     event->frame = pkt->frame;
-    event->offset = (uint16_t)(payload - ix_net_frame_ptr(net, pkt->frame));
+    event->offset = offset;
     event->peer_port = hdr.src_port;
     event->local_port = hdr.dst_port;
     __builtin_memcpy(event->peer, &pkt->ip.src, 4);
@@ -109,23 +112,23 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
     n->udp_in++;
     if (bytes == 0) /* nothing to lend: the event alone tells of an empty datagram */
         return IX_VERDICT_DROP;
-    ix_frame_lend(net->frames, pkt->frame, event->handle, event->offset, (uint16_t)bytes);
+    ix_frame_lend(net->frames, pkt->frame, handle, offset, (uint16_t)bytes);
     return IX_VERDICT_KEPT;
 }
 
-bool ix_net_sendable(const struct ix_net *net, const struct ix_io *io, uint64_t addr,
-                     uint32_t bytes)
+bool ix_net_sendable(const struct ix_net *net, uint64_t addr, uint32_t bytes)
 {
-    uint64_t arena = (uint64_t)io->arena_frame << io->frame_shift;
+    uint32_t shift = net->frames->frame_shift;
+    uint64_t arena = (uint64_t)net->frames->pool_frames << shift;
     /* Not umem_bytes: the UMEM may end behind the last frame. */
-    uint64_t end = (uint64_t)net->frames->total << net->frames->frame_shift;
+    uint64_t end = (uint64_t)net->frames->total << shift;
     if (bytes == 0 || addr >= end || bytes > end - addr)
         return false;
     if (addr >= arena)
         return true;
     /* A lent frame: exactly what was lent of it, nothing of its neighbours. */
     const struct ix_frame *meta = &net->frames->meta[ix_frame_of(net->frames, addr)];
-    uint64_t offset = addr & (((uint64_t)1 << io->frame_shift) - 1);
+    uint64_t offset = addr & (((uint64_t)1 << shift) - 1);
     return meta->owner == IX_FRAME_APP && offset >= meta->offset &&
            offset + bytes <= (uint64_t)meta->offset + meta->bytes;
 }
@@ -137,7 +140,7 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     if (!end)
         return -IX_ENOENT;
     if (call->family != 4 || call->peer_port == 0 ||
-        (call->bytes && !ix_net_sendable(net, udp->io, call->addr, call->bytes)))
+        (call->bytes && !ix_net_sendable(net, call->addr, call->bytes)))
         return -IX_EINVAL;
     if (call->bytes > net->mtu - IX_UDP_BYTES - IX_IPV4_BYTES)
         return -IX_EMSGSIZE;
@@ -175,7 +178,7 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     event->cookie = call->cookie;
     event->bytes = call->bytes;
     event->frame = ix_frame_of(net->frames, call->addr);
-    event->offset = (uint16_t)(call->addr & (((uint64_t)1 << udp->io->frame_shift) - 1));
+    event->offset = (uint16_t)(call->addr & (((uint64_t)1 << net->frames->frame_shift) - 1));
     return (int)call->bytes;
 }
 

@@ -12,9 +12,20 @@ struct ix_udp_end {
     uint64_t cookie;
 };
 
+/* The arrays as the shard knows them. The application can write all of struct ix_io and of the
+ * records at any time, so what the shard relies on it keeps here, and of the shared memory it reads
+ * a field once and then its copy. */
+struct ix_arrays {
+    struct ix_io *shared;    /* n_calls is read, n_calls and n_events are written */
+    struct ix_call *calls;   /* read by copies, result and handle written */
+    struct ix_event *events; /* only written */
+    uint32_t max_calls;
+    uint32_t n_events, max_events;
+};
+
 struct ix_udp_table {
     struct ix_net *net;
-    struct ix_io *io;
+    struct ix_arrays *io;
     struct ix_udp_end ends[IX_UDP_MAX];
     uint32_t in_use;
 };
@@ -43,11 +54,11 @@ int ix_udp_recv_done(struct ix_udp_table *udp, const struct ix_call *call);
 
 /* May the application name these bytes as something to send? They must lie in one piece in frames
  * that are lent to it or in its arena. */
-bool ix_net_sendable(const struct ix_net *net, const struct ix_io *io, uint64_t addr,
-                     uint32_t bytes);
+bool ix_net_sendable(const struct ix_net *net, uint64_t addr, uint32_t bytes);
 
-/* The next free event record, zeroed, or NULL when the array is full. */
-static inline struct ix_event *ix_io_event(struct ix_io *io, uint8_t type)
+/* The next free event record, zeroed, or NULL when the array is full. For writing only: what is
+ * read back may be what the application put there. */
+static inline struct ix_event *ix_io_event(struct ix_arrays *io, uint8_t type)
 {
     if (IX_UNLIKELY(io->n_events == io->max_events))
         return NULL;

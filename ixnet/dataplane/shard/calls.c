@@ -61,7 +61,7 @@ static int call_timer_set(struct ix_shard *shard, struct ix_call *call)
 
 static bool timer_event(struct ix_shard *shard, struct ix_app_timer *timer)
 {
-    struct ix_event *event = ix_io_event(shard->io, IX_EV_TIMER);
+    struct ix_event *event = ix_io_event(&shard->io, IX_EV_TIMER);
     if (!event)
         return false;
     event->handle =
@@ -103,14 +103,22 @@ static int run_one(struct ix_shard *shard, struct ix_call *call)
     }
 }
 
-void ix_shard_run_calls(struct ix_shard *shard)
+void ix_shard_run_calls(struct ix_shard *shard, uint32_t n)
 {
-    struct ix_io *io = shard->io;
-    uint32_t n = IX_MIN(io->n_calls, shard->cfg.max_calls);
+    n = IX_MIN(n, shard->io.max_calls);
     for (uint32_t i = 0; i < n; i++) {
-        io->calls[i].result = run_one(shard, &io->calls[i]);
-        shard->counters.call_errors += io->calls[i].result < 0;
+        /* The application may change the record meanwhile: what is checked and what is used is one
+         * copy. The compiler must not look at the record again instead. */
+        struct ix_call *shared = &shard->io.calls[i], call = *shared;
+        __asm__ volatile("" : "+m"(call));
+        int result = run_one(shard, &call);
+        shared->result = result;
+        if (call.op == IX_CALL_CONNECT || call.op == IX_CALL_TIMER_SET) {
+            shared->handle = call.handle;
+            shared->local_port = call.local_port;
+        }
+        shard->counters.call_errors += result < 0;
     }
     shard->counters.calls += n;
-    io->n_calls = 0;
+    shard->io.shared->n_calls = 0;
 }

@@ -78,24 +78,44 @@ size_t ix_shard_bytes(struct ix_config *cfg)
     return valid(cfg) ? lay_out(cfg).end : 0;
 }
 
+/* What lies at `at`, counted from `here`, as the application sees it: from `there`, if it has a
+ * mapping of its own. */
+static void *view(uint64_t there, const void *here, void *at)
+{
+    return there ? (void *)(uintptr_t)(there + (uint64_t)((uint8_t *)at - (const uint8_t *)here))
+                 : at;
+}
+
 static void init_io(struct ix_shard *shard, uint8_t *memory)
 {
     const struct ix_config *cfg = &shard->cfg;
     struct ix_io *io = (struct ix_io *)(void *)memory;
     uint8_t *arrays = memory + ((sizeof *io + IX_CACHE_LINE - 1) & ~(size_t)(IX_CACHE_LINE - 1));
-    shard->io = io;
-    *io = (struct ix_io){
+    shard->io = (struct ix_arrays){
+        .shared = io,
         .events = (struct ix_event *)(void *)arrays,
         .calls = (struct ix_call *)(void *)(arrays + cfg->max_events * sizeof(struct ix_event)),
         .max_events = cfg->max_events,
         .max_calls = cfg->max_calls,
-        .umem = shard->link->umem,
+    };
+    *io = (struct ix_io){
+        .events = view(cfg->app_io, memory, shard->io.events),
+        .calls = view(cfg->app_io, memory, shard->io.calls),
+        .max_events = cfg->max_events,
+        .max_calls = cfg->max_calls,
+        .umem = view(cfg->app_umem, shard->link->umem, shard->link->umem),
         .umem_bytes = shard->link->umem_bytes,
         .frame_shift = shard->link->frame_shift,
         .arena_frame = cfg->pool_frames,
         .arena_frames = cfg->arena_frames,
         .tx_headroom = IX_TX_HEADROOM,
     };
+}
+
+size_t ix_shard_shared_bytes(const struct ix_config *cfg)
+{
+    struct layout l = lay_out(cfg);
+    return l.end - l.shared;
 }
 
 static void init_net(struct ix_shard *shard)
@@ -159,7 +179,7 @@ struct ix_shard *ix_shard_create(void *memory, size_t bytes, struct ix_config *c
     shard->tcp.net = shard->udp.net = &shard->net;
     shard->tcp.wheel = &shard->wheel;
     shard->tcp.counters = &shard->counters;
-    shard->tcp.io = shard->udp.io = shard->io;
+    shard->tcp.io = shard->udp.io = &shard->io;
     shard->tcp.now_ns = shard->now_ns;
     shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
     ix_tcp_init(&shard->tcp, &shard->cfg, base + l.tcp);
@@ -171,7 +191,7 @@ struct ix_shard *ix_shard_create(void *memory, size_t bytes, struct ix_config *c
 
 struct ix_io *ix_shard_io(struct ix_shard *shard)
 {
-    return shard->io;
+    return shard->io.shared;
 }
 
 int ix_shard_set_batch(struct ix_shard *shard, uint32_t batch)

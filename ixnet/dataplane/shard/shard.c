@@ -198,7 +198,7 @@ static void begin(struct ix_shard *shard, uint64_t now_ns)
         shard->now_ns = now_ns;
     shard->net.now_ns = shard->tcp.now_ns = shard->now_ns;
     shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
-    shard->io->n_events = 0;
+    shard->io.n_events = 0;
     shard->counters.cycles++;
 }
 
@@ -208,9 +208,10 @@ int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
     if (IX_UNLIKELY(shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE)))
         ix_shard_take_news(shard);
     uint32_t work = reclaim(shard);
-    work += shard->io->n_calls;
-    if (shard->io->n_calls)
-        ix_shard_run_calls(shard);
+    uint32_t n_calls = ix_shard_call_count(shard);
+    work += n_calls;
+    if (n_calls)
+        ix_shard_run_calls(shard, n_calls);
     work += run_timers(shard);
     uint32_t received = receive(shard);
     output(shard);
@@ -221,7 +222,8 @@ int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
     }
     wake(shard, sent, received);
     deliver(shard);
-    uint32_t events = shard->io->n_events;
+    uint32_t events = shard->io.n_events;
+    shard->io.shared->n_events = events;
     shard->counters.events += events;
     if (work + received + sent + events == 0)
         shard->counters.cycles_idle++;
@@ -247,7 +249,7 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
                                    shard->frames.count[IX_FRAME_FREE] == 0);
     bool output = shard->tcp.output.head != IX_NONE || shard->net.tx_head != shard->net.tx_tail;
     if ((output && !stuck) || shard->tcp.events.head != IX_NONE || shard->timers_due ||
-        shard->io->n_calls ||
+        ix_shard_call_count(shard) ||
         shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE))
         return now_ns;
     uint64_t timer_ns = ix_wheel_next_ns(&shard->wheel);

@@ -26,12 +26,13 @@ struct ix_app_timer {
 
 struct ix_shard {
     struct ix_stats stats; /* first: at offset 0 of the shard's memory */
-    struct ix_ctl_ring news;     /* control plane to shard */
+    /* On a page of its own: strangers may map the statistics. */
+    struct ix_ctl_ring news IX_ALIGNED(4096); /* control plane to shard */
     struct ix_ctl_ring requests; /* shard to control plane */
 
     struct ix_config cfg;
     struct ix_counters counters;
-    struct ix_io *io;
+    struct ix_arrays io;
     struct ix_link *link;
     uint64_t now_ns; /* of the current cycle; never goes back */
     uint32_t batch;
@@ -51,7 +52,13 @@ struct ix_shard {
 };
 
 /* ---- calls.c */
-void ix_shard_run_calls(struct ix_shard *shard);
+/* How many calls wait, as the application says: any number. One read, as it may change. */
+static inline uint32_t ix_shard_call_count(const struct ix_shard *shard)
+{
+    return __atomic_load_n(&shard->io.shared->n_calls, __ATOMIC_RELAXED);
+}
+/* The first n records of the array; n as the application says, unchecked. */
+void ix_shard_run_calls(struct ix_shard *shard, uint32_t n);
 /* A timer of the application fired. */
 void ix_shard_app_timer(struct ix_shard *shard, uint32_t index);
 /* TIMER events that found no room before. */

@@ -30,7 +30,7 @@ static int call_sendv(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
     if (tcb->flags & IX_TF_CLOSED_WR ||
         (tcb->state != IX_TCP_ESTABLISHED && tcb->state != IX_TCP_CLOSE_WAIT))
         return -IX_EPIPE;
-    if (call->bytes > INT32_MAX || !ix_net_sendable(tcp->net, tcp->io, call->addr, call->bytes))
+    if (call->bytes > INT32_MAX || !ix_net_sendable(tcp->net, call->addr, call->bytes))
         return -IX_EINVAL;
     uint32_t taken = ix_sendq_append(tcp, tcb, call->addr, call->bytes);
     if (call->flags & IX_SEND_MORE && taken == call->bytes)

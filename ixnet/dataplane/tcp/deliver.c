@@ -60,7 +60,7 @@ static bool deliver_payload(struct ix_tcp *tcp, struct ix_tcb *tcb)
         event->offset = meta->offset;
         event->bytes = meta->bytes;
         tcb->wait_head = meta->next;
-        ix_frame_lend(frames, frame, event->handle, meta->offset, meta->bytes);
+        ix_frame_lend(frames, frame, ix_tcb_handle(tcp, tcb), meta->offset, meta->bytes);
     }
     tcb->wait_tail = IX_NONE;
     return true;

@@ -202,7 +202,7 @@ struct ix_tcp {
     struct ix_net *net;
     struct ix_wheel *wheel; /* timer of a flow: flow * IX_TIMERS_PER_FLOW + enum ix_tcp_timer */
     struct ix_counters *counters;
-    struct ix_io *io;
+    struct ix_arrays *io;
     uint64_t now_ns;
     uint32_t now_ms; /* now_ns / 10^6, modulo 2^32: the timestamp clock */
 
