@@ -506,7 +506,7 @@ class Shard:
         """The shard's gauges and counters by name, as of now."""
         from ixnet.control.stats import stats_dict
 
-        return stats_dict(lib.ix_shard_stats(self.app.shard))
+        return stats_dict(self.app.ops.stats(self.app))
 
 
 def _check(code: int, doing: str, why: Any = None) -> None:

@@ -275,7 +275,7 @@ class Worker:
         app = ffi.new("struct ix_app *")
         app.shard = self.shard
         app.io = lib.ix_shard_io(self.shard)
-        app.poll = lib_address("ix_shard_poll")
+        app.ops = lib.ix_app_inline_ops()
         app.request_fd, app.kick_fd, app.link_fd = request_fd, kick_fd, self.socket.fileno()
         app.spin_ns = self.plan.spin_ns
         app.stop = stop
@@ -379,11 +379,6 @@ class Worker:
         self.umem.close()
         if self.recorder is not None:
             self.recorder.close()
-
-
-def lib_address(name: str) -> Any:
-    """The address of a C function, to be put into a struct."""
-    return ffi.addressof(lib, name)
 
 
 def control_message(

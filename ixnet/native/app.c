@@ -165,7 +165,7 @@ int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t co
     int err = claim(app, &request, IPPROTO_TCP, ip, port, why, why_bytes);
     if (err)
         return err;
-    err = ix_shard_listen(app->shard, request.ip, 4, port, cookie, backlog);
+    err = app->ops->listen(app, request.ip, port, cookie, backlog);
     return settle(app, &request, err, why, why_bytes);
 }
 
@@ -174,7 +174,7 @@ int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port)
     struct ix_request request = {.proto = IPPROTO_TCP, .port = port};
     int err = parse_ip(ip, &request, NULL, 0);
     if (!err)
-        err = ix_shard_unlisten(app->shard, request.ip, 4, port);
+        err = app->ops->unlisten(app, request.ip, port);
     return err ? err : unclaim(app, &request);
 }
 
@@ -185,7 +185,7 @@ int ix_app_udp_bind(struct ix_app *app, const char *ip, uint16_t port, uint64_t 
     int err = claim(app, &request, IPPROTO_UDP, ip, port, why, why_bytes);
     if (err)
         return err;
-    err = ix_shard_udp_bind(app->shard, request.ip, 4, port, cookie, handle);
+    err = app->ops->udp_bind(app, request.ip, port, cookie, handle);
     return settle(app, &request, err, why, why_bytes);
 }
 
@@ -194,8 +194,68 @@ int ix_app_udp_unbind(struct ix_app *app, uint64_t handle, const char *ip, uint1
     struct ix_request request = {.proto = IPPROTO_UDP, .port = port};
     int err = parse_ip(ip, &request, NULL, 0);
     if (!err)
-        err = ix_shard_udp_unbind(app->shard, handle);
+        err = app->ops->udp_unbind(app, handle);
     return err ? err : unclaim(app, &request);
+}
+
+/* ---- the shard in this very process ---------------------------------------------- */
+
+static int inline_poll(struct ix_app *app, uint64_t now_ns)
+{
+    return ix_shard_poll(app->shard, now_ns);
+}
+
+static uint64_t inline_may_sleep_ns(struct ix_app *app, uint64_t now_ns)
+{
+    uint64_t deadline = ix_shard_next_deadline(app->shard, now_ns);
+    return deadline > now_ns ? deadline - now_ns : 0;
+}
+
+static int inline_listen(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
+                         uint32_t backlog)
+{
+    return ix_shard_listen(app->shard, ip, 4, port, cookie, backlog);
+}
+
+static int inline_unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
+{
+    return ix_shard_unlisten(app->shard, ip, 4, port);
+}
+
+static int inline_udp_bind(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
+                           uint64_t *handle)
+{
+    return ix_shard_udp_bind(app->shard, ip, 4, port, cookie, handle);
+}
+
+static int inline_udp_unbind(struct ix_app *app, uint64_t handle)
+{
+    return ix_shard_udp_unbind(app->shard, handle);
+}
+
+static const struct ix_stats *inline_stats(struct ix_app *app)
+{
+    return ix_shard_stats(app->shard);
+}
+
+static int inline_conn_info(struct ix_app *app, uint64_t handle, struct ix_conn_info *info)
+{
+    return ix_shard_conn_info(app->shard, handle, info);
+}
+
+const struct ix_app_ops *ix_app_inline_ops(void)
+{
+    static const struct ix_app_ops ops = {
+        .poll = inline_poll,
+        .may_sleep_ns = inline_may_sleep_ns,
+        .listen = inline_listen,
+        .unlisten = inline_unlisten,
+        .udp_bind = inline_udp_bind,
+        .udp_unbind = inline_udp_unbind,
+        .stats = inline_stats,
+        .conn_info = inline_conn_info,
+    };
+    return &ops;
 }
 
 /* ---- the loop -------------------------------------------------------------------- */
@@ -220,9 +280,9 @@ static void nudge_on_miss(struct ix_app *app)
 static int poll_shard(struct ix_app *app, uint64_t now_ns)
 {
     if (!app->recorder)
-        return app->poll(app->shard, now_ns);
+        return app->ops->poll(app, now_ns);
     ix_recorder_begin(app->recorder, now_ns);
-    int n = app->poll(app->shard, now_ns);
+    int n = app->ops->poll(app, now_ns);
     ix_recorder_end(app->recorder);
     return n;
 }
@@ -250,8 +310,7 @@ static int cycle(struct ix_app *app)
  * it, or max_wait_ns are over. Returns false when there was nothing to sleep for. */
 static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
 {
-    uint64_t now = app_clock(app), deadline = ix_shard_next_deadline(app->shard, now);
-    uint64_t wait = deadline > now ? deadline - now : 0;
+    uint64_t wait = app->ops->may_sleep_ns(app, app_clock(app));
     if (wait > max_wait_ns)
         wait = max_wait_ns;
     if (wait > SLEEP_MAX_NS)
@@ -260,7 +319,7 @@ static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
         return false;
     /* Readers see what this shard is while it sleeps. */
     if (app->stats) {
-        (void)ix_shard_stats(app->shard);
+        (void)app->ops->stats(app);
         nudge_on_miss(app);
     }
     struct timespec timeout = {.tv_nsec = (long)wait};
@@ -305,7 +364,7 @@ void ix_app_leave(struct ix_app *app, uint64_t drain_ns)
         now = app_clock(app);
         if (poll_shard(app, now) < 0)
             return;
-        stats = ix_shard_stats(app->shard);
+        stats = app->ops->stats(app);
     } while (now - start < drain_ns &&
              (stats->flows != stats->flows_time_wait || stats->frames_tx));
 }

@@ -14,13 +14,34 @@
 #include "api/config.h"
 #endif
 
+struct ix_app;
 struct ix_recorder;
 
+/* How an application reaches its shard: by calls in the inline placement, through the gate in the
+ * dune one. ip: 4 bytes in network byte order, all 0: every local address. Results as the functions
+ * of api/api.h with these names give them. */
+struct ix_app_ops {
+    /* Runs one cycle. now_ns is the application's clock; a gate has its own. */
+    int (*poll)(struct ix_app *app, uint64_t now_ns);
+    /* How long the caller may sleep, ns; UINT64_MAX: as long as it likes. */
+    uint64_t (*may_sleep_ns)(struct ix_app *app, uint64_t now_ns);
+    int (*listen)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
+                  uint32_t backlog);
+    int (*unlisten)(struct ix_app *app, const uint8_t *ip, uint16_t port);
+    int (*udp_bind)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
+                    uint64_t *handle);
+    int (*udp_unbind)(struct ix_app *app, uint64_t handle);
+    const struct ix_stats *(*stats)(struct ix_app *app); /* brought up to date; never NULL */
+    int (*conn_info)(struct ix_app *app, uint64_t handle, struct ix_conn_info *info);
+};
+
+/* Those of the inline placement. */
+const struct ix_app_ops *ix_app_inline_ops(void);
+
 struct ix_app {
-    struct ix_shard *shard;
+    struct ix_shard *shard; /* for ops; NULL where the application can't reach it */
     struct ix_io *io;
-    /* Runs one cycle; ix_shard_poll() in the inline placement, a call gate in the dune one. */
-    int (*poll)(struct ix_shard *shard, uint64_t now_ns);
+    const struct ix_app_ops *ops;
     int request_fd;         /* SOCK_SEQPACKET to the control plane; -1: none, claims succeed */
     int link_fd;            /* becomes readable when frames arrive; -1: never block */
     int64_t spin_ns;        /* idle time before blocking in poll(2) on link_fd; -1: never block */

@@ -37,6 +37,7 @@ struct pair {
     pthread_cond_t passed;
     int turn; /* whose */
     uint32_t stop[2];
+    struct ix_app_ops ops; /* those of the inline placement, but poll */
 };
 
 static struct pair pair;
@@ -60,8 +61,9 @@ static void await_turn(int me)
         pthread_cond_wait(&pair.passed, &pair.lock);
 }
 
-static int poll_and_pass(struct ix_shard *shard, uint64_t now)
+static int poll_and_pass(struct ix_app *app, uint64_t now)
 {
+    struct ix_shard *shard = app->shard;
     int me = shard == pair.side[1].app.shard;
     ix_sim_wire_advance(&pair.wire, now);
     int n = ix_shard_poll(shard, now);
@@ -144,7 +146,7 @@ static void make_shard(int i, uint32_t max_calls, uint32_t pool)
          i ? "10.0.0.1" : "10.0.0.2");
     side->app = (struct ix_app){.shard = shard,
                                 .io = ix_shard_io(shard),
-                                .poll = poll_and_pass,
+                                .ops = &pair.ops,
                                 .request_fd = -1,
                                 .link_fd = -1,
                                 .spin_ns = -1,
@@ -169,6 +171,8 @@ int main(int argc, char **argv)
         return 2;
     uint32_t pool = (uint32_t)atoi(argv[3]);
     pthread_t thread;
+    pair.ops = *ix_app_inline_ops();
+    pair.ops.poll = poll_and_pass;
     make_wire(pool, (uint32_t)atoi(argv[1]));
     for (int i = 0; i < 2; i++)
         make_shard(i, (uint32_t)atoi(argv[2]), pool);
@@ -184,7 +188,7 @@ int main(int argc, char **argv)
     /* The server goes on until it has seen the end of every connection. Then nothing may be lent.
      */
     for (uint64_t end = now_ns() + 20000000000u; anything_left() && now_ns() < end;)
-        poll_and_pass(pair.side[1].app.shard, now_ns());
+        poll_and_pass(&pair.side[1].app, now_ns());
     pair.stop[0] = 1;
     pass_turn(0);
     await_turn(1);

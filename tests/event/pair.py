@@ -84,7 +84,7 @@ class Pair:
             {
                 "shard": self.shard[i],
                 "io": lib.ix_shard_io(self.shard[i]),
-                "poll": ffi.addressof(lib, "ix_shard_poll"),
+                "ops": lib.ix_app_inline_ops(),
                 "request_fd": -1,
                 "link_fd": -1,
                 "spin_ns": -1,

@@ -7,6 +7,13 @@
 
 enum { FRAME_SHIFT = 11, RX_OFFSET = 320, TX_HEADROOM = 128 };
 
+static int unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
+{
+    (void)app, (void)ip, (void)port;
+    return 0;
+}
+
+static const struct ix_app_ops fake_ops = {.poll = ix_fake_poll, .unlisten = unlisten};
 static struct ix_fake *last_made;
 
 static void breach(struct ix_fake *f, const char *what)
@@ -40,7 +47,7 @@ struct ix_fake *ix_fake_new(uint32_t pool_frames, uint32_t arena_frames, uint32_
     f->step_ns = 1000;
     f->app = (struct ix_app){.shard = (struct ix_shard *)f,
                              .io = &f->io,
-                             .poll = ix_fake_poll,
+                             .ops = &fake_ops,
                              .request_fd = -1,
                              .link_fd = -1,
                              .spin_ns = -1,
@@ -402,9 +409,9 @@ static void generate(struct ix_fake *f)
     }
 }
 
-int ix_fake_poll(struct ix_shard *shard, uint64_t now_ns)
+int ix_fake_poll(struct ix_app *app, uint64_t now_ns)
 {
-    struct ix_fake *f = (struct ix_fake *)shard;
+    struct ix_fake *f = (struct ix_fake *)app->shard;
     (void)now_ns;
     f->polls++;
     if (f->io.n_calls > f->io.max_calls)

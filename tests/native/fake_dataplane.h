@@ -74,7 +74,7 @@ void ix_fake_free(struct ix_fake *fake);
 struct ix_app *ix_fake_app(struct ix_fake *fake);
 /* The clock of the last fake made; ix_app.clock has no argument. */
 uint64_t ix_fake_clock(void);
-int ix_fake_poll(struct ix_shard *shard, uint64_t now_ns);
+int ix_fake_poll(struct ix_app *app, uint64_t now_ns);
 
 /* The peer. Connections are known by their number. */
 /* A handshake completed at a listener; -1: no room. */

@@ -45,7 +45,7 @@ class Worker:
         self.stop = ffi.new("uint32_t *")
         self.app = app = ffi.new("struct ix_app *")
         app.shard, app.io = self.shard, lib.ix_shard_io(self.shard)
-        app.poll = ffi.addressof(lib, "ix_shard_poll")
+        app.ops = lib.ix_app_inline_ops()
         app.request_fd, app.kick_fd, app.link_fd = theirs.fileno(), self.kick, self.link_read
         app.stop = self.stop
         app.stats = lib.ix_shard_stats(self.shard)
