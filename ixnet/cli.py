@@ -308,6 +308,13 @@ def run(
             "--restart-workers/--no-restart-workers", help="Start a worker that died again."
         ),
     ] = True,
+    congestion: Annotated[
+        str, typer.Option(metavar="NAME", help="Congestion control: cubic, newreno, dctcp.")
+    ] = "cubic",
+    ecn: Annotated[
+        str,
+        typer.Option(metavar="WHEN", help="ECN: accept it, request it with CONNECT too, off."),
+    ] = "accept",
     pcap: Annotated[
         Path | None,
         typer.Option(
@@ -351,6 +358,8 @@ def run(
             max_flows=max_flows,
             ports=_parse_ports(ports),
             restart_workers=restart_workers,
+            congestion=congestion,
+            ecn=ecn,
             pcap=pcap,
             snaplen=snaplen,
         )

@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ixnet._core import ffi, lib
+from ixnet.congestion import congestion_number
 from ixnet.control.errors import from_errno
 from ixnet.evbuffer import (
     EVBUFFER_EOL_ANY,
@@ -239,6 +240,12 @@ class BufferEvent:
         """Aborts when data stays unacknowledged for so long (RFC 9293 3.8.3); 0: the default."""
         self._check(lib.ix_bev_option(self._c, lib.IX_OPT_USER_TIMEOUT_NS, _nanoseconds(seconds)))
 
+    def set_congestion(self, name: str) -> None:
+        """Congestion control of what is sent: "cubic", "newreno" or "dctcp" (which asks for ECN
+        if it is set before connect()). Errors: ValueError.
+        """
+        self._check(lib.ix_bev_option(self._c, lib.IX_OPT_CONGESTION, congestion_number(name)))
+
     def trigger(self, events: int) -> None:
         """Makes readcb (EV_READ) and/or writecb (EV_WRITE) run in the next turn."""
         self._check(lib.ix_bev_trigger(self._c, events))
@@ -307,15 +314,22 @@ class Listener:
     __slots__ = ("_base", "_callback", "_id", "address")
 
     def __init__(
-        self, base: EventBase, address: Address, callback: AcceptCallback, backlog: int = 0
+        self,
+        base: EventBase,
+        address: Address,
+        callback: AcceptCallback,
+        backlog: int = 0,
+        congestion: str | None = None,
     ) -> None:
         """Claims the address for the instance and listens on it in this shard.
 
         address: (dotted IPv4 address or "" for every local one, port).
         callback(listener, bev): a peer has connected; give bev callbacks and enable(EV_READ) it.
         Closing or aborting bev there refuses the peer. backlog: how many may wait; 0: 1,024.
+        congestion: of its connections, as in BufferEvent.set_congestion(); None: the instance's.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
+        number = congestion_number(congestion)
         self._base = base
         self._callback = callback
         self.address = address
@@ -330,6 +344,9 @@ class Listener:
             text, _, cure = ffi.string(why).decode(errors="replace").partition(" (cure: ")
             what = f"listen on port {port}" + (f": {text}" if text else "")
             raise from_errno(code, what, cure.removesuffix(")"))
+        if number:
+            option = lib.IX_OPT_CONGESTION
+            lib.ix_app_listen_option(base._app, ip.encode() or ffi.NULL, port, option, number)
         base._listeners[self._id] = self
 
     def close(self) -> None:

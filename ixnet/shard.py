@@ -28,6 +28,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from ixnet._core import ffi, lib
+from ixnet.congestion import congestion_number
 from ixnet.control.errors import IxError, from_errno
 
 EV_KNOCK: int = lib.IX_EV_KNOCK
@@ -43,6 +44,7 @@ OPT_NODELAY: int = lib.IX_OPT_NODELAY
 OPT_KEEPALIVE_NS: int = lib.IX_OPT_KEEPALIVE_NS
 OPT_USER_TIMEOUT_NS: int = lib.IX_OPT_USER_TIMEOUT_NS
 OPT_RCVBUF: int = lib.IX_OPT_RCVBUF
+OPT_CONGESTION: int = lib.IX_OPT_CONGESTION
 
 _RECORD_BYTES = 64
 # struct ix_event: type, offset, bytes, handle, cookie, frame, peer_port, local_port.
@@ -278,18 +280,24 @@ class CallBatch:
         return at
 
     def connect(
-        self, ip: str, port: int, cookie: int = 0, local_ip: str | None = None, local_port: int = 0
+        self,
+        ip: str,
+        port: int,
+        cookie: int = 0,
+        local_ip: str | None = None,
+        local_port: int = 0,
+        congestion: str | None = None,
     ) -> int:
         """Opens a connection; the handle stands in `handles` after the poll, the outcome in
-        CONNECTED.
+        CONNECTED. congestion: "cubic", "newreno" or "dctcp"; None: the instance's.
         """
         at = self.count
         if at >= self._limit:
             raise CallsFull(f"{at} calls wait already", "poll first")
         local = int.from_bytes(IPv4Address(local_ip).packed, "little") if local_ip else 0
         _CALL.pack_into(
-            self._buffer, at * 64, _OP_CONNECT, 4, 0, 0, 0, cookie, local, 0, 0, port, local_port,
-            IPv4Address(ip).packed,
+            self._buffer, at * 64, _OP_CONNECT, 4, 0, 0, 0, cookie, local, 0,
+            congestion_number(congestion), port, local_port, IPv4Address(ip).packed,
         )  # fmt: skip
         self.count = at + 1
         return at
@@ -464,17 +472,29 @@ class Shard:
         batch.count = n
         return batch
 
-    def listen(self, port: int, ip: str | None = None, cookie: int = 0, backlog: int = 0) -> None:
+    def listen(
+        self,
+        port: int,
+        ip: str | None = None,
+        cookie: int = 0,
+        backlog: int = 0,
+        congestion: str | None = None,
+    ) -> None:
         """Claims TCP ip:port (None: every local address) for the instance and listens in this
         shard.
 
         cookie: comes with each KNOCK. backlog: connections not yet accepted at most; 0: 1,024.
+        congestion: of its connections, "cubic", "newreno" or "dctcp"; None: the instance's.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
+        number = congestion_number(congestion)
         why = ffi.new("char[]", _REASON_BYTES)
         address = ffi.NULL if ip is None else ip.encode()
         code = lib.ix_app_listen(self.app, address, port, cookie, backlog, why, _REASON_BYTES)
         _check(code, f"listen on port {port}", why)
+        if number:
+            code = lib.ix_app_listen_option(self.app, address, port, OPT_CONGESTION, number)
+            _check(code, f"set the congestion control of port {port}")
 
     def unlisten(self, port: int, ip: str | None = None) -> None:
         """Ends what `listen` began; established connections stay."""
@@ -497,10 +517,16 @@ class Shard:
         _check(code, f"release UDP port {port}")
 
     def connect(
-        self, ip: str, port: int, cookie: int = 0, local_ip: str | None = None, local_port: int = 0
+        self,
+        ip: str,
+        port: int,
+        cookie: int = 0,
+        local_ip: str | None = None,
+        local_port: int = 0,
+        congestion: str | None = None,
     ) -> int:
         """Queues a connection for the next poll; see CallBatch.connect."""
-        return self.calls.connect(ip, port, cookie, local_ip, local_port)
+        return self.calls.connect(ip, port, cookie, local_ip, local_port, congestion)
 
     def stats(self) -> dict[str, int]:
         """The shard's gauges and counters by name, as of now."""

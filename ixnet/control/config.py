@@ -8,6 +8,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ixnet.congestion import CONGESTION, ECN
 from ixnet.control.errors import IxError, ModeUnavailable, NoSuchQueue
 from ixnet.runtime import Program
 
@@ -48,7 +49,8 @@ class RunConfig:
     before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
     frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
     own_address: an address that only the dataplane has. ports: the first and last of the outgoing
-    ones. pcap: where frames are recorded; snaplen: bytes kept of each, None or 0 all.
+    ones. congestion: of connections that say no other; ecn: accept, request or off. pcap: where
+    frames are recorded; snaplen: bytes kept of each, None or 0 all.
     """
 
     interface: str
@@ -67,6 +69,8 @@ class RunConfig:
     max_flows: int = FLOWS_DEFAULT
     ports: tuple[int, int] = SHARED_PORTS
     restart_workers: bool = True
+    congestion: str = "cubic"
+    ecn: str = "accept"
     pcap: Path | None = None
     snaplen: int | None = None
 
@@ -74,6 +78,8 @@ class RunConfig:
         _one_of("mode", self.mode, MODES)
         _one_of("huge-pages", self.huge_pages, HUGE_PAGES)
         _one_of("placement", self.placement, PLACEMENTS)
+        _one_of("congestion", self.congestion, tuple(CONGESTION))
+        _one_of("ecn", self.ecn, tuple(ECN))
         _within("batch", self.batch, 1, BATCH_MAX)
         _within("frames", self.frames, FRAMES_MIN, FRAMES_MAX)
         _within("max-flows", self.max_flows, 64, FLOWS_MAX)

@@ -169,6 +169,14 @@ int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t co
     return settle(app, &request, err, why, why_bytes);
 }
 
+int ix_app_listen_option(struct ix_app *app, const char *ip, uint16_t port, uint32_t option,
+                         uint64_t value)
+{
+    struct ix_request request = {.proto = IPPROTO_TCP, .port = port};
+    int err = parse_ip(ip, &request, NULL, 0);
+    return err ? err : ix_shard_listen_option(app->shard, request.ip, 4, port, option, value);
+}
+
 int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port)
 {
     struct ix_request request = {.proto = IPPROTO_TCP, .port = port};

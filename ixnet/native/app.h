@@ -69,6 +69,9 @@ int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns);
  * when the kernel or another dataplane has the port. `why` gets the reason as text. */
 int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
                   uint32_t backlog, char *why, size_t why_bytes);
+/* What later connections of that listener begin with, as ix_shard_listen_option(). */
+int ix_app_listen_option(struct ix_app *app, const char *ip, uint16_t port, uint32_t option,
+                         uint64_t value);
 int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port);
 int ix_app_udp_bind(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
                     uint64_t *handle, char *why, size_t why_bytes);

@@ -259,6 +259,10 @@ static bool flush_open(struct ix_bev *bev)
         call->family = bev->family;
         call->peer_port = bev->peer_port;
         memcpy(call->peer, bev->peer, sizeof call->peer);
+        if (bev->options & 1u << (IX_OPT_CONGESTION - 1)) { /* its SYN may have to ask for ECN */
+            call->bytes = (uint32_t)bev->option_value[IX_OPT_CONGESTION - 1];
+            bev->options &= (uint8_t) ~(1u << (IX_OPT_CONGESTION - 1));
+        }
     }
     return true;
 }

@@ -55,7 +55,7 @@ enum ix_bev_todo {
     IX_BEV_TODO_ABORT = 16
 };
 
-enum { IX_BEV_OPTIONS = 4 };
+enum { IX_BEV_OPTIONS = 5 };
 
 struct ix_bev {
     struct ix_evowner changed; /* first: the pool's queue of the changed leads here */
@@ -107,7 +107,8 @@ int ix_bev_want(struct ix_bev *bev, uint32_t directions);
 int ix_bev_set_watermark(struct ix_bev *bev, uint32_t directions, uint64_t low, uint64_t high);
 /* Event TIMEOUT after so long without progress; 0: never. */
 int ix_bev_set_timeouts(struct ix_bev *bev, uint64_t read_ns, uint64_t write_ns);
-/* Sets enum ix_option `which` once connected. Returns 0 or -EINVAL. */
+/* Sets enum ix_option `which` once connected; IX_OPT_CONGESTION with the CONNECT already. Returns 0
+ * or -EINVAL. */
 int ix_bev_option(struct ix_bev *bev, uint32_t which, uint64_t value);
 /* Makes callbacks due in the next turn, whatever the buffers hold. */
 int ix_bev_trigger(struct ix_bev *bev, uint32_t directions);

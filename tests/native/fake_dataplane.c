@@ -374,7 +374,7 @@ static int32_t run(struct ix_fake *f, struct ix_call *call)
         ix_fake_die(f, (uint32_t)(c - f->conns), -ECONNABORTED);
         return 0;
     case IX_CALL_OPTION:
-        if (call->bytes < 5)
+        if (call->bytes < IX_ARRAY_LEN(c->option))
             c->option[call->bytes] = call->value;
         return 0;
     default:

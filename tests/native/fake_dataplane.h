@@ -31,7 +31,7 @@ struct ix_fake_conn {
     uint32_t acked; /* bytes of the oldest that SENT covered */
     uint8_t *got;   /* what the peer was sent, [got_bytes] */
     uint64_t got_bytes, got_capacity;
-    uint64_t option[5];  /* as OPTION set them */
+    uint64_t option[8];  /* as OPTION set them */
     uint64_t short_poll; /* the poll in which SENDV took less than all: it takes no more then */
     uint16_t peer_port;  /* of a CONNECT */
 };

@@ -10,9 +10,10 @@
     peer.expect("A", ack=5)              # the next frame that the shard sent
 
 Sequence numbers are relative: 0 is the first byte of payload, the SYN is -1, in both directions.
-Flags are letters: S, A, F, R, P, U; P is compared only where it is asked for. What the shard sends
-is parsed here, in plain Python, and its checksums are verified. After every cycle the invariants
-of shard and wire are checked, and that the shard treated its frames as AF_XDP wants.
+Flags are letters: S, A, F, R, P, U, E (ECE), C (CWR); P is compared only where it is asked for.
+What the shard sends is parsed here, in plain Python, and its checksums are verified. After every
+cycle the invariants of shard and wire are checked, and that the shard treated its frames as AF_XDP
+wants.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MSS = 1460
 MS = 1_000_000
 TICK_NS = 1 << lib.IX_WHEEL_TICK_SHIFT
 START_NS = 5_000_000_000_000
-FLAGS = "FSRPAU"  # bit 0 first
+FLAGS = "FSRPAUEC"  # bit 0 first; E: ECE, C: CWR
 EVENTS = {
     getattr(lib, f"IX_EV_{name}"): name
     for name in ["KNOCK", "CONNECTED", "RECV", "SENT", "DEAD", "UDP_RECV", "UDP_SENT", "TIMER"]
@@ -107,8 +108,8 @@ def ethernet(
     return (dst + src + kind.to_bytes(2, "big") + payload).ljust(60, b"\0")
 
 
-def ipv4(payload: bytes, proto: int, src: str = REMOTE, dst: str = LOCAL) -> bytes:
-    head = bytes([0x45, 0]) + (20 + len(payload)).to_bytes(2, "big") + b"\x12\x34\x40\0"
+def ipv4(payload: bytes, proto: int, src: str = REMOTE, dst: str = LOCAL, tos: int = 0) -> bytes:
+    head = bytes([0x45, tos]) + (20 + len(payload)).to_bytes(2, "big") + b"\x12\x34\x40\0"
     return ipv4_csum(head + bytes([64, proto, 0, 0]) + ip_bytes(src) + ip_bytes(dst)) + payload
 
 
@@ -185,6 +186,7 @@ class Packet:
     dst: str
     ttl: int
     l4: bytes
+    tos: int = 0
 
     @classmethod
     def parse(cls, frame: bytes) -> Packet:
@@ -195,7 +197,7 @@ class Packet:
         assert frame[20:22] == b"\x40\0", "don't fragment"
         assert words_sum(frame[14:34]) == 0xFFFF, "IPv4 checksum"
         src, dst = socket.inet_ntoa(frame[26:30]), socket.inet_ntoa(frame[30:34])
-        return cls(frame, frame[23], src, dst, frame[22], frame[34:])
+        return cls(frame, frame[23], src, dst, frame[22], frame[34:], frame[15])
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ class Segment:
     sack_ok: bool = False
     ts: tuple[int, int] | None = None
     sack: tuple[tuple[int, int], ...] = ()
+    ecn: int = 0  # the IP header's field
 
     @property
     def end(self) -> int:
@@ -629,9 +632,10 @@ class Peer:
         seq: int | None = None,
         ack: int | None = None,
         window: int | None = None,
+        ecn: int = 0,
         **options: Any,
     ) -> bytes:
-        """A frame of this connection."""
+        """A frame of this connection. ecn: the IP header's field."""
         seq = self.snd_nxt if seq is None else seq
         ack = self.rcv_nxt if ack is None else ack
         if "S" in flags:
@@ -653,7 +657,7 @@ class Peer:
             src=self.ip,
             dst=self.local,
         )
-        return ethernet(ipv4(raw, 6, self.ip, self.local), src=self.mac)
+        return ethernet(ipv4(raw, 6, self.ip, self.local, ecn), src=self.mac)
 
     def _syn_options(self) -> dict[str, Any]:
         return {"mss": self.mss, "wscale": self.wscale, "sack_ok": self.sack_ok}
@@ -688,7 +692,6 @@ class Peer:
         assert words[1] == self.sport, "ports"
         seq, ack = words[2] << 16 | words[3], words[4] << 16 | words[5]
         flags = "".join(letter for i, letter in enumerate(FLAGS) if data[13] >> i & 1)
-        assert data[13] < 64
         if "S" in flags:
             self.irs = seq
         offset = (data[12] >> 4) * 4
@@ -706,6 +709,7 @@ class Peer:
             ack=signed(ack - self.iss - 1) if "A" in flags else 0,
             window=words[7],
             payload=data[offset:],
+            ecn=packet.tos & 3,
             **options,
         )
         if "S" in flags:

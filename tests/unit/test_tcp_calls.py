@@ -392,7 +392,9 @@ def test_abort_resets_and_gives_everything_back() -> None:
     "number, value",
     [
         (0, 1),
-        (5, 1),
+        (5, 0),
+        (5, 4),
+        (6, 1),
         (2**32 - 1, 1),
         (lib.IX_OPT_RCVBUF, 0),
         (lib.IX_OPT_RCVBUF, 535),

@@ -8,7 +8,7 @@ from tests.unit.san import ffi, lib
 
 def flying(queued: int = 10) -> tuple[Stack, Peer, int]:
     """A connection with SACK, ten full segments out."""
-    stack, peer, handle = opened(arena=256, sack_ok=True)
+    stack, peer, handle = opened(arena=256, sack_ok=True, congestion=lib.IX_CC_NEWRENO)
     stack.stream(handle, 0, queued * MSS)
     assert len(peer.take_all()) == 10
     return stack, peer, handle

@@ -69,8 +69,8 @@ struct ix_event {
 
 enum ix_call_op {
     IX_CALL_NONE = 0,
-    /* Opens a connection to peer:peer_port (local_port 0: chosen). result: 0 and
-     * `handle` filled in, or -errno. Ends in CONNECTED. */
+    /* Opens a connection to peer:peer_port (local_port 0: chosen). bytes: enum ix_congestion.
+     * result: 0 and `handle` filled in, or -errno. Ends in CONNECTED. */
     IX_CALL_CONNECT = 1,
     /* Takes a KNOCKed connection; `cookie` comes back with each of its events. */
     IX_CALL_ACCEPT = 2,
@@ -113,7 +113,25 @@ enum ix_option {
     IX_OPT_KEEPALIVE_NS = 2, /* idle time before the first probe; 0 off (default) */
     IX_OPT_USER_TIMEOUT_NS =
         3,            /* unacknowledged for so long: abort (RFC 9293 3.8.3); 0: default of RTOs */
-    IX_OPT_RCVBUF = 4 /* receive window limit, bytes */
+    IX_OPT_RCVBUF = 4, /* receive window limit, bytes */
+    IX_OPT_CONGESTION = 5 /* enum ix_congestion */
+};
+
+/* Congestion control of what a connection sends. */
+enum ix_congestion {
+    IX_CC_DEFAULT = 0, /* the configuration's; CUBIC there */
+    IX_CC_CUBIC = 1,   /* RFC 9438, with HyStart++ (RFC 9406) */
+    IX_CC_NEWRENO = 2, /* RFC 5681 */
+    /* RFC 8257: for networks whose switches mark at a low threshold. Asks for ECN; without it, it
+     * does as NewReno. */
+    IX_CC_DCTCP = 3
+};
+
+/* Explicit congestion notification (RFC 3168). */
+enum ix_ecn {
+    IX_ECN_ACCEPT = 0,  /* for peers that ask for it, and with DCTCP (default) */
+    IX_ECN_OFF = 1,     /* never */
+    IX_ECN_REQUEST = 2  /* asked for with every CONNECT too */
 };
 
 /* One call. 64 bytes: one cache line. */
@@ -131,7 +149,7 @@ struct ix_call {
         };
         uint8_t local[16]; /* CONNECT: own address, all 0 = by route; IPv4 in the first 4 bytes */
     };
-    uint32_t bytes;      /* length; OPTION: which */
+    uint32_t bytes;      /* length; OPTION: which; CONNECT: enum ix_congestion */
     uint16_t peer_port;  /* host byte order */
     uint16_t local_port; /* host byte order */
     uint8_t peer[16];    /* network byte order; IPv4 in the first 4 bytes */
@@ -173,6 +191,10 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns);
 int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                     uint64_t cookie, uint32_t backlog);
 int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port);
+/* What later connections of that listener begin with. option: IX_OPT_CONGESTION. Returns 0,
+ * -ENOENT, -EINVAL. */
+int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
+                           uint32_t option, uint64_t value);
 
 /* Opens a UDP endpoint on ip:port. *handle is filled in. */
 int ix_shard_udp_bind(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,

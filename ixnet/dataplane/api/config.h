@@ -51,6 +51,8 @@ struct ix_config {
     /* Where the application has the shared part of the shard's memory, and the UMEM, mapped; 0:
      * where the shard has them. */
     uint64_t app_io, app_umem;
+    uint8_t congestion;       /* enum ix_congestion of connections that say no other (CUBIC) */
+    uint8_t ecn;              /* enum ix_ecn */
 };
 
 /* Bytes of memory that ix_shard_create() needs, a multiple of 4096, and 0 for a
@@ -142,6 +144,8 @@ struct ix_conn_info {
     uint32_t mss, cwnd_bytes, ssthresh_bytes, srtt_us, rto_us;
     uint32_t snd_wnd, rcv_wnd, unacked_bytes, queued_bytes, lent_bytes;
     uint32_t retransmits;
+    uint8_t congestion; /* enum ix_congestion */
+    uint8_t ecn;        /* 1: both sides agreed on ECN */
 };
 int ix_shard_conn_info(struct ix_shard *shard, uint64_t handle, struct ix_conn_info *info);
 /* Walks the table of connections, open and closing: the handle of the next flow at or after *index

@@ -67,6 +67,9 @@
     X(tcp_fast_rexmit, "fast recoveries entered")                                             \
     X(tcp_sack_rexmit, "segments retransmitted on SACK information")                          \
     X(tcp_dupacks, "duplicate ACKs received")                                                 \
+    X(tcp_ecn, "connections that agreed on ECN (RFC 3168)")                                   \
+    X(tcp_ce_in, "data segments that came marked: congestion experienced")                    \
+    X(tcp_ece_reductions, "windows made smaller because the peer saw marks")                  \
     X(tcp_ooo, "segments that arrived out of order and were kept")                            \
     X(tcp_dup_data, "segments that held nothing new")                                         \
     X(tcp_delayed_acks, "ACKs that the delayed-ACK timer sent")                               \

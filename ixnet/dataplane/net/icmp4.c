@@ -15,7 +15,7 @@ static void send(struct ix_net *net, const struct ix_packet *pkt, uint32_t frame
 {
     /* Back to the MAC that it came from: no neighbour lookup for answers (RFC 1122 3.3.1.1 allows
      * it). */
-    ix_net_output4(net, frame, message, bytes, IX_PROTO_ICMP, pkt->ip.dst, pkt->ip.src,
+    ix_net_output4(net, frame, message, bytes, IX_PROTO_ICMP, 0, pkt->ip.dst, pkt->ip.src,
                    &pkt->eth.src);
 }
 

@@ -166,9 +166,10 @@ static inline uint8_t *ix_net_frame_ptr(const struct ix_net *net, uint32_t frame
     return net->link->umem + ix_frame_addr(net->frames, frame);
 }
 /* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. The caller
- * has checked ix_net_tx_room(). */
+ * has checked ix_net_tx_room(). tos: the header's byte of that name, ECN field included. */
 void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
-                    uint8_t proto, uint32_t src, uint32_t dst, const struct ix_mac *to);
+                    uint8_t proto, uint8_t tos, uint32_t src, uint32_t dst,
+                    const struct ix_mac *to);
 /* Stages a frame that is complete, `data` its first byte. */
 void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint32_t bytes);
 /* Hands staged frames to the link. Returns how many went. */

@@ -22,7 +22,8 @@ void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint3
 }
 
 void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
-                    uint8_t proto, uint32_t src, uint32_t dst, const struct ix_mac *to)
+                    uint8_t proto, uint8_t tos, uint32_t src, uint32_t dst,
+                    const struct ix_mac *to)
 {
     uint8_t *packet = l4 - IX_IPV4_BYTES;
     uint8_t *data = packet - IX_ETH_BYTES;
@@ -31,6 +32,7 @@ void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4
                                            .total_bytes = (uint16_t)(IX_IPV4_BYTES + l4_bytes),
                                            .id = net->ip_id++,
                                            .proto = proto,
+                                           .tos = tos,
                                            .ttl = IPV4_TTL,
                                            .dont_fragment = true});
     ix_eth_emit(data, &(struct ix_eth){.dst = *to, .src = net->mac, .type = IX_ETH_IPV4});

@@ -170,7 +170,7 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
                                  .total_bytes = (uint16_t)(IX_UDP_BYTES + call->bytes),
                                  .has_csum = true},
                 src, dst, sum);
-    ix_net_output4(net, frame, datagram, IX_UDP_BYTES + call->bytes, IX_PROTO_UDP, src, dst,
+    ix_net_output4(net, frame, datagram, IX_UDP_BYTES + call->bytes, IX_PROTO_UDP, 0, src, dst,
                    &to.mac);
     net->counters->udp_out++;
     struct ix_event *event = ix_io_event(udp->io, IX_EV_UDP_SENT);

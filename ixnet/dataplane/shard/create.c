@@ -37,6 +37,7 @@ static bool valid(const struct ix_config *cfg)
            cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= 1u << 30 &&
            cfg->sndbuf_bytes >= IX_MSS_DEFAULT && cfg->sndbuf_bytes <= 1u << 30 &&
            cfg->mtu >= IX_MTU_MIN && cfg->port_hi >= cfg->port_lo &&
+           cfg->congestion <= IX_CC_DCTCP && cfg->ecn <= IX_ECN_REQUEST &&
            cfg->rss_key_bytes <= sizeof cfg->rss_key &&
            cfg->rss_table_len <= IX_ARRAY_LEN(cfg->rss_table);
 }
@@ -236,19 +237,40 @@ int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, u
     return 0;
 }
 
+static struct ix_listener *find_listener(struct ix_shard *shard, const struct ix_ip *ip,
+                                         uint8_t family, uint16_t port)
+{
+    for (uint32_t i = 0; port && i < shard->tcp.listener_count; i++) {
+        struct ix_listener *l = &shard->tcp.listeners[i];
+        if (l->port == port && l->family == family && ix_ip_equal(&l->ip, ip))
+            return l;
+    }
+    return NULL;
+}
+
 int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port)
 {
     struct ix_ip address;
     if (!take_ip(ip, family, &address))
         return -IX_EINVAL;
-    for (uint32_t i = 0; i < shard->tcp.listener_count; i++) {
-        struct ix_listener *l = &shard->tcp.listeners[i];
-        if (l->port == port && l->family == family && ix_ip_equal(&l->ip, &address)) {
-            l->port = 0; /* connections that still knock keep the slot through `pending` */
-            return 0;
-        }
-    }
-    return -IX_ENOENT;
+    struct ix_listener *l = find_listener(shard, &address, family, port);
+    if (!l)
+        return -IX_ENOENT;
+    l->port = 0; /* connections that still knock keep the slot through `pending` */
+    return 0;
+}
+
+int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
+                           uint32_t option, uint64_t value)
+{
+    struct ix_ip address;
+    if (!take_ip(ip, family, &address) || option != IX_OPT_CONGESTION || !ix_cc_known(value))
+        return -IX_EINVAL;
+    struct ix_listener *l = find_listener(shard, &address, family, port);
+    if (!l)
+        return -IX_ENOENT;
+    l->cc = (uint8_t)value;
+    return 0;
 }
 
 int ix_shard_udp_bind(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,

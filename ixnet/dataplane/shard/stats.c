@@ -69,6 +69,8 @@ int ix_shard_conn_info(struct ix_shard *shard, uint64_t handle, struct ix_conn_i
         .peer_port = tcb->key.peer_port,
         .local_port = tcb->key.local_port,
         .mss = ix_tcb_mss(tcb),
+        .congestion = tcb->cc,
+        .ecn = !!(tcb->ecn & IX_ECNF_ON),
         .cwnd_bytes = tcb->cwnd,
         .ssthresh_bytes = tcb->ssthresh,
         .srtt_us = tcb->srtt_us,

@@ -56,7 +56,10 @@ static void enter_recovery(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->recover = tcb->snd_max;
     if (tcb->sack_board != IX_NONE)
         tcp->boards[tcb->sack_board].high_rxt = tcb->snd_una;
-    ix_cc_enter_recovery(tcb, ix_tcb_flight(tcb));
+    ix_cc_lost(tcb, ix_tcb_flight(tcb));
+    tcb->cwnd = tcb->ssthresh;
+    if (!(tcb->flags & IX_TF_SACK)) /* RFC 5681 3.2 step 3: the three segments that have left */
+        tcb->cwnd += 3 * ix_tcb_mss(tcb);
     tcp->counters->tcp_fast_rexmit++;
     ix_tcp_want_output(tcp, tcb);
 }
@@ -103,15 +106,15 @@ static void recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
     ix_tcp_want_output(tcp, tcb);
 }
 
-static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
+static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked, uint32_t rtt_us)
 {
     if (tcb->flags & IX_TF_RECOVERY) {
         recovery_ack(tcp, tcb, acked);
         return;
     }
     /* RFC 7661's point: a window that is not used says nothing of the network. */
-    if (tcb->flags & IX_TF_CWND_LIMITED)
-        ix_cc_acked(tcb, acked);
+    if (tcb->flags & IX_TF_CWND_LIMITED && !(tcb->ecn & IX_ECNF_REDUCED))
+        ix_cc_acked(tcp, tcb, acked, rtt_us);
     if (tcb->flags & IX_TF_RTO && ix_seq_geq(tcb->snd_una, tcb->recover))
         tcb->flags &= ~IX_TF_RTO;
 }
@@ -129,7 +132,7 @@ static void sample_timestamp(struct ix_tcp *tcp, struct ix_tcb *tcb, const struc
 static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
     uint32_t ack = hdr->ack, acked = ack - tcb->snd_una;
-    uint32_t data = IX_MIN(acked, tcb->queued_bytes);
+    uint32_t data = IX_MIN(acked, tcb->queued_bytes), rtt_us = 0;
 
     tcb->rto_us = ix_tcp_rto_us(tcb); /* Karn: backed off until there is a new sample */
     tcb->retries = 0;
@@ -137,7 +140,9 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
         sample_timestamp(tcp, tcb, hdr);
     } else if (ix_seq_geq(ack, tcb->rtt_seq)) {
         tcb->flags &= ~IX_TF_TIMING;
-        ix_tcp_rtt_sample(tcb, tcp->now_ns - tcb->rtt_start_ns);
+        uint64_t rtt_ns = tcp->now_ns - tcb->rtt_start_ns;
+        rtt_us = (uint32_t)IX_MIN(rtt_ns / 1000 + 1, (uint64_t)IX_TCP_RTO_MAX_US);
+        ix_tcp_rtt_sample(tcb, rtt_ns);
     }
     if (data) {
         ix_sendq_acked(tcp, tcb, data);
@@ -151,7 +156,9 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
     if (!(tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO)) && ack - tcb->recover > 1u << 30)
         tcb->recover = ack - 1; /* or after 2 GiB without a loss it would seem to lie ahead */
     ix_sack_advance(tcp, tcb);
-    congestion_ack(tcp, tcb, acked);
+    if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON))
+        ix_ecn_acked(tcp, tcb, acked, hdr->flags);
+    congestion_ack(tcp, tcb, acked, rtt_us);
     if (ix_tcb_flight(tcb) == 0) {
         ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)); /* RFC 6298 (5.2) */
         ix_sack_drop(tcp, tcb);

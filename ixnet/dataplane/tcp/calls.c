@@ -120,6 +120,11 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
             return -IX_EINVAL;
         tcb->user_timeout_ms = (uint32_t)ms;
         return 0;
+    case IX_OPT_CONGESTION:
+        if (!ix_cc_known(call->value))
+            return -IX_EINVAL;
+        ix_cc_choose(tcb, (uint8_t)call->value);
+        return 0;
     case IX_OPT_RCVBUF:
         if (call->value < IX_MSS_DEFAULT || call->value > 1u << 30)
             return -IX_EINVAL;

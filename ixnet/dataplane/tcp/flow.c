@@ -180,6 +180,7 @@ struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uin
         .ssthresh = UINT32_MAX,
         .last_rx_ms = tcp->now_ms,
     };
+    ix_cc_choose(tcb, tcp->cfg->congestion ? tcp->cfg->congestion : IX_CC_CUBIC);
     return tcb;
 }
 

@@ -81,6 +81,7 @@ static void input_syn_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct 
     tcb->snd_wl1 = hdr->seq - 1;
     tcb->snd_wl2 = tcb->iss;
     ix_tcp_take_syn_options(tcp, tcb, hdr);
+    ix_ecn_take_syn(tcp, tcb, hdr->flags, pkt->ip.tos & IX_ECN_MASK);
     if (has_ack) {
         ix_tcp_established(tcp, tcb);
         ix_tcp_ack(tcp, tcb, hdr, 0);
@@ -291,6 +292,8 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
     tcb->unanswered = 0;
     if (ix_tcb_flight(tcb) == 0 && !(tcb->flags & IX_TF_PERSIST))
         tcb->retries = 0; /* the peer lives: keepalive starts afresh */
+    if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON) && payload_bytes)
+        ix_ecn_data(tcp, tcb, pkt->ip.tos, hdr->flags);
     ix_tcp_ack(tcp, tcb, hdr, payload_bytes);
     if (IX_UNLIKELY((tcb->flags & IX_TF_FIN_SENT) && tcb->snd_una == tcb->snd_max) &&
         !fin_acked(tcp, tcb))

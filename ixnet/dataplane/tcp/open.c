@@ -85,8 +85,11 @@ void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
     tcb->snd_wnd = hdr->window;
     /* Until the neighbour is known the answer goes back to where the SYN came from. */
     tcb->dst = (struct ix_dst){.mac = pkt->eth.src, .valid = true, .provisional = true};
+    if (listener->cc)
+        ix_cc_choose(tcb, listener->cc);
     offer(tcp, tcb);
     ix_tcp_take_syn_options(tcp, tcb, hdr);
+    ix_ecn_take_syn(tcp, tcb, hdr->flags, pkt->ip.tos & IX_ECN_MASK);
 }
 
 static int pick_addresses(struct ix_tcp *tcp, const struct ix_call *call, struct ix_flow_key *key)
@@ -119,6 +122,8 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
     if (err)
         return err;
     uint64_t hash = ix_tcp_hash(tcp, &key);
+    if (call->bytes && !ix_cc_known(call->bytes))
+        return -IX_EINVAL;
     if (ix_tcp_find(tcp, &key, hash))
         return -IX_EADDRINUSE;
     struct ix_tcb *tcb = ix_tcp_new(tcp, &key, hash);
@@ -126,6 +131,8 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
         return -IX_ENOBUFS;
     tcb->state = IX_TCP_SYN_SENT;
     tcb->cookie = call->cookie;
+    if (call->bytes)
+        ix_cc_choose(tcb, (uint8_t)call->bytes);
     tcp->counters->tcp_active_opens++;
     offer(tcp, tcb);
     call->handle = ix_tcb_handle(tcp, tcb);
@@ -139,6 +146,7 @@ void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb)
         tcp->half_open--;
     tcb->state = IX_TCP_ESTABLISHED;
     tcb->cwnd = ix_cc_initial_window(ix_tcb_mss(tcb));
+    ix_cc_choose(tcb, tcb->cc); /* rounds are counted from here */
     if (tcb->retries) { /* our SYN was lost, or late: RFC 6298 (5.7), RFC 5681 3.1 */
         tcb->cwnd = ix_tcb_mss(tcb);
         tcb->rto_us = 3000000;

@@ -13,6 +13,7 @@ static bool timer_armed(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t kind)
 static bool send_syn(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint8_t flags = IX_TCP_SYN | (tcb->state == IX_TCP_SYN_RCVD ? IX_TCP_ACK : 0);
+    flags |= ix_ecn_syn_flags(tcp, tcb);
     if (!ix_tcp_send_segment(tcp, tcb, tcb->iss, 0, flags, false))
         return false;
     tcb->flags &= ~(IX_TF_SYN_DUE | IX_TF_ACK_NOW);
@@ -157,7 +158,7 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us &&
         tcp->now_ms - tcb->last_tx_ms > tcb->rto_us / 1000)
-        ix_cc_restart_after_idle(tcb);
+        ix_cc_restart_after_idle(tcp, tcb);
     for (;;) {
         uint32_t unsent = unsent_bytes(tcb);
         bool fin = fin_due(tcb);

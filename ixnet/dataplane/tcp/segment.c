@@ -147,6 +147,9 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     struct placed placed;
     if (IX_UNLIKELY(!ix_net_tx_room(net) || !ix_net_dst_ready(net, tcb->key.peer.v4, &tcb->dst)))
         return false;
+    bool new_data = bytes && !ix_seq_lt(seq, tcb->snd_max);
+    if (tcb->ecn & IX_ECNF_ON && !(flags & (IX_TCP_SYN | IX_TCP_RST)))
+        flags |= ix_ecn_flags(tcb, new_data);
     struct ix_tcp_hdr hdr = header(tcp, tcb, seq, flags);
     uint32_t header_bytes = ix_tcp_header_bytes(&hdr);
     if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + IX_IPV4_BYTES + IX_ETH_BYTES,
@@ -154,7 +157,8 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
         return false;
     uint8_t *segment = placed.payload - header_bytes;
     ix_tcp_emit(segment, &hdr, tcb->key.local.v4, tcb->key.peer.v4, bytes, placed.sum);
-    ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP,
+    uint8_t tos = new_data && tcb->ecn & IX_ECNF_ON ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
+    ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
                    tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
     net->counters->tcp_out++;
     /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due.
@@ -173,7 +177,7 @@ static void send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const str
         return;
     uint8_t *segment = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
     uint32_t bytes = ix_tcp_emit(segment, hdr, pkt->ip.dst, pkt->ip.src, 0, 0);
-    ix_net_output4(net, frame, segment, bytes, IX_PROTO_TCP, pkt->ip.dst, pkt->ip.src,
+    ix_net_output4(net, frame, segment, bytes, IX_PROTO_TCP, 0, pkt->ip.dst, pkt->ip.src,
                    &pkt->eth.src);
     net->counters->tcp_out++;
     net->counters->tcp_rst_out++;

@@ -76,8 +76,44 @@ enum ix_tcp_timer {
 
 /* Numbers that more than one file goes by. */
 enum {
+    IX_CWND_MAX = 1 << 30, /* so that sums don't wrap */
     IX_TCP_DUP_THRESH = 3,         /* DupThresh (RFC 5681 3.2, RFC 6675 section 2) */
     IX_TCP_RTO_MAX_US = 120000000, /* RFC 6298 (2.5) allows any maximum of 60 s or more */
+};
+
+/* What was agreed and is to be said about congestion (RFC 3168); ix_tcb.ecn. */
+enum ix_ecn_flag {
+    IX_ECNF_ASKED = 1u << 0,   /* our SYN was an ECN-setup SYN */
+    IX_ECNF_ON = 1u << 1,      /* both sides agreed */
+    IX_ECNF_ECE = 1u << 2,     /* our ACKs say ECE. DCTCP: the last segment was marked */
+    IX_ECNF_CWR = 1u << 3,     /* the next new data says CWR */
+    IX_ECNF_REDUCED = 1u << 4, /* for a mark; not again before snd_una reaches cwr_end */
+};
+
+/* CUBIC (RFC 9438 4.1.2). All 0: no congestion yet. */
+struct ix_cubic {
+    uint32_t w_max;      /* bytes */
+    uint32_t cwnd_prior; /* cwnd at the last congestion, bytes */
+    uint32_t epoch_ms;   /* when this congestion avoidance stage began; 0: it has not */
+    uint32_t k_ms;       /* from then until the window is w_max again */
+    uint32_t w_est;      /* Reno's window, bytes */
+    uint32_t est_acked;  /* bytes acknowledged towards its next increase */
+};
+
+/* HyStart++ (RFC 9406 4.2). UINT32_MAX: no round-trip time yet. */
+struct ix_hystart {
+    uint32_t round_end;   /* the round ends when this is acknowledged */
+    uint32_t min_us;      /* least round-trip time of this round, ... */
+    uint32_t last_min_us; /* ... of the one before */
+    uint32_t css_base_us; /* not UINT32_MAX: in Conservative Slow Start, since it was so long */
+    uint8_t samples, css_rounds;
+};
+
+/* DCTCP (RFC 8257 3.3). */
+struct ix_dctcp {
+    uint32_t alpha;         /* the part of the bytes that was marked, of 2^20 */
+    uint32_t window_end;    /* alpha is next updated when more than this is acknowledged */
+    uint32_t acked, marked; /* bytes since */
 };
 
 /* One SENDV record that is borrowed: memory between SENDV and SENT. */
@@ -147,6 +183,12 @@ struct ix_tcb {
     uint32_t ssthresh;     /* bytes */
     uint32_t cwnd_acked;   /* bytes acknowledged towards the next increase in congestion avoidance
                               (RFC 3465) */
+    union {
+        struct ix_cubic cubic;     /* CUBIC, after the first slow start */
+        struct ix_hystart hystart; /* CUBIC, in it (ssthresh UINT32_MAX) */
+        struct ix_dctcp dctcp;
+    };
+    uint32_t cwr_end;      /* snd_max when IX_ECNF_REDUCED was set */
     uint32_t recover;      /* snd_max when recovery began (RFC 6582) */
     uint32_t queued_bytes; /* in the send queue from snd_una on */
     uint32_t q_head, q_tail; /* extents; IX_NONE */
@@ -158,6 +200,8 @@ struct ix_tcb {
     uint32_t iss;          /* initial send sequence number */
     uint16_t mss; /* largest segment payload to the peer, options not subtracted (RFC 6691) */
     uint8_t dupacks;
+    uint8_t cc;            /* enum ix_congestion; never IX_CC_DEFAULT */
+    uint8_t ecn;           /* enum ix_ecn_flag */
     uint8_t unanswered;    /* zero-window probes since the peer was last heard of */
     uint8_t retries;       /* retransmissions of the same data, probes, SYNs */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
@@ -188,6 +232,7 @@ struct ix_listener {
     struct ix_ip ip; /* all 0: every local address */
     uint16_t port;   /* 0: free */
     uint8_t family;
+    uint8_t cc; /* enum ix_congestion of its connections */
     uint32_t backlog;
     uint32_t pending; /* connections in SYN_RCVD or not yet ACCEPTed */
     uint64_t cookie;

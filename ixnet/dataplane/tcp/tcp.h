@@ -75,12 +75,46 @@ uint32_t ix_sack_pipe(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
 bool ix_sack_next_hole(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t *seq,
                        uint32_t *bytes);
 
-/* ---- newreno.c: congestion control (RFC 5681, RFC 6582) */
+/* ---- cc.c: congestion control, whichever it is */
 uint32_t ix_cc_initial_window(uint32_t mss);
-void ix_cc_acked(struct ix_tcb *tcb, uint32_t bytes);
-void ix_cc_enter_recovery(struct ix_tcb *tcb, uint32_t flight_bytes);
+/* Is it one of enum ix_congestion, IX_CC_DEFAULT apart? */
+bool ix_cc_known(uint64_t cc);
+/* The connection has this one from now on. The window stays. */
+void ix_cc_choose(struct ix_tcb *tcb, uint8_t cc);
+/* `bytes` bytes were acknowledged outside of recovery while the window was all but full; rtt_us: a
+ * round-trip time that came with them, or 0. cwnd grows. */
+void ix_cc_acked(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, uint32_t rtt_us);
+/* Loss was found with flight_bytes outstanding: sets ssthresh, not yet cwnd. */
+void ix_cc_lost(struct ix_tcb *tcb, uint32_t flight_bytes);
+/* The peer saw a mark (RFC 3168): sets ssthresh and cwnd. */
+void ix_cc_marked(struct ix_tcb *tcb);
 void ix_cc_timeout(struct ix_tcb *tcb, uint32_t flight_bytes);
-void ix_cc_restart_after_idle(struct ix_tcb *tcb);
+void ix_cc_restart_after_idle(const struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* What the algorithms do differently. *_avoid(): congestion avoidance. *_reduced(): the window
+ * that is left after a loss. */
+void ix_newreno_avoid(struct ix_tcb *tcb, uint32_t acked);
+uint32_t ix_newreno_reduced(const struct ix_tcb *tcb, uint32_t flight_bytes);
+void ix_cubic_avoid(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked);
+uint32_t ix_cubic_reduced(struct ix_tcb *tcb, uint32_t flight_bytes);
+void ix_cubic_idle(struct ix_tcb *tcb, uint32_t idle_ms);
+void ix_hystart_begin(struct ix_tcb *tcb);
+/* Returns by how much the window may grow; sets ssthresh to end slow start after it. */
+uint32_t ix_hystart_acked(struct ix_tcb *tcb, uint32_t bytes, uint32_t rtt_us);
+void ix_dctcp_begin(struct ix_tcb *tcb);
+void ix_dctcp_acked(struct ix_tcb *tcb, uint32_t acked, bool marked);
+uint32_t ix_dctcp_marked(const struct ix_tcb *tcb);
+
+/* ---- ecn.c (RFC 3168) */
+/* Header flags of our SYN or SYN-ACK. */
+uint8_t ix_ecn_syn_flags(const struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* What the peer's SYN or SYN-ACK says; ect: its IP header was not Not-ECT. */
+void ix_ecn_take_syn(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t flags, bool ect);
+/* A data segment arrived; before it is counted in. */
+void ix_ecn_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t tos, uint8_t flags);
+/* An ACK of `acked` bytes was taken. */
+void ix_ecn_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked, uint8_t flags);
+/* Header flags of a segment that leaves. */
+uint8_t ix_ecn_flags(struct ix_tcb *tcb, bool new_data);
 
 /* ---- recv.c: data, reassembly, window */
 enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,

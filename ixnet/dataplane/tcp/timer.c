@@ -167,6 +167,7 @@ static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->unanswered += closed_window;
     tcp->counters->tcp_rto++;
     ix_cc_timeout(tcb, ix_tcb_flight(tcb));
+    tcb->ecn &= (uint8_t)~IX_ECNF_REDUCED;
     tcb->retries++;
     tcb->flags &= ~(IX_TF_RECOVERY | IX_TF_REXMIT_ONE | IX_TF_TIMING | IX_TF_MORE);
     tcb->flags |= IX_TF_RTO;
