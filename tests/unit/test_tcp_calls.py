@@ -409,6 +409,30 @@ def test_option_refuses_nonsense(number: int, value: int) -> None:
     assert stack.call("OPTION", handle=handle, bytes=number, value=value) == -EINVAL
 
 
+def test_quickack_acknowledges_segments_at_once_until_answered() -> None:
+    stack, peer, handle = opened()
+    assert stack.option(handle, "QUICKACK", 3) == 0
+    for i in range(2):
+        peer.send("PA", b"x")
+        stack.settle()
+        peer.expect("A", ack=i + 1)
+    peer.put("PA", b"x")
+    stack.sendv(handle, b"answer")
+    peer.expect("PA", b"answer", ack=3)
+    peer.send("PA", b"x", ack=6)
+    stack.settle()
+    peer.expect_nothing()
+
+
+def test_quickack_lets_go_of_an_ack_that_waits() -> None:
+    stack, peer, handle = opened()
+    peer.send("PA", b"x")
+    stack.settle()
+    peer.expect_nothing()
+    assert stack.option(handle, "QUICKACK", 1) == 0
+    peer.expect("A", ack=1)
+
+
 def test_rcvbuf_is_bounded_by_the_window_scale() -> None:
     stack, _peer, handle = opened()
     assert stack.option(handle, "RCVBUF", 1 << 20) == 0

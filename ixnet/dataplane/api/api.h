@@ -109,12 +109,16 @@ enum ix_call_flags {
 };
 
 enum ix_option {
-    IX_OPT_NODELAY = 1,      /* 0: Nagle's algorithm (RFC 9293 3.7.4); default 1 */
+    IX_OPT_NODELAY = 1,      /* 0: Nagle's algorithm (RFC 9293 3.7.4); default 1. Either lets go of
+                              * what IX_SEND_MORE holds */
     IX_OPT_KEEPALIVE_NS = 2, /* idle time before the first probe; 0 off (default) */
     IX_OPT_USER_TIMEOUT_NS =
         3,            /* unacknowledged for so long: abort (RFC 9293 3.8.3); 0: default of RTOs */
     IX_OPT_RCVBUF = 4, /* receive window limit, bytes */
-    IX_OPT_CONGESTION = 5 /* enum ix_congestion */
+    IX_OPT_CONGESTION = 5, /* enum ix_congestion */
+    /* So many data segments are acknowledged without delay, unless the application answers one
+     * before; an ACK that waits goes at once (default 0) */
+    IX_OPT_QUICKACK = 16
 };
 
 /* Congestion control of what a connection sends. */

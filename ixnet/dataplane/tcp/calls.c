@@ -103,6 +103,7 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
     switch (call->bytes) {
     case IX_OPT_NODELAY:
         tcb->flags = call->value ? tcb->flags & ~IX_TF_NAGLE : tcb->flags | IX_TF_NAGLE;
+        tcb->flags &= ~IX_TF_MORE;
         ix_tcp_want_output(tcp, tcb);
         return 0;
     case IX_OPT_KEEPALIVE_NS:
@@ -129,6 +130,11 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
         if (call->value < IX_MSS_DEFAULT || call->value > 1u << 30)
             return -IX_EINVAL;
         tcb->rcvbuf_bytes = (uint32_t)IX_MIN(call->value, 65535ull << tcb->rcv_wscale);
+        return 0;
+    case IX_OPT_QUICKACK:
+        tcb->quick_acks = (uint8_t)IX_MIN(call->value, 255ull);
+        if (tcb->quick_acks && tcb->unacked_segs)
+            ix_tcp_ack_now(tcp, tcb);
         return 0;
     default:
         return -IX_EINVAL;

@@ -184,6 +184,11 @@ static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->unacked_segs < 255)
         tcb->unacked_segs++;
+    if (IX_UNLIKELY(tcb->quick_acks)) { /* the peer's slow start needs them (RFC 5681 4.2) */
+        tcb->quick_acks--;
+        ix_tcp_ack_now(tcp, tcb);
+        return;
+    }
     if (tcb->unacked_segs >= 2) {
         ix_tcp_ack_now(tcp, tcb);
         return;

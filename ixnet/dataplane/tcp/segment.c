@@ -135,6 +135,8 @@ static bool place(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t
 static void ack_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool pure)
 {
     tcb->last_ack_sent = tcb->rcv_nxt;
+    if (!pure && tcb->unacked_segs) /* an answer: from now on ACKs may wait for one */
+        tcb->quick_acks = 0;
     tcb->unacked_segs = 0;
     tcb->flags &= ~(IX_TF_ACK_NOW | IX_TF_ACK_HELD);
     tcp->counters->tcp_pure_acks += pure;

@@ -204,6 +204,7 @@ struct ix_tcb {
     uint8_t ecn;           /* enum ix_ecn_flag */
     uint8_t unanswered;    /* zero-window probes since the peer was last heard of */
     uint8_t retries;       /* retransmissions of the same data, probes, SYNs */
+    uint8_t quick_acks;    /* data segments still to be acknowledged without delay */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
     uint32_t rtt_seq;      /* IX_TF_TIMING: the sample ends when this is acknowledged */
     uint64_t rtt_start_ns;
