@@ -30,8 +30,11 @@ IN_CORE := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.c))
 HOSTED_IN_CORE := $(filter %_hosted.c ixnet/dataplane/link/xsk_setup.c,$(IN_CORE))
 CORE_SRC := $(filter-out $(HOSTED_IN_CORE),$(IN_CORE))
 NATIVE_SRC := $(wildcard ixnet/native/*.c)
+# Sockets over the batched API; packetdrill.c makes a shared object of its own of them.
+POSIX_SRC := $(filter-out %/packetdrill.c,$(wildcard ixnet/posix/*.c))
+PACKETDRILL_SRC := ixnet/posix/packetdrill.c
 XDP_SRC := $(filter-out %.bpf.c,$(wildcard xdp/*.c))
-HOSTED_SRC := $(HOSTED_IN_CORE) $(NATIVE_SRC) $(XDP_SRC)
+HOSTED_SRC := $(HOSTED_IN_CORE) $(NATIVE_SRC) $(POSIX_SRC) $(XDP_SRC)
 BPF_SRC := $(wildcard xdp/*.bpf.c)
 APP_SRC := $(wildcard apps/*.c) $(wildcard bench/app_*.c)
 BENCH_SRC := $(filter-out bench/app_%,$(wildcard bench/*.c))
@@ -71,6 +74,9 @@ CORE_OBJ := $(CORE_SRC:%.c=$(B)/core/%.o)
 HOSTED_OBJ := $(HOSTED_SRC:%.c=$(B)/hosted/%.o)
 SAN_CORE_OBJ := $(CORE_SRC:%.c=$(B)/san/core/%.o)
 SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(TEST_NATIVE_SRC))
+PACKETDRILL_OBJ := $(POSIX_SRC:%.c=%.o) $(PACKETDRILL_SRC:%.c=%.o)
+PACKETDRILL := $(B)/ixnet-packetdrill.so
+SAN_PACKETDRILL := $(B)/san/ixnet-packetdrill.so
 BPF_OBJ := $(BPF_SRC:xdp/%.c=ixnet/xdp_objects/%.o)
 APPS := $(patsubst %.c,$(B)/%.so,$(APP_SRC))
 BENCHES := $(BENCH_SRC:%.c=$(B)/%)
@@ -167,8 +173,8 @@ clean:
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
 lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox
-programs: $(APPS) $(BENCHES) $(LIMITS)
-san: $(SAN_MODULE)
+programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL)
+san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 
 # With IX_PARTIAL a failure leaves an empty object that is older than anything, so that the next
 # build tries again.
@@ -221,6 +227,15 @@ $(LIBRARY): $(B)/core/ixcore.o $(HOSTED_OBJ) $(B)/sources.list
 	$(Q)$(if $(IX_PARTIAL),$(call stubs,$(filter %.o,$^),$(B)/stubs.o))
 	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) $(if $(IX_PARTIAL),$(B)/stubs.o) -Wl,-soname=libixnet.so -Wl,-Bsymbolic \
 		-Wl,--version-script=$(B)/libixnet.map -Wl,--no-undefined $(LIBS)
+
+# packetdrill loads it (--so_filename), and so do the tests of the scripts, sanitized.
+$(PACKETDRILL): $(B)/core/ixcore.o $(addprefix $(B)/hosted/,$(PACKETDRILL_OBJ)) $(B)/sources.list
+	$(call say,LD  )
+	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) -Wl,-Bsymbolic -Wl,--no-undefined -lpthread
+
+$(SAN_PACKETDRILL): $(SAN_CORE_OBJ) $(addprefix $(B)/san/hosted/,$(PACKETDRILL_OBJ)) $(B)/sources.list
+	$(call say,LD  )
+	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) $(SANITIZE) -Wl,-Bsymbolic -lpthread
 
 $(BPF_OBJ): ixnet/xdp_objects/%.o: xdp/%.c Makefile
 	$(call say,BPF )

@@ -26,6 +26,7 @@ def described_files() -> list[Path]:
         if p.name not in ("__init__.py", "__main__.py")
     ]
     sources = [*tree.core_files(), *(tree.ROOT / "ixnet/native").glob("*.c")]
+    sources += (tree.ROOT / "ixnet/posix").glob("*.[ch]")
     sources += [*(tree.ROOT / "xdp").glob("*.c"), *(tree.ROOT / "apps").glob("*.[cp]*")]
     sources += (tree.ROOT / "libdune_shim").rglob("*.[ch]")
     return sorted({*modules, *(p for p in sources if p.suffix == ".c" or is_lone_header(p))})

@@ -1,0 +1,384 @@
+/* Options, file status flags and ioctls. */
+#include "posix/sock.h"
+
+#include <asm/ioctls.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <string.h>
+
+enum {
+    KEEPIDLE_S = 7200, /* RFC 9293 3.8.4: at least two hours by default */
+    KEEPINTVL_S = 75,  /* Linux: tcp_keepalive_intvl */
+    KEEPCNT = 9,
+    BUF_MIN = 4608,  /* Linux: SOCK_MIN_SNDBUF */
+    QUICK_ACKS = 16, /* Linux: TCP_MAX_QUICKACKS */
+};
+
+void ix_sock_default_options(const struct ix_posix *p, struct ix_sock *s)
+{
+    s->opt = (struct ix_sock_options){.keepidle_s = KEEPIDLE_S,
+                                      .keepintvl_s = KEEPINTVL_S,
+                                      .keepcnt = KEEPCNT,
+                                      .sndbuf_bytes = p->cfg.sndbuf_bytes,
+                                      .rcvbuf_bytes = p->cfg.rcvbuf_bytes};
+}
+
+/* ---- telling the core */
+
+static int tell(struct ix_posix *p, struct ix_sock *s, uint32_t option, uint64_t value)
+{
+    struct ix_call call = {
+        .op = IX_CALL_OPTION, .handle = s->handle, .bytes = option, .value = value};
+    bool connection = s->kind == IX_SOCK_TCP && s->handle && s->state != IX_SOCK_KNOCKING;
+    return connection ? ix_sock_call(p, &call) : 0;
+}
+
+static int tell_keepalive(struct ix_posix *p, struct ix_sock *s)
+{
+    uint64_t idle_ns = s->opt.keepalive ? s->opt.keepidle_s * 1000000000ull : 0;
+    return tell(p, s, IX_OPT_KEEPALIVE_NS, idle_ns);
+}
+
+void ix_sock_apply_options(struct ix_posix *p, struct ix_sock *s)
+{
+    /* The core's default is a datacentre's, without Nagle's algorithm; a socket's is with it. */
+    (void)tell(p, s, IX_OPT_NODELAY, s->opt.nodelay);
+    (void)tell(p, s, IX_OPT_QUICKACK, QUICK_ACKS);
+    if (s->opt.keepalive)
+        (void)tell_keepalive(p, s);
+    if (s->opt.user_timeout_ms)
+        (void)tell(p, s, IX_OPT_USER_TIMEOUT_NS, s->opt.user_timeout_ms * 1000000ull);
+    if (s->opt.rcvbuf_bytes != p->cfg.rcvbuf_bytes)
+        (void)tell(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
+}
+
+/* ---- setsockopt */
+
+static int set_linger(struct ix_sock *s, const void *value, socklen_t len)
+{
+    struct linger linger;
+    if (len < sizeof linger)
+        return -EINVAL;
+    memcpy(&linger, value, sizeof linger);
+    s->opt.linger_on = linger.l_onoff;
+    s->opt.linger_s = linger.l_linger < 0 ? INT32_MAX : linger.l_linger;
+    return 0;
+}
+
+static int set_timeout(uint64_t *out, const void *value, socklen_t len)
+{
+    struct timeval tv;
+    if (len < sizeof tv)
+        return -EINVAL;
+    memcpy(&tv, value, sizeof tv);
+    if (tv.tv_usec < 0 || tv.tv_usec >= 1000000)
+        return -EDOM;
+    *out = tv.tv_sec < 0 ? 0 : (uint64_t)tv.tv_sec * 1000000000 + (uint64_t)tv.tv_usec * 1000;
+    return 0;
+}
+
+/* Linux doubles what is asked for, and shows the double: half of it is for its own records. Ours
+ * lie elsewhere, so all of it holds payload. */
+static uint32_t buffer_bytes(int asked, uint32_t most)
+{
+    uint32_t bytes = asked < BUF_MIN / 2 ? BUF_MIN : (uint32_t)asked * 2;
+    return bytes < most ? bytes : most;
+}
+
+static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value)
+{
+    switch (name) {
+    case SO_REUSEADDR:
+        s->opt.reuseaddr = value;
+        return 0;
+    case SO_REUSEPORT:
+        s->opt.reuseport = value;
+        return 0;
+    case SO_KEEPALIVE:
+        s->opt.keepalive = value;
+        return tell_keepalive(p, s);
+    case SO_SNDBUF:
+        s->opt.sndbuf_bytes = buffer_bytes(value, p->cfg.sndbuf_bytes);
+        return 0;
+    case SO_RCVBUF:
+        s->opt.rcvbuf_bytes = buffer_bytes(value, 1u << 30);
+        return tell(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int set_tcp(struct ix_posix *p, struct ix_sock *s, int name, int value)
+{
+    switch (name) {
+    case TCP_NODELAY:
+        s->opt.nodelay = value;
+        return tell(p, s, IX_OPT_NODELAY, s->opt.nodelay);
+    case TCP_CORK:
+        s->opt.cork = value;
+        return value ? 0 : tell(p, s, IX_OPT_NODELAY, s->opt.nodelay);
+    case TCP_QUICKACK:
+        return tell(p, s, IX_OPT_QUICKACK, value ? QUICK_ACKS : 0);
+    case TCP_KEEPIDLE:
+        if (value < 1 || value > 32767)
+            return -EINVAL;
+        s->opt.keepidle_s = (uint32_t)value;
+        return s->opt.keepalive ? tell_keepalive(p, s) : 0;
+    case TCP_USER_TIMEOUT:
+        if (value < 0)
+            return -EINVAL;
+        s->opt.user_timeout_ms = (uint32_t)value;
+        return tell(p, s, IX_OPT_USER_TIMEOUT_NS, s->opt.user_timeout_ms * 1000000ull);
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name, const void *value,
+                      socklen_t len)
+{
+    int number;
+    if (s->kind == IX_SOCK_EPOLL)
+        return -ENOTSOCK;
+    if (level == SOL_SOCKET && name == SO_LINGER)
+        return set_linger(s, value, len);
+    if (level == SOL_SOCKET && name == SO_RCVTIMEO)
+        return set_timeout(&s->opt.rcvtimeo_ns, value, len);
+    if (level == SOL_SOCKET && name == SO_SNDTIMEO)
+        return set_timeout(&s->opt.sndtimeo_ns, value, len);
+    if (len < sizeof number)
+        return -EINVAL;
+    memcpy(&number, value, sizeof number);
+    if (level == SOL_SOCKET)
+        return set_socket(p, s, name, number);
+    if (level == IPPROTO_TCP && s->kind == IX_SOCK_TCP)
+        return set_tcp(p, s, name, number);
+    return -ENOPROTOOPT;
+}
+
+int ix_posix_setsockopt(struct ix_posix *p, int fd, int level, int name, const void *value,
+                        socklen_t len)
+{
+    ix_posix_enter(p);
+    struct ix_sock *s = ix_sock_of_fd(p, fd);
+    int result = s ? set_option(p, s, level, name, value, len) : -EBADF;
+    ix_posix_leave(p);
+    return result;
+}
+
+/* ---- getsockopt */
+
+/* Linux's numbers (net/tcp_states.h) of enum ix_tcp_state's. */
+static uint8_t linux_state(const struct ix_posix *p, const struct ix_sock *s,
+                           struct ix_conn_info *info)
+{
+    static const uint8_t states[] = {7, 2, 3, 1, 4, 5, 8, 11, 9, 6};
+    memset(info, 0, sizeof *info);
+    if (s->state == IX_SOCK_LISTEN)
+        return 10;
+    if (!s->handle || ix_shard_conn_info(p->cfg.shard, s->handle, info))
+        return 7;
+    return info->state < sizeof states ? states[info->state] : 7;
+}
+
+static void fill_tcp_info(const struct ix_posix *p, const struct ix_sock *s, struct tcp_info *out)
+{
+    struct ix_conn_info info;
+    memset(out, 0, sizeof *out);
+    out->tcpi_state = linux_state(p, s, &info);
+    uint32_t mss = info.mss ? info.mss : 1;
+    out->tcpi_rto = info.rto_us;
+    out->tcpi_snd_mss = info.mss;
+    out->tcpi_rcv_mss = info.mss;
+    out->tcpi_rtt = info.srtt_us;
+    out->tcpi_snd_cwnd = info.cwnd_bytes / mss;
+    out->tcpi_snd_ssthresh =
+        info.ssthresh_bytes == UINT32_MAX ? INT32_MAX : info.ssthresh_bytes / mss;
+    out->tcpi_unacked = (info.unacked_bytes + mss - 1) / mss;
+    out->tcpi_total_retrans = info.retransmits;
+    out->tcpi_notsent_bytes =
+        info.queued_bytes > info.unacked_bytes ? info.queued_bytes - info.unacked_bytes : 0;
+    out->tcpi_rcv_space = info.rcv_wnd;
+}
+
+static int get_socket(const struct ix_posix *p, struct ix_sock *s, int name, int *value)
+{
+    (void)p;
+    switch (name) {
+    case SO_TYPE:
+        *value = s->kind == IX_SOCK_TCP ? SOCK_STREAM : SOCK_DGRAM;
+        return 0;
+    case SO_DOMAIN:
+        *value = s->family == 4 ? AF_INET : AF_INET6;
+        return 0;
+    case SO_PROTOCOL:
+        *value = s->kind == IX_SOCK_TCP ? IPPROTO_TCP : IPPROTO_UDP;
+        return 0;
+    case SO_ERROR:
+        *value = -ix_sock_take_error(s);
+        return 0;
+    case SO_ACCEPTCONN:
+        *value = s->state == IX_SOCK_LISTEN;
+        return 0;
+    case SO_REUSEADDR:
+        *value = s->opt.reuseaddr;
+        return 0;
+    case SO_REUSEPORT:
+        *value = s->opt.reuseport;
+        return 0;
+    case SO_KEEPALIVE:
+        *value = s->opt.keepalive;
+        return 0;
+    case SO_SNDBUF:
+        *value = (int)s->opt.sndbuf_bytes;
+        return 0;
+    case SO_RCVBUF:
+        *value = (int)s->opt.rcvbuf_bytes;
+        return 0;
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int get_tcp(const struct ix_posix *p, const struct ix_sock *s, int name, int *value)
+{
+    struct ix_conn_info info;
+    switch (name) {
+    case TCP_NODELAY:
+        *value = s->opt.nodelay;
+        return 0;
+    case TCP_CORK:
+        *value = s->opt.cork;
+        return 0;
+    case TCP_KEEPIDLE:
+        *value = (int)s->opt.keepidle_s;
+        return 0;
+    case TCP_KEEPINTVL:
+        *value = (int)s->opt.keepintvl_s;
+        return 0;
+    case TCP_KEEPCNT:
+        *value = (int)s->opt.keepcnt;
+        return 0;
+    case TCP_USER_TIMEOUT:
+        *value = (int)s->opt.user_timeout_ms;
+        return 0;
+    case TCP_MAXSEG:
+        (void)linux_state(p, s, &info);
+        *value = info.mss ? (int)info.mss : 536;
+        return 0;
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, int name, void *value,
+                      socklen_t *len)
+{
+    struct linger linger = {.l_onoff = s->opt.linger_on, .l_linger = s->opt.linger_s};
+    struct timeval tv;
+    struct tcp_info info;
+    int number = 0, err = 0;
+    const void *from = &number;
+    socklen_t size = sizeof number;
+    if (s->kind == IX_SOCK_EPOLL)
+        return -ENOTSOCK;
+    if (level == SOL_SOCKET && name == SO_LINGER) {
+        from = &linger;
+        size = sizeof linger;
+    } else if (level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO)) {
+        uint64_t ns = name == SO_RCVTIMEO ? s->opt.rcvtimeo_ns : s->opt.sndtimeo_ns;
+        tv = (struct timeval){.tv_sec = (time_t)(ns / 1000000000),
+                              .tv_usec = (suseconds_t)(ns / 1000 % 1000000)};
+        from = &tv;
+        size = sizeof tv;
+    } else if (level == SOL_SOCKET) {
+        err = get_socket(p, s, name, &number);
+    } else if (level != IPPROTO_TCP || s->kind != IX_SOCK_TCP) {
+        err = -ENOPROTOOPT;
+    } else if (name == TCP_INFO) {
+        fill_tcp_info(p, s, &info);
+        from = &info;
+        size = sizeof info;
+    } else {
+        err = get_tcp(p, s, name, &number);
+    }
+    if (err)
+        return err;
+    *len = *len < size ? *len : size;
+    memcpy(value, from, *len);
+    return 0;
+}
+
+int ix_posix_getsockopt(struct ix_posix *p, int fd, int level, int name, void *value,
+                        socklen_t *len)
+{
+    ix_posix_enter(p);
+    struct ix_sock *s = ix_sock_of_fd(p, fd);
+    int result = s ? get_option(p, s, level, name, value, len) : -EBADF;
+    ix_posix_leave(p);
+    return result;
+}
+
+/* ---- fcntl, ioctl */
+
+static int control(struct ix_sock *s, int command, long arg)
+{
+    switch (command) {
+    case F_GETFL:
+        return O_RDWR | (s->nonblock ? O_NONBLOCK : 0);
+    case F_SETFL:
+        s->nonblock = arg & O_NONBLOCK;
+        return 0;
+    case F_GETFD: /* descriptors of this layer end with the process's image anyway */
+        return FD_CLOEXEC;
+    case F_SETFD:
+        return 0;
+    default:
+        return -EINVAL;
+    }
+}
+
+int ix_posix_fcntl(struct ix_posix *p, int fd, int command, long arg)
+{
+    ix_posix_enter(p);
+    struct ix_sock *s = ix_sock_of_fd(p, fd);
+    int result = s ? control(s, command, arg) : -EBADF;
+    ix_posix_leave(p);
+    return result;
+}
+
+/* The kernel counts the FIN that is queued or under way as a byte (tcp_ioctl()). */
+static int queued(const struct ix_posix *p, const struct ix_sock *s, bool unsent, int *out)
+{
+    struct ix_conn_info info;
+    if (s->kind != IX_SOCK_TCP || s->state == IX_SOCK_LISTEN)
+        return -EINVAL;
+    (void)linux_state(p, s, &info);
+    uint32_t sent = info.unacked_bytes < s->tx_bytes ? info.unacked_bytes : s->tx_bytes;
+    *out = (int)(unsent ? s->tx_bytes - sent : s->tx_bytes);
+    return 0;
+}
+
+int ix_posix_ioctl(struct ix_posix *p, int fd, unsigned long request, void *arg)
+{
+    ix_posix_enter(p);
+    struct ix_sock *s = ix_sock_of_fd(p, fd);
+    int result = -ENOTTY;
+    if (!s) {
+        result = -EBADF;
+    } else if (request == FIONBIO) {
+        s->nonblock = *(int *)arg;
+        result = 0;
+    } else if (request == SIOCINQ && s->kind != IX_SOCK_EPOLL) {
+        bool datagram = s->kind == IX_SOCK_UDP && s->rx_head != IX_SOCK_NONE;
+        *(int *)arg = (int)(datagram ? p->rx[s->rx_head].bytes : s->rx_bytes);
+        result = s->state == IX_SOCK_LISTEN ? -EINVAL : 0;
+    } else if (request == SIOCOUTQ || request == SIOCOUTQNSD) {
+        result = queued(p, s, request == SIOCOUTQNSD, arg);
+    }
+    ix_posix_leave(p);
+    return result;
+}

@@ -1,0 +1,271 @@
+/* What is sent: copied into the send arena, borrowed from there until it is acknowledged. */
+#include "posix/sock.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+static uint32_t frame_bytes(const struct ix_posix *p)
+{
+    return 1u << p->io->frame_shift;
+}
+
+static uint8_t *arena_at(const struct ix_posix *p, uint32_t chunk, uint32_t offset)
+{
+    uint64_t frame = (uint64_t)p->io->arena_frame + chunk;
+    return p->io->umem + (frame << p->io->frame_shift) + offset;
+}
+
+static void free_chunk(struct ix_posix *p, uint32_t chunk)
+{
+    p->arena[chunk].next = p->arena_free;
+    p->arena_free = chunk;
+    p->changed = true; /* whoever waits for memory of the arena's */
+}
+
+/* Takes a chunk, empty; IX_SOCK_NONE if there is none. */
+static uint32_t take_chunk(struct ix_posix *p)
+{
+    uint32_t chunk = p->arena_free;
+    if (chunk == IX_SOCK_NONE)
+        return chunk;
+    p->arena_free = p->arena[chunk].next;
+    uint16_t start = (uint16_t)p->io->tx_headroom; /* where a segment can leave from in place */
+    p->arena[chunk] = (struct ix_tx_chunk){.next = IX_SOCK_NONE, .start = start, .end = start};
+    return chunk;
+}
+
+void ix_sock_drop_sent(struct ix_posix *p, struct ix_sock *s)
+{
+    while (s->tx_head != IX_SOCK_NONE) {
+        uint32_t next = p->arena[s->tx_head].next;
+        free_chunk(p, s->tx_head);
+        s->tx_head = next;
+    }
+    s->tx_tail = IX_SOCK_NONE;
+    s->tx_bytes = 0;
+}
+
+void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes)
+{
+    bool was_full = !ix_sock_writable(s);
+    s->tx_bytes -= bytes;
+    while (bytes) {
+        struct ix_tx_chunk *chunk = &p->arena[s->tx_head];
+        uint32_t held = (uint32_t)(chunk->end - chunk->start), part = held < bytes ? held : bytes;
+        chunk->start += (uint16_t)part;
+        bytes -= part;
+        if (chunk->start < chunk->end)
+            break;
+        uint32_t next = chunk->next;
+        free_chunk(p, s->tx_head);
+        s->tx_head = next;
+        if (next == IX_SOCK_NONE)
+            s->tx_tail = IX_SOCK_NONE;
+    }
+    p->changed = true; /* a linger, or a write that wants little */
+    if (was_full && s->no_space && ix_sock_writable(s)) {
+        s->no_space = false;
+        ix_sock_wake(p, s, EPOLLOUT);
+    }
+}
+
+uint32_t ix_sock_space(const struct ix_sock *s)
+{
+    return s->tx_bytes < s->opt.sndbuf_bytes ? s->opt.sndbuf_bytes - s->tx_bytes : 0;
+}
+
+bool ix_sock_writable(const struct ix_sock *s)
+{
+    return ix_sock_space(s) >= s->opt.sndbuf_bytes / 3; /* Linux: sk_stream_is_writeable() */
+}
+
+/* ---- streams */
+
+struct from {
+    const struct msghdr *msg;
+    size_t vec, offset, left;
+};
+
+static struct from begin(const struct msghdr *msg)
+{
+    struct from from = {.msg = msg};
+    for (size_t i = 0; i < msg->msg_iovlen; i++)
+        from.left += msg->msg_iov[i].iov_len;
+    return from;
+}
+
+/* Copies to `to`, or only passes over the bytes. */
+static void get(struct from *from, uint8_t *to, uint32_t bytes)
+{
+    from->left -= bytes;
+    while (bytes) {
+        const struct iovec *vec = &from->msg->msg_iov[from->vec];
+        size_t part = vec->iov_len - from->offset < bytes ? vec->iov_len - from->offset : bytes;
+        if (to) {
+            memcpy(to, (const uint8_t *)vec->iov_base + from->offset, part);
+            to += part;
+        }
+        bytes -= (uint32_t)part;
+        from->offset += part;
+        if (from->offset == vec->iov_len) {
+            from->vec++;
+            from->offset = 0;
+        }
+    }
+}
+
+/* The chunk to write into: the last, while it has room, or a new one at the end. */
+static uint32_t tail_chunk(struct ix_posix *p, struct ix_sock *s)
+{
+    if (s->tx_tail != IX_SOCK_NONE && p->arena[s->tx_tail].end < frame_bytes(p))
+        return s->tx_tail;
+    uint32_t chunk = take_chunk(p);
+    if (chunk == IX_SOCK_NONE)
+        return chunk;
+    if (s->tx_tail == IX_SOCK_NONE)
+        s->tx_head = chunk;
+    else
+        p->arena[s->tx_tail].next = chunk;
+    s->tx_tail = chunk;
+    return chunk;
+}
+
+/* Copies and sends one piece, `bytes` at most. Returns how much was taken, 0 if memory or the core
+ * is full, or -errno. */
+static int send_piece(struct ix_posix *p, struct ix_sock *s, struct from *from, uint32_t bytes,
+                      bool more)
+{
+    uint32_t index = tail_chunk(p, s);
+    if (index == IX_SOCK_NONE)
+        return 0;
+    struct ix_tx_chunk *chunk = &p->arena[index];
+    uint32_t room = frame_bytes(p) - chunk->end, piece = bytes < room ? bytes : room;
+    struct from before = *from;
+    uint8_t *at = arena_at(p, index, chunk->end);
+    get(from, at, piece);
+    more |= piece < bytes;
+    struct ix_call call = {.op = IX_CALL_SENDV,
+                           .flags = more ? IX_SEND_MORE : 0,
+                           .handle = s->handle,
+                           .addr = (uint64_t)(at - p->io->umem),
+                           .bytes = piece};
+    /* An acknowledgement may come in the very cycle: what it covers must be ours already. */
+    chunk->end += (uint16_t)piece;
+    s->tx_bytes += piece;
+    int taken = ix_sock_call(p, &call);
+    uint32_t kept = taken > 0 ? (uint32_t)taken : 0;
+    if (kept < piece && s->state != IX_SOCK_DEAD) {
+        chunk->end -= (uint16_t)(piece - kept);
+        s->tx_bytes -= piece - kept;
+        *from = before;
+        get(from, NULL, kept);
+    }
+    return taken;
+}
+
+static ssize_t not_sendable(struct ix_sock *s)
+{
+    if (s->error)
+        return ix_sock_take_error(s);
+    if (s->wr_shut || s->state == IX_SOCK_NEW || s->state == IX_SOCK_LISTEN ||
+        s->state == IX_SOCK_DEAD)
+        return -EPIPE;
+    return s->state == IX_SOCK_CONNECTING ? -EAGAIN : 0;
+}
+
+static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct msghdr *msg,
+                           int flags)
+{
+    struct ix_sock_wait wait = {.deadline_ns = ix_posix_deadline(
+                                    p, s->opt.sndtimeo_ns ? s->opt.sndtimeo_ns : IX_POSIX_NEVER)};
+    struct from from = begin(msg);
+    bool block = !s->nonblock && !(flags & MSG_DONTWAIT);
+    size_t done = 0;
+    ssize_t why = 0;
+    s->users++;
+    while (from.left || why == -EAGAIN) {
+        why = not_sendable(s);
+        uint32_t space = ix_sock_space(s);
+        uint32_t want = from.left < space ? (uint32_t)from.left : space;
+        if (why == 0 && want) {
+            bool more = flags & MSG_MORE || s->opt.cork || want < from.left;
+            int taken = send_piece(p, s, &from, want, more);
+            if (taken > 0) {
+                done += (size_t)taken;
+                continue;
+            }
+            why = taken == 0 ? -EAGAIN : taken == -ENOENT ? not_sendable(s) : taken;
+        } else if (why == 0) {
+            why = from.left ? -EAGAIN : 0;
+        }
+        s->no_space |= why == -EAGAIN;
+        if (why != -EAGAIN || !block || !s->fds || !ix_sock_wait(p, &wait))
+            break;
+    }
+    ix_sock_wait_end(p, &wait);
+    s->users--;
+    ix_sock_release(p, s);
+    return done ? (ssize_t)done : why;
+}
+
+/* ---- datagrams */
+
+static ssize_t send_datagram(struct ix_posix *p, struct ix_sock *s, const struct msghdr *msg)
+{
+    struct from from = begin(msg);
+    struct ix_addr to = s->peer;
+    int err = msg->msg_name ? ix_sock_take_addr(s, msg->msg_name, msg->msg_namelen, &to) : 0;
+    if (!err && to.port == 0)
+        err = msg->msg_name ? -EINVAL : -EDESTADDRREQ;
+    if (!err && from.left > frame_bytes(p) - p->io->tx_headroom)
+        err = -EMSGSIZE;
+    if (!err)
+        err = ix_sock_autobind(p, s);
+    if (err)
+        return err;
+    uint32_t chunk = take_chunk(p), bytes = (uint32_t)from.left;
+    if (chunk == IX_SOCK_NONE)
+        return -ENOBUFS;
+    uint8_t *at = arena_at(p, chunk, p->arena[chunk].start);
+    get(&from, at, bytes);
+    struct ix_call call = {.op = IX_CALL_UDP_SENDV,
+                           .family = s->family,
+                           .handle = s->handle,
+                           .addr = (uint64_t)(at - p->io->umem),
+                           .bytes = bytes,
+                           .peer_port = to.port};
+    memcpy(call.peer, to.ip, sizeof call.peer);
+    int result = ix_sock_call(p, &call); /* copies: UDP_SENT comes in the same poll */
+    free_chunk(p, chunk);
+    return result;
+}
+
+ssize_t ix_posix_sendmsg(struct ix_posix *p, int fd, const struct msghdr *msg, int flags)
+{
+    const int known = MSG_DONTWAIT | MSG_MORE | MSG_NOSIGNAL;
+    ix_posix_enter(p);
+    struct ix_sock *s = ix_sock_of_fd(p, fd);
+    ssize_t result;
+    if (!s)
+        result = -EBADF;
+    else if (s->kind == IX_SOCK_EPOLL)
+        result = -EINVAL;
+    else if (flags & ~known)
+        result = -EOPNOTSUPP;
+    else
+        result = s->kind == IX_SOCK_UDP ? send_datagram(p, s, msg) : send_stream(p, s, msg, flags);
+    ix_posix_leave(p);
+    if (result == -EPIPE && p->cfg.sigpipe && !(flags & MSG_NOSIGNAL))
+        raise(SIGPIPE);
+    return result;
+}
+
+ssize_t ix_posix_sendto(struct ix_posix *p, int fd, const void *buf, size_t bytes, int flags,
+                        const struct sockaddr *addr, socklen_t len)
+{
+    struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = bytes};
+    struct msghdr msg = {
+        .msg_name = (void *)(uintptr_t)addr, .msg_namelen = len, .msg_iov = &vec, .msg_iovlen = 1};
+    return ix_posix_sendmsg(p, fd, &msg, flags);
+}
