@@ -174,7 +174,7 @@ int ix_app_listen_option(struct ix_app *app, const char *ip, uint16_t port, uint
 {
     struct ix_request request = {.proto = IPPROTO_TCP, .port = port};
     int err = parse_ip(ip, &request, NULL, 0);
-    return err ? err : ix_shard_listen_option(app->shard, request.ip, 4, port, option, value);
+    return err ? err : app->ops->listen_option(app, request.ip, port, option, value);
 }
 
 int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port)
@@ -225,6 +225,12 @@ static int inline_listen(struct ix_app *app, const uint8_t *ip, uint16_t port, u
     return ix_shard_listen(app->shard, ip, 4, port, cookie, backlog);
 }
 
+static int inline_listen_option(struct ix_app *app, const uint8_t *ip, uint16_t port,
+                                uint32_t option, uint64_t value)
+{
+    return ix_shard_listen_option(app->shard, ip, 4, port, option, value);
+}
+
 static int inline_unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
 {
     return ix_shard_unlisten(app->shard, ip, 4, port);
@@ -257,6 +263,7 @@ const struct ix_app_ops *ix_app_inline_ops(void)
         .poll = inline_poll,
         .may_sleep_ns = inline_may_sleep_ns,
         .listen = inline_listen,
+        .listen_option = inline_listen_option,
         .unlisten = inline_unlisten,
         .udp_bind = inline_udp_bind,
         .udp_unbind = inline_udp_unbind,

@@ -27,6 +27,8 @@ struct ix_app_ops {
     uint64_t (*may_sleep_ns)(struct ix_app *app, uint64_t now_ns);
     int (*listen)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
                   uint32_t backlog);
+    int (*listen_option)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint32_t option,
+                         uint64_t value);
     int (*unlisten)(struct ix_app *app, const uint8_t *ip, uint16_t port);
     int (*udp_bind)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
                     uint64_t *handle);

@@ -121,4 +121,5 @@ def test_everything_arrives_whatever_the_peer_does(
     assert peer.state == "FIN_WAIT_2"
     assert sum(e.bytes for e in stack.events if e.type == "SENT") == queued
     stack.poll()
-    assert stack.shard.tcp.extents_used == stack.shard.tcp.boards_used == 0
+    assert stack.shard.tcp.extents_used == 0
+    assert stack.shard.tcp.recs_used == stack.shard.tcp.recoveries_used == 0

@@ -587,7 +587,7 @@ class Stack:
             and s.frames_rx == s.frames_app == s.frames_tx == 0
             and s.timers_armed == 0
             and self.shard.tcp.extents_used == 0
-            and self.shard.tcp.boards_used == 0
+            and self.shard.tcp.recs_used == self.shard.tcp.recoveries_used == 0
         )
 
 
@@ -759,10 +759,12 @@ class Peer:
 
     # ---- what most tests start with
 
-    def knock(self, **syn: Any) -> Segment:
-        """SYN, SYN-ACK, ACK, up to KNOCK. Returns the SYN-ACK; `handle` is set."""
+    def knock(self, rtt_ms: float = 0, **syn: Any) -> Segment:
+        """SYN, SYN-ACK, ACK after rtt_ms, up to KNOCK. Returns the SYN-ACK; `handle` is set."""
         self.send("S", **syn)
         syn_ack = self.expect("SA", seq=-1, ack=0)
+        if rtt_ms:
+            self.stack.poll(ms=rtt_ms)
         self.send("A")
         event = self.stack.expect("KNOCK")
         self.handle = event.handle
@@ -795,9 +797,10 @@ class Peer:
 
 
 def opened(**options: Any) -> tuple[Stack, Peer, int]:
-    """A passive connection in ESTABLISHED. Options that Peer has are the peer's, others the
-    stack's."""
+    """A passive connection in ESTABLISHED; rtt_ms: of its handshake. Options that Peer has are the
+    peer's, others the stack's."""
+    rtt_ms = options.pop("rtt_ms", 0)
     mine = {k: options.pop(k) for k in list(options) if k in Peer.__dataclass_fields__}
     stack = Stack(listen=80, **options)
     peer = Peer(stack, **mine)
-    return stack, peer, peer.connect()
+    return stack, peer, peer.connect(rtt_ms=rtt_ms)

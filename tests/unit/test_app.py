@@ -277,6 +277,16 @@ def test_listen_twice_in_a_shard_gives_the_second_claim_back(worker: Worker) -> 
     assert ops == [lib.IX_REQUEST_CLAIM, lib.IX_REQUEST_CLAIM, lib.IX_REQUEST_UNCLAIM]
 
 
+def test_listen_option_reaches_the_listener(worker: Worker) -> None:
+    option = lib.IX_OPT_CONGESTION
+    with worker.control_plane(lambda request: [reply(request)]):
+        assert worker.listen(None, 80)[0] == 0
+    for port, value, wanted in ((80, lib.IX_CC_DCTCP, 0), (80, 9, -errno.EINVAL)):
+        assert lib.ix_app_listen_option(worker.app, ffi.NULL, port, option, value) == wanted
+    assert lib.ix_app_listen_option(worker.app, ffi.NULL, 81, option, 1) == -errno.ENOENT
+    assert lib.ix_app_listen_option(worker.app, b"x", 80, option, 1) == -errno.EINVAL
+
+
 def test_unlisten_unclaims(worker: Worker) -> None:
     with worker.control_plane(lambda request: [reply(request)]) as asked:
         assert worker.listen(None, 80)[0] == 0

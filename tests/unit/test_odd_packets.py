@@ -252,7 +252,7 @@ def random_segment(rng: random.Random, peer: Peer, stack: Stack) -> bytes:
         sport=peer.sport,
         dport=peer.port,
         seq=(tcb.rcv_nxt + near) % 2**32,
-        ack=(rng.choice([tcb.snd_una, tcb.snd_nxt, tcb.snd_max]) + ack_near) % 2**32,
+        ack=(rng.choice([tcb.snd_una, tcb.snd_max, tcb.snd_max]) + ack_near) % 2**32,
         window=rng.choice([0, 1, 100, 5000, 65535]),
         flags=flags,
         options=options,

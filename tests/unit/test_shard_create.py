@@ -133,7 +133,7 @@ def test_shared_arrays_lie_on_pages_of_their_own_at_the_end() -> None:
         assert start % 64 == 0 and start >= at + ffi.sizeof("struct ix_io")
         ends.append(start + count * ffi.sizeof(kind))
     assert size - 4096 < max(ends) <= size
-    for private in ("flows", "extents", "boards"):
+    for private in ("flows", "extents", "recs", "recoveries"):
         assert int(ffi.cast("uintptr_t", getattr(shard.tcp, private))) - base < at
     assert int(ffi.cast("uintptr_t", shard.frames.meta)) - base < at
 

@@ -44,18 +44,19 @@ def test_round_trip_of_nothing_and_of_ages_are_bounded() -> None:
     assert 1 <= tcb.srtt_us < 10_000
 
 
-def test_one_segment_of_a_flight_is_timed() -> None:
+def test_oldest_of_what_an_ack_covers_is_the_sample() -> None:
     stack, peer, handle = opened()
-    stack.stream(handle, 0, 3 * MSS)
+    stack.stream(handle, 0, 2 * MSS)
     stack.poll(ms=30)
-    stack.stream(handle, 3 * MSS, 10)
+    stack.stream(handle, 2 * MSS, 10)
     stack.poll(ms=20)
     peer.send("A", ack=MSS)
-    assert abs(stack.info(handle).srtt_us - 50_000 / 8) < 50
-    srtt = stack.info(handle).srtt_us
-    stack.poll(ms=100)
-    peer.send("A", ack=3 * MSS + 10)
-    assert stack.info(handle).srtt_us == srtt
+    srtt = 50_000 / 8
+    assert abs(stack.info(handle).srtt_us - srtt) < 50
+    peer.send("A", ack=2 * MSS + 10)  # 50 ms for the first, 20 for the second
+    srtt += (50_000 - srtt) / 8
+    assert abs(stack.info(handle).srtt_us - srtt) < 50
+    assert stack.tcb(handle).min_rtt_us <= 20_002
 
 
 def test_cumulative_ack_gives_everything_below_back() -> None:

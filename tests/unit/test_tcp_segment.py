@@ -292,7 +292,7 @@ def test_time_wait_is_not_reclaimed_or_reused_while_pinned() -> None:
 
 
 def test_abort_resets_at_the_highest_number_sent() -> None:
-    # After a timeout snd_nxt stands back; the peer expects the number after all it got.
+    # The peer expects the number after all that it got.
     stack, peer, handle = opened()
     stack.stream(handle, 0, 3 * MSS)
     stack.sleep(ms=250)

@@ -65,7 +65,12 @@
     X(tcp_rexmit, "TCP segments retransmitted")                                               \
     X(tcp_rto, "retransmission timeouts")                                                     \
     X(tcp_fast_rexmit, "fast recoveries entered")                                             \
-    X(tcp_sack_rexmit, "segments retransmitted on SACK information")                          \
+    X(tcp_lost_rexmits, "retransmissions found lost and sent once more (RFC 8985)")            \
+    X(tcp_tlp, "tail loss probes sent (RFC 8985)")                                            \
+    X(tcp_undo, "reductions undone: the retransmission was spurious (RFC 3522, RFC 2883)")    \
+    X(tcp_reordering, "connections on which segments overtook each other")                    \
+    X(tcp_dsack_in, "D-SACKs received: the peer has something twice (RFC 2883)")              \
+    X(tcp_dsack_out, "D-SACKs sent")                                                          \
     X(tcp_dupacks, "duplicate ACKs received")                                                 \
     X(tcp_ecn, "connections that agreed on ECN (RFC 3168)")                                   \
     X(tcp_ce_in, "data segments that came marked: congestion experienced")                    \

@@ -45,7 +45,8 @@ enum {
     IX_MSS_DEFAULT = 536, /* RFC 9293 3.7.1 */
     IX_SACK_BLOCKS_RX = 4,  /* what fits into 40 bytes of options (RFC 2018 section 3) */
     IX_SACK_BLOCKS_TX = 3,  /* ... beside a timestamp */
-    IX_SACK_RANGES = 15,    /* scoreboard ranges kept per flow in recovery */
+    IX_TX_RECORDS_MAX = 1 << 18, /* of what is outstanding, in a shard ... */
+    IX_TX_RECORDS_FLOW = 1024,   /* ... and of one flow; each ACK in recovery walks over them */
     IX_OOO_FRAMES_MAX = 256, /* out-of-order frames kept per flow */
     IX_BACKLOG_DEFAULT = 1024,
 };

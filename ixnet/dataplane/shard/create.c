@@ -183,6 +183,7 @@ struct ix_shard *ix_shard_create(void *memory, size_t bytes, struct ix_config *c
     shard->tcp.io = shard->udp.io = &shard->io;
     shard->tcp.now_ns = shard->now_ns;
     shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
+    shard->tcp.now_us = (uint32_t)(shard->now_ns / 1000);
     ix_tcp_init(&shard->tcp, &shard->cfg, base + l.tcp);
     for (uint32_t i = 0; fill && i < cfg->fill_target; i++)
         fill[i] = ix_frame_addr(&shard->frames, ix_frame_take_fill(&shard->frames));

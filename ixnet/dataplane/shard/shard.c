@@ -198,6 +198,7 @@ static void begin(struct ix_shard *shard, uint64_t now_ns)
         shard->now_ns = now_ns;
     shard->net.now_ns = shard->tcp.now_ns = shard->now_ns;
     shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
+    shard->tcp.now_us = (uint32_t)(shard->now_ns / 1000);
     shard->io.n_events = 0;
     shard->counters.cycles++;
 }

@@ -50,75 +50,6 @@ void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct i
     }
 }
 
-static void enter_recovery(struct ix_tcp *tcp, struct ix_tcb *tcb)
-{
-    tcb->flags |= IX_TF_RECOVERY | IX_TF_REXMIT_ONE;
-    tcb->recover = tcb->snd_max;
-    if (tcb->sack_board != IX_NONE)
-        tcp->boards[tcb->sack_board].high_rxt = tcb->snd_una;
-    ix_cc_lost(tcb, ix_tcb_flight(tcb));
-    tcb->cwnd = tcb->ssthresh;
-    if (!(tcb->flags & IX_TF_SACK)) /* RFC 5681 3.2 step 3: the three segments that have left */
-        tcb->cwnd += 3 * ix_tcb_mss(tcb);
-    tcp->counters->tcp_fast_rexmit++;
-    ix_tcp_want_output(tcp, tcb);
-}
-
-/* A duplicate ACK, or one with news from the scoreboard. */
-static void duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
-{
-    tcp->counters->tcp_dupacks++;
-    if (tcb->dupacks < 255)
-        tcb->dupacks++;
-    if (tcb->flags & IX_TF_RECOVERY) {
-        if (tcb->sack_board == IX_NONE)
-            tcb->cwnd += ix_tcb_mss(tcb); /* RFC 5681 3.2 step 4: a segment has left the network */
-        ix_tcp_want_output(tcp, tcb);
-        return;
-    }
-    bool lost = tcb->dupacks >= IX_TCP_DUP_THRESH || ix_sack_is_lost(tcp, tcb, tcb->snd_una);
-    /* RFC 6582 3.2 step 2: not for what was outstanding at a timeout; and at `recover` itself the
-     * duplicates may be answers to segments sent twice, unless a new SACK block says otherwise. */
-    bool beyond = tcb->flags & IX_TF_SACK ? ix_seq_geq(hdr->ack, tcb->recover)
-                                          : ix_seq_gt(hdr->ack, tcb->recover);
-    if (lost && !(tcb->flags & IX_TF_RTO) && beyond)
-        enter_recovery(tcp, tcb);
-    else
-        ix_tcp_want_output(tcp, tcb); /* limited transmit */
-}
-
-static void recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked)
-{
-    uint32_t mss = ix_tcb_mss(tcb);
-    if (ix_seq_geq(tcb->snd_una, tcb->recover)) { /* all of it is repaired */
-        tcb->cwnd = IX_MIN(tcb->ssthresh,
-                           IX_MAX(ix_tcb_flight(tcb), mss) + mss); /* RFC 6582 3.2 step 3 (1) */
-        tcb->flags &= ~(IX_TF_RECOVERY | IX_TF_REXMIT_ONE);
-        return;
-    }
-    if (tcb->sack_board != IX_NONE)
-        return; /* the scoreboard says what is next */
-    /* Partial ACK: the next segment is missing as well; deflate (RFC 6582 3.2 step 3 (2)). */
-    tcb->flags |= IX_TF_REXMIT_ONE;
-    tcb->cwnd = tcb->cwnd > acked ? tcb->cwnd - acked : mss;
-    if (acked >= mss)
-        tcb->cwnd += mss;
-    ix_tcp_want_output(tcp, tcb);
-}
-
-static void congestion_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked, uint32_t rtt_us)
-{
-    if (tcb->flags & IX_TF_RECOVERY) {
-        recovery_ack(tcp, tcb, acked);
-        return;
-    }
-    /* RFC 7661's point: a window that is not used says nothing of the network. */
-    if (tcb->flags & IX_TF_CWND_LIMITED && !(tcb->ecn & IX_ECNF_REDUCED))
-        ix_cc_acked(tcp, tcb, acked, rtt_us);
-    if (tcb->flags & IX_TF_RTO && ix_seq_geq(tcb->snd_una, tcb->recover))
-        tcb->flags &= ~IX_TF_RTO;
-}
-
 /* After a retransmission only timestamps tell which transmission an ACK answers (RFC 7323 4.1).
  * Without a sample the backed-off timeout would stay for as long as every segment is sent twice. */
 static void sample_timestamp(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
@@ -128,64 +59,79 @@ static void sample_timestamp(struct ix_tcp *tcp, struct ix_tcb *tcb, const struc
         ix_tcp_rtt_sample(tcb, rtt_ms * 1000000ull);
 }
 
-/* snd_una moves to the segment's ACK. */
-static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+/* Round-trip times of what has newly arrived. */
+static void sample_rtt(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                       const struct ix_ack *a)
 {
-    uint32_t ack = hdr->ack, acked = ack - tcb->snd_una;
-    uint32_t data = IX_MIN(acked, tcb->queued_bytes), rtt_us = 0;
+    if (a->rtt_us) {
+        ix_rack_min_rtt(tcp, tcb, a->last_rtt_us);
+        ix_tcp_rtt_sample(tcb, (a->rtt_us - 1) * 1000ull);
+    } else if (a->acked) {
+        sample_timestamp(tcp, tcb, hdr);
+    }
+}
 
+/* snd_una moves to the segment's ACK. */
+static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                    struct ix_ack *a)
+{
+    uint32_t data = IX_MIN(hdr->ack - tcb->snd_una, tcb->queued_bytes);
     tcb->rto_us = ix_tcp_rto_us(tcb); /* Karn: backed off until there is a new sample */
     tcb->retries = 0;
-    if (!(tcb->flags & IX_TF_TIMING)) {
-        sample_timestamp(tcp, tcb, hdr);
-    } else if (ix_seq_geq(ack, tcb->rtt_seq)) {
-        tcb->flags &= ~IX_TF_TIMING;
-        uint64_t rtt_ns = tcp->now_ns - tcb->rtt_start_ns;
-        rtt_us = (uint32_t)IX_MIN(rtt_ns / 1000 + 1, (uint64_t)IX_TCP_RTO_MAX_US);
-        ix_tcp_rtt_sample(tcb, rtt_ns);
-    }
     if (data) {
         ix_sendq_acked(tcp, tcb, data);
         tcb->sent_bytes += data;
         ix_tcp_want_event(tcp, tcb, 0);
     }
-    tcb->snd_una = ack;
-    if (ix_seq_lt(tcb->snd_nxt, ack))
-        tcb->snd_nxt = ack;
+    ix_sack_advance(tcp, tcb, hdr, a);
     tcb->dupacks = 0;
-    if (!(tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO)) && ack - tcb->recover > 1u << 30)
-        tcb->recover = ack - 1; /* or after 2 GiB without a loss it would seem to lie ahead */
-    ix_sack_advance(tcp, tcb);
+    const uint32_t elsewhere = IX_TF_RECOVERY | IX_TF_RTO | IX_TF_SACK;
+    if (!(tcb->flags & elsewhere) && hdr->ack - tcb->recover > 1u << 30)
+        tcb->recover = hdr->ack - 1; /* or after 2 GiB without a loss it would seem to lie ahead */
     if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON))
-        ix_ecn_acked(tcp, tcb, acked, hdr->flags);
-    congestion_ack(tcp, tcb, acked, rtt_us);
+        ix_ecn_acked(tcp, tcb, a->acked, hdr->flags);
+}
+
+/* Timer and output, after all that the ACK has changed. */
+static void follow_up(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ack *a,
+                      uint32_t reorder_us)
+{
     if (ix_tcb_flight(tcb) == 0) {
         ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)); /* RFC 6298 (5.2) */
-        ix_sack_drop(tcp, tcb);
-    } else {
-        ix_tcp_arm_rtx(tcp, tcb); /* (5.3) */
+        ix_rec_drop(tcp, tcb);
+        ix_tlp_end(tcb);
+    } else if (a->acked || reorder_us || (a->sack_news && tcb->rtx_kind != IX_RTX_TIMEOUT)) {
+        ix_tcp_arm_after_ack(tcp, tcb, reorder_us); /* (5.3) */
     }
-    if (ix_tcb_data_end(tcb) != tcb->snd_nxt || tcb->flags & (IX_TF_CLOSED_WR | IX_TF_RECOVERY))
+    if (tcb->lost_bytes || ix_tcb_data_end(tcb) != tcb->snd_max ||
+        tcb->flags & (IX_TF_CLOSED_WR | IX_TF_RECOVERY))
         ix_tcp_want_output(tcp, tcb);
 }
 
 void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
                 uint32_t payload_bytes)
 {
-    bool sack = tcb->flags & IX_TF_SACK, sack_news = false;
-    if (IX_UNLIKELY(hdr->sack_count) && sack)
-        sack_news = ix_sack_update(tcp, tcb, hdr);
-    if (ix_seq_gt(hdr->ack, tcb->snd_una)) {
-        advance(tcp, tcb, hdr);
-        ix_tcp_update_window(tcp, tcb, hdr);
-        return;
-    }
+    struct ix_ack a = {0};
+    bool sack = tcb->flags & IX_TF_SACK;
     uint32_t window = (uint32_t)hdr->window << tcb->snd_wscale;
-    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. With SACK: a
-     * block that tells something new (RFC 6675 section 2), whatever the window and the payload. */
-    bool same = payload_bytes == 0 && !(hdr->flags & IX_TCP_FIN) && window == tcb->snd_wnd;
-    bool dup = hdr->ack == tcb->snd_una && ix_tcb_flight(tcb) && (sack ? sack_news : same);
+    /* RFC 5681 section 2: outstanding data, no data, no FIN, same ACK, same window. */
+    bool same = hdr->ack == tcb->snd_una && ix_tcb_flight(tcb) && payload_bytes == 0 &&
+                !(hdr->flags & IX_TCP_FIN) && window == tcb->snd_wnd;
+    /* Before the blocks: what they say is sent after what the ACK covers. */
+    if (ix_seq_gt(hdr->ack, tcb->snd_una))
+        advance(tcp, tcb, hdr, &a);
+    if (IX_UNLIKELY(hdr->sack_count) && sack && ix_seq_geq(hdr->ack, tcb->snd_una))
+        ix_sack_update(tcp, tcb, hdr, &a);
     ix_tcp_update_window(tcp, tcb, hdr);
-    if (dup && !(tcb->flags & IX_TF_PERSIST))
-        duplicate(tcp, tcb, hdr);
+    /* With SACK: a block that tells something new (RFC 6675 section 2), whatever else. */
+    bool dup = a.acked == 0 && (sack ? a.sack_news : same) && !(tcb->flags & IX_TF_PERSIST);
+    if (dup) {
+        tcp->counters->tcp_dupacks++;
+        tcb->dupacks += tcb->dupacks < UINT8_MAX;
+    }
+    if (!a.acked && !dup && !a.has_dsack && !(tcb->rack & IX_RACK_TLP_OUT))
+        return;
+    sample_rtt(tcp, tcb, hdr, &a);
+    uint32_t reorder_us = ix_recovery_ack(tcp, tcb, hdr, &a, dup);
+    follow_up(tcp, tcb, &a, reorder_us);
 }

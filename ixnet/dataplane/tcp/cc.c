@@ -97,6 +97,19 @@ void ix_cc_timeout(struct ix_tcb *tcb, uint32_t flight_bytes)
     tcb->cwnd_acked = 0;
 }
 
+void ix_cc_undo(struct ix_tcb *tcb, uint32_t cwnd, uint32_t ssthresh, uint32_t w_max)
+{
+    tcb->cwnd = IX_MAX(tcb->cwnd, cwnd);
+    tcb->ssthresh = ssthresh;
+    tcb->cwnd_acked = 0;
+    if (tcb->cc != IX_CC_CUBIC)
+        return;
+    if (ssthresh == UINT32_MAX)
+        ix_hystart_begin(tcb);
+    else /* RFC 9438 4.9.1; a new epoch begins where the old one was */
+        tcb->cubic = (struct ix_cubic){.w_max = w_max, .cwnd_prior = w_max};
+}
+
 void ix_cc_restart_after_idle(const struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     /* RFC 5681 4.1 */

@@ -1,11 +1,16 @@
 /* TCBs: where they come from, how they are found, and how they end. */
 #include "tcp/tcp.h"
 
-/* Scoreboards are needed only by flows that lose segments: one for every eight is plenty, and a
- * flow that gets none recovers as NewReno does. */
-static uint32_t board_count(const struct ix_config *cfg)
+/* Needed only by flows that lose segments: one for every eight is plenty. */
+static uint32_t recovery_count(const struct ix_config *cfg)
 {
     return IX_MAX(cfg->max_flows / 8, 64u);
+}
+
+/* What leaves in different cycles before it is acknowledged. */
+static uint32_t rec_count(const struct ix_config *cfg)
+{
+    return IX_MIN(IX_MAX(4 * cfg->pool_frames, cfg->max_flows / 8), (uint32_t)IX_TX_RECORDS_MAX);
 }
 
 static size_t align_line(size_t bytes)
@@ -18,7 +23,8 @@ size_t ix_tcp_arena_bytes(const struct ix_config *cfg)
     return align_line(sizeof(struct ix_tcb) * cfg->max_flows) +
            align_line(ix_flowtab_bytes(cfg->max_flows)) +
            align_line(sizeof(struct ix_extent) * cfg->max_extents) +
-           align_line(sizeof(struct ix_sack_board) * board_count(cfg));
+           align_line(sizeof(struct ix_tx_rec) * rec_count(cfg)) +
+           align_line(sizeof(struct ix_recovery) * recovery_count(cfg));
 }
 
 static void *take(uint8_t **memory, size_t bytes)
@@ -45,16 +51,20 @@ void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory)
     ix_flowtab_init(&tcp->table, take(&at, ix_flowtab_bytes(cfg->max_flows)), cfg->max_flows);
     tcp->max_extents = cfg->max_extents;
     tcp->extents = take(&at, sizeof(struct ix_extent) * cfg->max_extents);
-    tcp->max_boards = board_count(cfg);
-    tcp->boards = take(&at, sizeof(struct ix_sack_board) * tcp->max_boards);
+    tcp->max_recs = rec_count(cfg);
+    tcp->recs = take(&at, sizeof(struct ix_tx_rec) * tcp->max_recs);
+    tcp->max_recoveries = recovery_count(cfg);
+    tcp->recoveries = take(&at, sizeof(struct ix_recovery) * tcp->max_recoveries);
     for (uint32_t i = 0; i < cfg->max_flows; i++) {
         tcp->flows[i].generation = 1;
         tcp->flows[i].out_next = i + 1 < cfg->max_flows ? i + 1 : IX_NONE;
     }
     for (uint32_t i = 0; i < cfg->max_extents; i++)
         tcp->extents[i].next = i + 1 < cfg->max_extents ? i + 1 : IX_NONE;
-    for (uint32_t i = 0; i < tcp->max_boards; i++)
-        tcp->boards[i].next = i + 1 < tcp->max_boards ? i + 1 : IX_NONE;
+    for (uint32_t i = 0; i < tcp->max_recs; i++)
+        tcp->recs[i].next = i + 1 < tcp->max_recs ? i + 1 : IX_NONE;
+    for (uint32_t i = 0; i < tcp->max_recoveries; i++)
+        tcp->recoveries[i].next = i + 1 < tcp->max_recoveries ? i + 1 : IX_NONE;
     tcp->output = tcp->events = tcp->tw = (struct ix_flow_list){IX_NONE, IX_NONE};
     init_keys(tcp, cfg);
 }
@@ -173,7 +183,10 @@ struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uin
         .q_head = IX_NONE,
         .q_tail = IX_NONE,
         .cursor = {.extent = IX_NONE},
-        .sack_board = IX_NONE,
+        .rec_head = IX_NONE,
+        .rec_tail = IX_NONE,
+        .recovery = IX_NONE,
+        .reo_mult = 1,
         .listener = IX_NONE,
         .mss = IX_MSS_DEFAULT,
         .rto_us = 1000000, /* RFC 6298 (2.1) */
@@ -225,7 +238,7 @@ void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
     ix_tcp_leave_backlog(tcp, tcb);
     tcb->state = IX_TCP_CLOSED;
     ix_sendq_drop(tcp, tcb);
-    ix_sack_drop(tcp, tcb);
+    ix_rec_drop(tcp, tcb);
     if (status) {
         /* A reset discards what was not delivered; an orderly end has nothing left or delivers it.
          * The end of the stream goes too, or what came before it would seem to be complete. */
@@ -247,7 +260,7 @@ void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb)
         tcp->counters->tcp_closed++;
         cancel_timers(tcp, tcb);
         ix_sendq_drop(tcp, tcb);
-        ix_sack_drop(tcp, tcb);
+        ix_rec_drop(tcp, tcb);
         tw_append(tcp, tcb);
         if (!(tcb->flags & IX_TF_DETACHED)) {
             tcb->dead_status = 0;
@@ -283,8 +296,8 @@ static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->hash != ix_tcp_hash(tcp, &tcb->key) || ix_tcp_find(tcp, &tcb->key, tcb->hash) != tcb)
         return "tcp: a flow is not found under its key";
-    if (ix_seq_gt(tcb->snd_una, tcb->snd_max) || ix_seq_gt(tcb->snd_nxt, tcb->snd_max))
-        return "tcp: snd_una or snd_nxt beyond snd_max";
+    if (ix_seq_gt(tcb->snd_una, tcb->snd_max))
+        return "tcp: snd_una beyond snd_max";
     if (ix_seq_gt(tcb->rcv_nxt, tcb->rcv_adv))
         return "tcp: rcv_nxt beyond the window's right edge";
     uint64_t queued = 0;
@@ -309,12 +322,13 @@ static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (outstanding && !(tcb->flags & IX_TF_ON_OUTPUT) && tcb->state != IX_TCP_CLOSED &&
         !ix_wheel_armed(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)))
         return "tcp: data outstanding without a retransmission timer";
-    return NULL;
+    return tcb->state == IX_TCP_CLOSED || tcb->state == IX_TCP_TIME_WAIT ? NULL
+                                                                        : ix_rec_check(tcp, tcb);
 }
 
 const char *ix_tcp_check(struct ix_tcp *tcp)
 {
-    uint32_t live = 0, time_wait = 0, half_open = 0;
+    uint32_t live = 0, time_wait = 0, half_open = 0, recs = 0, recoveries = 0;
     const char *wrong = ix_flowtab_check(&tcp->table);
     for (uint32_t i = 0; i < tcp->max_flows && !wrong; i++) {
         struct ix_tcb *tcb = &tcp->flows[i];
@@ -323,12 +337,16 @@ const char *ix_tcp_check(struct ix_tcp *tcp)
         live++;
         time_wait += tcb->state == IX_TCP_TIME_WAIT;
         half_open += tcb->state == IX_TCP_SYN_RCVD;
+        recs += tcb->rec_count;
+        recoveries += tcb->recovery != IX_NONE;
         wrong = check_flow(tcp, tcb);
     }
     if (wrong)
         return wrong;
     if (live != tcp->in_use || tcp->table.flows != live)
         return "tcp: in_use is wrong";
+    if (recs != tcp->recs_used || recoveries != tcp->recoveries_used)
+        return "tcp: recs_used or recoveries_used is wrong";
     if (time_wait != tcp->time_wait || half_open != tcp->half_open)
         return "tcp: time_wait or half_open is wrong";
     return NULL;

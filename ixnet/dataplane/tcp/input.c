@@ -129,6 +129,8 @@ static bool sequence_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_
     if (hdr->flags & IX_TCP_RST)
         return false;
     if (payload_bytes || tcb->state == IX_TCP_TIME_WAIT) {
+        if (ix_seq_leq(end, tcb->rcv_nxt))
+            ix_tcp_report_duplicate(tcp, tcb, hdr->seq, hdr->seq + payload_bytes);
         ix_tcp_ack_now(tcp, tcb);
     } else {
         ix_tcp_challenge(tcp,

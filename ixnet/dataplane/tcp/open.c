@@ -34,7 +34,7 @@ static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->rcv_wscale = scale_for(tcb->rcvbuf_bytes);
     tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
     tcb->iss = ix_tcp_isn(tcp, &tcb->key);
-    tcb->snd_una = tcb->snd_nxt = tcb->snd_max = tcb->recover = tcb->iss;
+    tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
     tcb->mss = (uint16_t)IX_MIN(tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES, 65535u);
     tcb->flags |= IX_TF_SYN_DUE;
     ix_tcp_want_output(tcp, tcb);

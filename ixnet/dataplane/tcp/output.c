@@ -17,12 +17,8 @@ static bool send_syn(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (!ix_tcp_send_segment(tcp, tcb, tcb->iss, 0, flags, false))
         return false;
     tcb->flags &= ~(IX_TF_SYN_DUE | IX_TF_ACK_NOW);
-    if (tcb->snd_max == tcb->iss) {
-        tcb->snd_nxt = tcb->snd_max = tcb->iss + 1;
-        tcb->rtt_seq = tcb->snd_max;
-        tcb->rtt_start_ns = tcp->now_ns;
-        tcb->flags |= IX_TF_TIMING;
-    }
+    if (tcb->snd_max == tcb->iss)
+        ix_rec_sent(tcp, tcb, tcb->iss + 1);
     if (!timer_armed(tcp, tcb, IX_TIMER_RTX))
         ix_tcp_arm_rtx(tcp, tcb);
     return true;
@@ -32,70 +28,86 @@ static bool send_syn(struct ix_tcp *tcp, struct ix_tcb *tcb)
 static uint32_t segment_max(const struct ix_tcb *tcb)
 {
     uint32_t mss = ix_tcb_mss(tcb);
-    if (tcb->ooo_head != IX_NONE && tcb->flags & IX_TF_SACK)
+    if ((tcb->ooo_head != IX_NONE || tcb->rack & IX_RACK_DSACK_DUE) && tcb->flags & IX_TF_SACK)
         mss -= 4 + 8 * (tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX);
     return mss;
 }
 
-/* Sends again what lies at seq: at most `bytes` sequence numbers, at most one segment; the FIN
- * counts as one. Returns how many went. */
-static uint32_t resend(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes)
+/* The end of what the peer's window allows. */
+static uint32_t window_end(const struct ix_tcb *tcb)
 {
-    uint32_t left = ix_seq_lt(seq, ix_tcb_data_end(tcb)) ? ix_tcb_data_end(tcb) - seq : 0;
+    return tcb->snd_una + tcb->snd_wnd;
+}
+
+/* A place in the records: r begins at `at`; r NULL: behind the last. */
+struct place {
+    struct ix_tx_rec *r;
+    uint32_t at;
+};
+
+/* Sends again what the record at `place` holds: at most one segment; the FIN counts as one. Moves
+ * the place behind it. False if nothing went. */
+static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
+{
+    struct ix_tx_rec *r = place->r;
+    uint32_t at = place->at;
+    uint32_t bytes = r->end - at, end = ix_tcb_data_end(tcb);
+    uint32_t left = ix_seq_lt(at, end) ? end - at : 0;
     uint32_t data = IX_MIN(IX_MIN(bytes, left), segment_max(tcb));
+    if (ix_seq_gt(at + data, window_end(tcb))) /* the peer took some of it back */
+        data = ix_seq_lt(at, window_end(tcb)) ? window_end(tcb) - at : 0;
     bool fin = data == left && data < bytes && (tcb->flags & IX_TF_FIN_SENT);
-    uint8_t flags = IX_TCP_ACK | (data == left ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
-    if (data + fin == 0 || !ix_tcp_send_segment(tcp, tcb, seq, data, flags, false))
-        return 0;
-    tcb->flags &=
-        ~IX_TF_TIMING; /* Karn: an ACK could mean either transmission (RFC 6298 section 3) */
+    uint8_t flags =
+        IX_TCP_ACK | (data && data == left ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
+    if (data + fin == 0 || !ix_tcp_send_segment(tcp, tcb, at, data, flags, false))
+        return false;
+    if (data + fin < bytes) {
+        struct ix_tx_rec *head = ix_rec_split(tcp, tcb, r, at + data + fin);
+        r->coarse |= !head;
+        r = head ? head : r;
+    }
+    ix_rec_set_state(tcb, r, r->end - at, IX_TX_OUT);
+    r->sent_us = tcp->now_us;
+    r->again = true;
     tcb->retransmits++;
     tcp->counters->tcp_rexmit++;
     tcb->last_tx_ms = tcp->now_ms;
-    if (tcb->sack_board != IX_NONE) {
-        struct ix_sack_board *board = &tcp->boards[tcb->sack_board];
-        board->high_rxt = ix_seq_max(board->high_rxt, seq + data + fin);
-    }
-    return data + fin;
+    ix_recovery_resent(tcp, tcb, data + fin);
+    if (at == tcb->snd_una && tcb->rtx_kind == IX_RTX_TIMEOUT)
+        ix_tcp_arm_rtx(tcp, tcb); /* its answer deserves a whole timeout */
+    *place = (struct place){ix_rec_next(tcp, tcb, r), r->end};
+    return true;
 }
 
-/* Fast retransmission: the first segment of a recovery or partial ACK, then every hole that the
- * scoreboard calls lost, as far as the pipe has room (RFC 6675 section 5 step C). */
+/* What is lost, as far as the window has room for it; the first segment of a recovery whatever the
+ * window says (RFC 6675 section 5 step 4.3). */
 static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    uint32_t seq, bytes;
-    if (tcb->flags & IX_TF_REXMIT_ONE && ix_tcb_flight(tcb)) {
-        if (!resend(tcp, tcb, tcb->snd_una, ix_tcb_flight(tcb)))
-            return false;
-        tcb->flags &= ~IX_TF_REXMIT_ONE;
-    }
-    if (!(tcb->flags & IX_TF_RECOVERY) || tcb->sack_board == IX_NONE)
-        return true;
-    uint32_t pipe = ix_sack_pipe(tcp, tcb);
-    while (pipe + ix_tcb_mss(tcb) <= tcb->cwnd && ix_sack_next_hole(tcp, tcb, &seq, &bytes)) {
-        uint32_t sent = resend(tcp, tcb, seq, bytes);
-        if (sent == 0)
-            return false;
-        pipe += sent;
-        tcp->counters->tcp_sack_rexmit++;
+    struct place place = {ix_rec_first(tcp, tcb), tcb->snd_una};
+    if (tcb->flags & IX_TF_REXMIT_ONE && place.r && place.r->state != IX_TX_SACKED &&
+        !resend(tcp, tcb, &place))
+        return ix_seq_leq(window_end(tcb), place.at); /* the peer has no room: it will tell */
+    tcb->flags &= ~IX_TF_REXMIT_ONE;
+    while (place.r && tcb->lost_bytes && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) <= tcb->cwnd) {
+        if (place.r->state != IX_TX_LOST)
+            place = (struct place){ix_rec_next(tcp, tcb, place.r), place.r->end};
+        else if (!resend(tcp, tcb, &place))
+            return ix_seq_leq(window_end(tcb), place.at);
     }
     return true;
 }
 
-/* How many more bytes the network may hold of this flow. */
-static uint32_t congestion_room(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+/* How many more bytes the network may hold of this flow. SACK blocks and duplicate ACKs make room
+ * before it is known whether they mean a loss: limited transmit (RFC 3042). */
+static uint32_t congestion_room(const struct ix_tcb *tcb)
 {
-    uint32_t window = tcb->cwnd, out = tcb->snd_nxt - tcb->snd_una;
-    if (tcb->flags & IX_TF_RECOVERY && tcb->sack_board != IX_NONE)
-        out = ix_sack_pipe(tcp, tcb);
-    else if (!(tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO)) && tcb->dupacks && tcb->dupacks < 3)
-        window += tcb->dupacks * ix_tcb_mss(tcb); /* limited transmit (RFC 3042) */
-    return window > out ? window - out : 0;
+    uint32_t pipe = ix_tcb_pipe(tcb);
+    return tcb->cwnd > pipe ? tcb->cwnd - pipe : 0;
 }
 
 static uint32_t peer_room(const struct ix_tcb *tcb)
 {
-    uint32_t out = tcb->snd_nxt - tcb->snd_una;
+    uint32_t out = ix_tcb_flight(tcb);
     return tcb->snd_wnd > out ? tcb->snd_wnd - out : 0;
 }
 
@@ -103,33 +115,21 @@ static uint32_t peer_room(const struct ix_tcb *tcb)
  * avoidance (RFC 9293 3.7.4 and 3.8.6.2.1). */
 static bool short_segment_ok(const struct ix_tcb *tcb, uint32_t bytes, uint32_t unsent)
 {
-    if (ix_seq_lt(tcb->snd_nxt, tcb->snd_max)) /* it was sent like this before */
-        return true;
     if (bytes == unsent && (tcb->flags & IX_TF_CLOSED_WR))
         return true;
-    bool idle = tcb->snd_nxt == tcb->snd_una;
+    bool idle = ix_tcb_flight(tcb) == 0;
     if (bytes == unsent && !(tcb->flags & IX_TF_MORE) && (idle || !(tcb->flags & IX_TF_NAGLE)))
         return true;
     return bytes > 0 && bytes >= tcb->max_wnd / 2;
 }
 
-/* After one new segment of `bytes` (and FIN): numbers, timing, timer. */
+/* After one new segment of `bytes` (and FIN): numbers, records, timer. */
 static void sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, bool fin)
 {
-    bool again = ix_seq_lt(tcb->snd_nxt, tcb->snd_max);
-    tcb->snd_nxt += bytes + fin;
+    ix_rec_sent(tcp, tcb, tcb->snd_max + bytes + fin);
     if (fin)
         tcb->flags |= IX_TF_FIN_SENT;
-    if (again) {
-        tcb->retransmits++;
-        tcp->counters->tcp_rexmit++;
-        tcb->flags &= ~IX_TF_TIMING;
-    } else if (!(tcb->flags & IX_TF_TIMING)) {
-        tcb->flags |= IX_TF_TIMING;
-        tcb->rtt_seq = tcb->snd_nxt;
-        tcb->rtt_start_ns = tcp->now_ns;
-    }
-    tcb->snd_max = ix_seq_max(tcb->snd_max, tcb->snd_nxt);
+    ix_recovery_sent_new(tcp, tcb, bytes);
     tcb->last_tx_ms = tcp->now_ms;
     if (!timer_armed(tcp, tcb, IX_TIMER_RTX) || tcb->flags & IX_TF_PERSIST) {
         tcb->flags &= ~IX_TF_PERSIST;
@@ -137,23 +137,25 @@ static void sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, boo
     }
 }
 
+/* After new data a probe is due before the timeout is (RFC 8985 7.2). */
+static void arm_probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->rtx_kind != IX_RTX_REORDER && ix_tlp_wait_us(tcb))
+        ix_tcp_arm_after_ack(tcp, tcb, 0);
+}
+
 static bool fin_due(const struct ix_tcb *tcb)
 {
-    if (!(tcb->flags & IX_TF_CLOSED_WR))
-        return false;
-    if (!(tcb->flags & IX_TF_FIN_SENT))
-        return true;
-    bool acked = tcb->snd_una == tcb->snd_max;
-    return !acked && tcb->snd_nxt != ix_tcb_data_end(tcb) + 1;
+    return (tcb->flags & (IX_TF_CLOSED_WR | IX_TF_FIN_SENT)) == IX_TF_CLOSED_WR;
 }
 
 static uint32_t unsent_bytes(const struct ix_tcb *tcb)
 {
     uint32_t end = ix_tcb_data_end(tcb);
-    return ix_seq_lt(tcb->snd_nxt, end) ? end - tcb->snd_nxt : 0;
+    return ix_seq_lt(tcb->snd_max, end) ? end - tcb->snd_max : 0;
 }
 
-/* New data, or old data once more after a timeout moved snd_nxt back. */
+/* New data. */
 static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us &&
@@ -165,7 +167,8 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
         if (unsent == 0 && !fin)
             return true;
         uint32_t max = segment_max(tcb);
-        uint32_t room = IX_MIN(congestion_room(tcp, tcb), peer_room(tcb));
+        bool probe = tcb->rack & IX_RACK_TLP_DUE; /* RFC 8985 7.3: whatever the window says */
+        uint32_t room = IX_MIN(probe ? max : congestion_room(tcb), peer_room(tcb));
         uint32_t bytes = IX_MIN(IX_MIN(unsent, max), room);
         fin = fin && bytes == unsent;
         if (bytes < max && !(fin && unsent == 0) &&
@@ -173,11 +176,31 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
             return true;
         uint8_t flags =
             IX_TCP_ACK | (bytes && bytes == unsent ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
-        bool first_time = tcb->snd_nxt == tcb->snd_max;
-        if (!ix_tcp_send_segment(tcp, tcb, tcb->snd_nxt, bytes, flags, first_time))
+        if (!ix_tcp_send_segment(tcp, tcb, tcb->snd_max, bytes, flags, true))
             return false;
         sent_new(tcp, tcb, bytes, fin);
+        if (probe)
+            ix_tlp_sent(tcp, tcb, false);
     }
+}
+
+/* A probe found nothing new to send: the last segment once more (RFC 8985 7.3). */
+static void probe_again(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    struct ix_tx_rec *r = &tcb->last;
+    uint32_t at = ix_rec_last_start(tcp, tcb), max = segment_max(tcb);
+    tcb->rack &= (uint8_t)~IX_RACK_TLP_DUE;
+    if (ix_tcb_flight(tcb) == 0 || r->state != IX_TX_OUT)
+        return;
+    bool fin_too = tcb->flags & IX_TF_FIN_SENT;
+    if (r->end - at > max + fin_too) {
+        at = r->end - max - fin_too;
+        if (!ix_rec_split(tcp, tcb, r, at))
+            return;
+    }
+    struct place place = {r, at};
+    if (resend(tcp, tcb, &place)) /* else the timeout, which is armed, will see to it */
+        ix_tlp_sent(tcp, tcb, true);
 }
 
 /* Something is queued, nothing is in flight, and no timer will bring it up again: probe (RFC
@@ -216,13 +239,19 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->flags & IX_TF_SYN_DUE && !send_syn(tcp, tcb))
         return false;
     if (tcb->state >= IX_TCP_ESTABLISHED && tcb->state != IX_TCP_TIME_WAIT) {
-        if (tcb->flags & (IX_TF_REXMIT_ONE | IX_TF_RECOVERY) && !send_lost(tcp, tcb))
+        if ((tcb->lost_bytes || tcb->flags & IX_TF_REXMIT_ONE) && !send_lost(tcp, tcb))
             return false;
-        if (!send_data(tcp, tcb))
+        uint32_t sent_before = tcb->snd_max;
+        bool all = send_data(tcp, tcb);
+        if (tcb->snd_max != sent_before)
+            arm_probe(tcp, tcb);
+        if (!all)
             return false;
+        if (tcb->rack & IX_RACK_TLP_DUE)
+            probe_again(tcp, tcb);
         /* Judged here, where it is known what there was to send: one batch can hold the ACKs of a
          * whole window. */
-        if (ix_tcb_flight(tcb) + 2 * ix_tcb_mss(tcb) >= tcb->cwnd)
+        if (ix_tcb_pipe(tcb) + 2 * ix_tcb_mss(tcb) >= tcb->cwnd)
             tcb->flags |= IX_TF_CWND_LIMITED;
         else
             tcb->flags &= ~IX_TF_CWND_LIMITED;

@@ -200,6 +200,15 @@ static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
         ix_wheel_set(tcp->wheel, timer, tcp->now_ns + DELAYED_ACK_MS * 1000000ull);
 }
 
+void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t start, uint32_t end)
+{
+    if (!(tcb->flags & IX_TF_SACK) || !ix_seq_lt(start, end))
+        return;
+    tcb->rack |= IX_RACK_DSACK_DUE;
+    tcp->dsack = (struct ix_tcp_sack){start, end};
+    tcp->dsack_flow = ix_tcb_index(tcp, tcb);
+}
+
 static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, bool *kept)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
@@ -211,6 +220,8 @@ static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame,
         tcp->counters->tcp_ooo++;
     } else {
         tcp->counters->tcp_dup_data++;
+        ix_tcp_report_duplicate(tcp, tcb, meta->seq, meta->seq + meta->bytes);
+        tcb->ooo_last_seq = meta->seq; /* its block comes second (RFC 2883 4.1) */
     }
     /* RFC 5681 4.2: a duplicate ACK for each. With SACK one a batch says as much. */
     if (tcb->flags & IX_TF_SACK ||
@@ -300,6 +311,7 @@ enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_pa
     if (fin && ix_seq_lt(fin_seq, tcb->rcv_nxt))
         fin = false; /* taken before */
     uint32_t bytes = trim(tcp, tcb, &seq, &payload, arrived, &fin);
+    ix_tcp_report_duplicate(tcp, tcb, hdr->seq, ix_seq_max(hdr->seq, seq)); /* what was cut off */
     if (bytes) {
         verdict = take_payload(tcp, tcb, pkt, seq, payload, bytes);
         if (verdict == IX_VERDICT_DROP && seq == tcb->rcv_nxt)

@@ -1,182 +1,109 @@
-/* The SACK scoreboard (RFC 2018) and what RFC 6675 computes from it.
- *
- * A flow takes a board from the shard's pool when the first SACK block arrives and gives it back
- * when nothing is outstanding. Without a board (none left), or with more ranges than it holds,
- * information is lost, which RFC 2018 section 8 allows: SACK is advice.
- */
+/* What arrived, as the peer says it: SACK blocks (RFC 2018), D-SACK (RFC 2883), cumulative ACKs.
+ * All of it goes into the flow's records (txrec.c). */
 #include "tcp/tcp.h"
 
-static struct ix_sack_board *board_of(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+/* [at, r->end) has arrived, which was not known before. */
+static void delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                      struct ix_ack *a, const struct ix_tx_rec *r, uint32_t at, uint32_t end)
 {
-    return tcb->sack_board == IX_NONE ? NULL : &tcp->boards[tcb->sack_board];
-}
-
-static struct ix_sack_board *board_take(struct ix_tcp *tcp, struct ix_tcb *tcb)
-{
-    if (tcb->sack_board == IX_NONE) {
-        if (tcp->board_free == IX_NONE)
-            return NULL;
-        tcb->sack_board = tcp->board_free;
-        tcp->board_free = tcp->boards[tcb->sack_board].next;
-        tcp->boards_used++;
-        tcp->boards[tcb->sack_board].count = 0;
-        tcp->boards[tcb->sack_board].high_rxt = tcb->snd_una;
+    a->delivered += end - at;
+    if (!r->again) {
+        uint32_t rtt_us = tcp->now_us - r->sent_us + 1;
+        a->rtt_us = IX_MAX(a->rtt_us, rtt_us);
+        a->last_rtt_us = a->last_rtt_us ? IX_MIN(a->last_rtt_us, rtt_us) : rtt_us;
     }
-    return &tcp->boards[tcb->sack_board];
+    ix_rack_delivered(tcp, tcb, hdr, r, end);
 }
 
-void ix_sack_drop(struct ix_tcp *tcp, struct ix_tcb *tcb)
+/* Marks what of [start, end) is outstanding as arrived. */
+static void mark(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                 struct ix_ack *a, const struct ix_tcp_sack *block)
 {
-    if (tcb->sack_board == IX_NONE)
-        return;
-    tcp->boards[tcb->sack_board].next = tcp->board_free;
-    tcp->board_free = tcb->sack_board;
-    tcp->boards_used--;
-    tcb->sack_board = IX_NONE;
+    uint32_t at = tcb->snd_una;
+    for (struct ix_tx_rec *r = ix_rec_first(tcp, tcb); r && ix_seq_lt(at, block->end);
+         at = r->end, r = ix_rec_next(tcp, tcb, r)) {
+        if (r->state == IX_TX_SACKED || ix_seq_leq(r->end, block->start))
+            continue;
+        if (ix_seq_lt(at, block->start)) {
+            struct ix_tx_rec *head = ix_rec_split(tcp, tcb, r, block->start);
+            if (!head)
+                continue;
+            at = head->end;
+            r = ix_rec_next(tcp, tcb, head);
+        }
+        if (ix_seq_gt(r->end, block->end)) {
+            struct ix_tx_rec *head = ix_rec_split(tcp, tcb, r, block->end);
+            if (!head)
+                continue;
+            r = head;
+        }
+        a->sack_news = true;
+        delivered(tcp, tcb, hdr, a, r, at, r->end);
+        ix_rec_set_state(tcb, r, r->end - at, IX_TX_SACKED);
+    }
 }
 
-static void remove_at(struct ix_sack_board *board, uint32_t i)
+/* RFC 2883 section 4: the first block reports a duplicate if the ACK covers it, or the second
+ * block does. */
+static bool is_dsack(const struct ix_tcp_hdr *hdr)
 {
-    board->count--;
-    for (; i < board->count; i++)
-        board->range[i] = board->range[i + 1];
+    const struct ix_tcp_sack *first = &hdr->sack[0], *second = &hdr->sack[1];
+    if (!ix_seq_lt(first->start, first->end))
+        return false;
+    return ix_seq_leq(first->end, hdr->ack) ||
+           (hdr->sack_count > 1 && ix_seq_geq(first->start, second->start) &&
+            ix_seq_leq(first->end, second->end));
 }
 
-static bool covers(const struct ix_sack_board *board, const struct ix_tcp_sack *block)
-{
-    for (uint32_t i = 0; i < board->count; i++)
-        if (ix_seq_leq(board->range[i].start, block->start) &&
-            ix_seq_geq(board->range[i].end, block->end))
-            return true;
-    return false;
-}
-
-/* Adds [start, end), merging with what it touches. */
-static void insert(struct ix_sack_board *board, uint32_t start, uint32_t end)
+void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                    struct ix_ack *a)
 {
     uint32_t i = 0;
-    while (i < board->count && ix_seq_lt(board->range[i].end, start))
-        i++;
-    while (i < board->count && ix_seq_leq(board->range[i].start, end)) {
-        if (ix_seq_lt(board->range[i].start, start))
-            start = board->range[i].start;
-        end = ix_seq_max(end, board->range[i].end);
-        remove_at(board, i);
+    if (is_dsack(hdr)) {
+        a->dsack = hdr->sack[0];
+        a->has_dsack = true;
+        tcp->counters->tcp_dsack_in++;
+        i = 1;
     }
-    if (board->count == IX_SACK_RANGES)
-        return;
-    for (uint32_t j = board->count++; j > i; j--)
-        board->range[j] = board->range[j - 1];
-    board->range[i] = (struct ix_tcp_sack){start, end};
+    /* The lowest first, or what one ACK reports at once would seem to have been reordered. */
+    struct ix_tcp_sack blocks[IX_SACK_BLOCKS_RX];
+    uint32_t count = 0;
+    for (; i < hdr->sack_count; i++) {
+        uint32_t at = count++;
+        for (; at && ix_seq_lt(hdr->sack[i].start, blocks[at - 1].start); at--)
+            blocks[at] = blocks[at - 1];
+        blocks[at] = hdr->sack[i];
+    }
+    for (i = 0; i < count; i++) {
+        const struct ix_tcp_sack *block = &blocks[i];
+        /* Only what is outstanding and above the ACK; others are lies or old. */
+        if (ix_seq_lt(block->start, block->end) && ix_seq_gt(block->start, hdr->ack) &&
+            ix_seq_gt(block->start, tcb->snd_una) && ix_seq_leq(block->end, tcb->snd_max))
+            mark(tcp, tcb, hdr, a, block);
+    }
 }
 
-bool ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                     struct ix_ack *a)
 {
-    bool news = false;
-    for (uint32_t i = 0; i < hdr->sack_count; i++) {
-        struct ix_tcp_sack block = hdr->sack[i];
-        /* Only what is outstanding and above the ACK: older blocks are D-SACKs, others are lies. */
-        if (!ix_seq_lt(block.start, block.end) || ix_seq_leq(block.start, hdr->ack) ||
-            ix_seq_leq(block.start, tcb->snd_una) || ix_seq_gt(block.end, tcb->snd_max))
-            continue;
-        struct ix_sack_board *board = board_take(tcp, tcb);
-        if (!board)
-            return true;
-        if (!covers(board, &block)) {
-            news = true;
-            insert(board, block.start, block.end);
+    uint32_t at = tcb->snd_una;
+    a->acked = hdr->ack - at;
+    while (ix_seq_lt(at, hdr->ack)) {
+        struct ix_tx_rec *r = tcb->rec_head == IX_NONE ? &tcb->last : &tcp->recs[tcb->rec_head];
+        bool whole = ix_seq_leq(r->end, hdr->ack);
+        uint32_t end = whole ? r->end : hdr->ack;
+        uint8_t state = r->state;
+        if (state != IX_TX_SACKED)
+            delivered(tcp, tcb, hdr, a, r, at, end);
+        ix_rec_set_state(tcb, r, end - at, IX_TX_OUT); /* no longer counted */
+        if (!whole) {
+            r->state = state;
+            if (r->coarse && state == IX_TX_OUT)
+                a->hole = true;
+        } else if (r != &tcb->last) {
+            ix_rec_drop_first(tcp, tcb);
         }
+        at = end;
     }
-    return news;
-}
-
-void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb)
-{
-    struct ix_sack_board *board = board_of(tcp, tcb);
-    if (!board)
-        return;
-    while (board->count && ix_seq_leq(board->range[0].end, tcb->snd_una))
-        remove_at(board, 0);
-    if (board->count && ix_seq_lt(board->range[0].start, tcb->snd_una))
-        board->range[0].start = tcb->snd_una;
-    board->high_rxt = ix_seq_max(board->high_rxt, tcb->snd_una);
-    if (board->count == 0 && !(tcb->flags & IX_TF_RECOVERY))
-        ix_sack_drop(tcp, tcb);
-}
-
-uint32_t ix_sack_sacked_bytes(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
-{
-    const struct ix_sack_board *board = board_of(tcp, tcb);
-    uint32_t bytes = 0;
-    for (uint32_t i = 0; board && i < board->count; i++)
-        bytes += board->range[i].end - board->range[i].start;
-    return bytes;
-}
-
-/* The highest sequence number below which every hole is lost: more than (DupThresh - 1) * SMSS
- * bytes, or DupThresh ranges, are SACKed above it. snd_una if there is none. */
-static uint32_t lost_below(const struct ix_tcb *tcb, const struct ix_sack_board *board)
-{
-    uint32_t above = 0;
-    for (uint32_t i = board->count; i-- > 0;) {
-        above += board->range[i].end - board->range[i].start;
-        if (above > (IX_TCP_DUP_THRESH - 1) * ix_tcb_mss(tcb) ||
-            board->count - i >= IX_TCP_DUP_THRESH)
-            return board->range[i].start;
-    }
-    return tcb->snd_una;
-}
-
-bool ix_sack_is_lost(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq)
-{
-    const struct ix_sack_board *board = board_of(tcp, tcb);
-    return board && ix_seq_lt(seq, lost_below(tcb, board));
-}
-
-/* How much of [start, end) lies below `limit`. */
-static uint32_t part_below(uint32_t start, uint32_t end, uint32_t limit)
-{
-    if (ix_seq_geq(start, limit))
-        return 0;
-    return (ix_seq_lt(end, limit) ? end : limit) - start;
-}
-
-uint32_t ix_sack_pipe(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
-{
-    const struct ix_sack_board *board = board_of(tcp, tcb);
-    if (!board)
-        return ix_tcb_flight(tcb);
-    uint32_t lost_limit = lost_below(tcb, board);
-    uint32_t pipe = 0, at = tcb->snd_una;
-    /* Each octet that is not SACKed counts once if it isn't lost, and once more if it was
-     * retransmitted. */
-    for (uint32_t i = 0; i <= board->count; i++) {
-        uint32_t end = i < board->count ? board->range[i].start : tcb->snd_max;
-        if (ix_seq_lt(at, end))
-            pipe +=
-                (end - at) - part_below(at, end, lost_limit) + part_below(at, end, board->high_rxt);
-        if (i < board->count)
-            at = board->range[i].end;
-    }
-    return pipe;
-}
-
-bool ix_sack_next_hole(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t *seq,
-                       uint32_t *bytes)
-{
-    const struct ix_sack_board *board = board_of(tcp, tcb);
-    if (!board)
-        return false;
-    uint32_t lost_limit = lost_below(tcb, board);
-    uint32_t at = ix_seq_max(tcb->snd_una, board->high_rxt);
-    for (uint32_t i = 0; i < board->count; i++) {
-        uint32_t end = board->range[i].start;
-        if (ix_seq_lt(at, end)) {
-            *seq = at;
-            *bytes = part_below(at, end, lost_limit);
-            return *bytes > 0;
-        }
-        at = ix_seq_max(at, board->range[i].end);
-    }
-    return false;
+    tcb->snd_una = hdr->ack;
 }

@@ -19,9 +19,14 @@ static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_h
         /* A shift of 0 is said too: silence would forbid the peer's shift (RFC 7323 2.2). */
         hdr->wscale = tcb->flags & IX_TF_WSCALE ? (int8_t)tcb->rcv_wscale : -1;
         hdr->sack_ok = tcb->flags & IX_TF_SACK;
-    } else if (IX_UNLIKELY(tcb->ooo_head != IX_NONE) && tcb->flags & IX_TF_SACK) {
+    } else if (IX_UNLIKELY(tcb->ooo_head != IX_NONE || tcb->rack & IX_RACK_DSACK_DUE) &&
+               tcb->flags & IX_TF_SACK) {
         uint32_t max = tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX;
-        hdr->sack_count = (uint8_t)ix_tcp_sack_blocks(tcp, tcb, hdr->sack, max);
+        uint32_t n = 0;
+        if (tcb->rack & IX_RACK_DSACK_DUE && tcp->dsack_flow == ix_tcb_index(tcp, tcb))
+            hdr->sack[n++] = tcp->dsack; /* first, and once (RFC 2883 section 4) */
+        n += ix_tcp_sack_blocks(tcp, tcb, &hdr->sack[n], max - n);
+        hdr->sack_count = (uint8_t)n;
     }
 }
 
@@ -139,6 +144,10 @@ static void ack_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool pure)
         tcb->quick_acks = 0;
     tcb->unacked_segs = 0;
     tcb->flags &= ~(IX_TF_ACK_NOW | IX_TF_ACK_HELD);
+    if (IX_UNLIKELY(tcb->rack & IX_RACK_DSACK_DUE)) {
+        tcb->rack &= (uint8_t)~IX_RACK_DSACK_DUE;
+        tcp->counters->tcp_dsack_out++;
+    }
     tcp->counters->tcp_pure_acks += pure;
 }
 
@@ -207,8 +216,8 @@ void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_CLOSED ||
         tcb->state == IX_TCP_TIME_WAIT)
         return;
-    /* snd_nxt may stand back after a timeout; the peer takes only the next number that it expects,
-     * and answers others with a challenge ACK (RFC 5961). */
+    /* The peer takes only the next number that it expects, and answers others with a challenge ACK
+     * (RFC 5961). */
     if (ix_tcp_send_segment(tcp, tcb, tcb->snd_max, 0, IX_TCP_RST | IX_TCP_ACK, false))
         tcp->counters->tcp_rst_out++;
 }

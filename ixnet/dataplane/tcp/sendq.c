@@ -1,7 +1,7 @@
 /* The send queue: memory that the application lent with SENDV, until the peer has it.
  *
  * A list of extents; the byte at q_head_off of the first is snd_una's. A cursor remembers where
- * snd_nxt lies, so that sending in order never walks the list.
+ * snd_max lies, so that sending in order never walks the list.
  */
 #include "tcp/tcp.h"
 

@@ -56,7 +56,6 @@ enum ix_tcb_flag {
     /* loss recovery */
     IX_TF_RECOVERY = 1u << 22, /* fast recovery until snd_una reaches `recover` */
     IX_TF_RTO = 1u << 23,      /* recovering from a timeout, likewise */
-    IX_TF_TIMING = 1u << 24,   /* the segment at rtt_seq is being timed */
     IX_TF_PERSIST = 1u << 25,  /* the retransmission timer probes a zero window */
     IX_TF_REXMIT_ONE = 1u << 26, /* send the segment at snd_una again, whatever cwnd says */
     IX_TF_WSCALE = 1u << 29, /* window scaling (RFC 7323), be the shifts 0 */
@@ -123,15 +122,63 @@ struct ix_extent {
     uint32_t next;  /* in its flow's queue, or in the free list */
 };
 
-/* Scoreboard of a flow in SACK recovery (RFC 2018, RFC 6675). Ranges are sorted, disjoint, above
- * snd_una. */
-struct ix_sack_board {
-    uint32_t count;
-    uint32_t
-        high_rxt; /* highest sequence number retransmitted in this recovery, plus one (HighRxt) */
-    struct ix_tcp_sack range[IX_SACK_RANGES];
+enum ix_tx_state {
+    IX_TX_OUT = 0, /* in the network, for all we know */
+    IX_TX_SACKED,  /* the peer has it */
+    IX_TX_LOST,    /* and not yet sent again */
+};
+
+/* What was sent at one time and has had one fate: from the end of the record before, or snd_una, to
+ * `end`; see txrec.c. */
+struct ix_tx_rec {
+    uint32_t end;
+    uint32_t next;    /* IX_NONE: the TCB's last one follows. Or in the free list */
+    uint32_t sent_us; /* the latest transmission, on tcp->now_us */
+    uint8_t state;    /* enum ix_tx_state */
+    bool again;       /* sent more than once */
+    bool coarse;      /* ... in part, for want of a record */
+    uint8_t pad;
+};
+IX_STATIC_ASSERT(sizeof(struct ix_tx_rec) == 16, "four records to a cache line");
+
+/* What a flow needs in loss recovery, and for a round trip after it. */
+struct ix_recovery {
+    uint32_t prr_delivered, prr_out, recover_fs; /* RFC 6937 section 3; RecoverFS */
+    uint32_t prior_cwnd, prior_ssthresh; /* before the reduction, for undoing it; CUBIC's W_max */
+    uint32_t prior_w_max;
+    uint32_t resent;   /* bytes sent again and not reported as duplicates (RFC 2883) */
+    uint32_t first_ts; /* TSval of the first retransmission (RFC 3522: RetransmitTS) */
+    uint32_t until;    /* over: forgotten when snd_una is beyond */
+    bool eifel;        /* the next ACK of new data tells whether it was spurious (RFC 3522) */
+    bool resent_once, undone, over;
     uint32_t next; /* free list */
 };
+
+/* What one ACK told. */
+struct ix_ack {
+    uint32_t acked;       /* bytes that snd_una moved by */
+    uint32_t delivered;   /* bytes newly known to have arrived (RFC 6937: DeliveredData) */
+    uint32_t rtt_us;      /* round-trip time of the oldest of them that was sent once, plus 1;
+                             0: none */
+    uint32_t last_rtt_us; /* ... of the latest */
+    struct ix_tcp_sack dsack;
+    bool has_dsack;
+    bool sack_news; /* a SACK block said something new */
+    bool hole;      /* the ACK ended inside a coarse record */
+};
+
+enum ix_rack_flag { /* ix_tcb.rack */
+    IX_RACK_VALID = 1u << 0,     /* rack_* are set */
+    IX_RACK_REORDER = 1u << 1,   /* the network has reordered (RACK.reordering_seen) */
+    IX_RACK_DSACK = 1u << 2,     /* a D-SACK came in the round that ends at rack_dsack_end */
+    IX_RACK_TLP_DUE = 1u << 3,   /* output sends a tail loss probe */
+    IX_RACK_TLP_OUT = 1u << 4,   /* one is out until tlp_end is acknowledged */
+    IX_RACK_TLP_AGAIN = 1u << 5, /* it was a retransmission (TLP.is_retrans) */
+    IX_RACK_DSACK_DUE = 1u << 6, /* our next ACK reports tcp->dsack, if that is still ours */
+};
+
+/* What the retransmission timer is armed for. */
+enum ix_rtx_kind { IX_RTX_TIMEOUT = 0, IX_RTX_REORDER, IX_RTX_PROBE };
 
 /* Where the next byte to send lies in the send queue. */
 struct ix_send_cursor {
@@ -173,8 +220,13 @@ struct ix_tcb {
 
     /* line 2: send side */
     uint32_t snd_una;      /* oldest byte not acknowledged */
-    uint32_t snd_nxt;      /* next byte to send; moved back by a timeout */
-    uint32_t snd_max;      /* one past the highest byte ever sent */
+    union {
+        struct ix_tx_rec last; /* of what was sent last; nothing if nothing is outstanding */
+        struct {
+            uint32_t snd_max;  /* one past the highest byte sent (SND.NXT): where `last` ends */
+            uint32_t rec_tail; /* the record before it; IX_NONE */
+        };
+    };
     uint32_t snd_wnd;      /* the peer's window, scaled, from snd_una */
     uint32_t snd_wl1;      /* seq of the segment that last updated snd_wnd */
     uint32_t snd_wl2;      /* its ack */
@@ -189,7 +241,10 @@ struct ix_tcb {
         struct ix_dctcp dctcp;
     };
     uint32_t cwr_end;      /* snd_max when IX_ECNF_REDUCED was set */
-    uint32_t recover;      /* snd_max when recovery began (RFC 6582) */
+    union {
+        uint32_t recover;  /* snd_max when recovery began (RFC 6582) */
+        uint32_t tlp_end;  /* IX_RACK_TLP_OUT, never in recovery: TLP.end_seq (RFC 8985) */
+    };
     uint32_t queued_bytes; /* in the send queue from snd_una on */
     uint32_t q_head, q_tail; /* extents; IX_NONE */
     uint32_t q_head_off;   /* bytes of the head extent already acknowledged */
@@ -197,21 +252,40 @@ struct ix_tcb {
 
     /* line 3: sending, RTT, lists */
     struct ix_send_cursor cursor;
-    uint32_t iss;          /* initial send sequence number */
+    union {
+        uint32_t iss;       /* until the handshake is over: initial send sequence number */
+        uint32_t rack_fack; /* after it: RACK.fack, the highest number that arrived */
+    };
     uint16_t mss; /* largest segment payload to the peer, options not subtracted (RFC 6691) */
     uint8_t dupacks;
     uint8_t cc;            /* enum ix_congestion; never IX_CC_DEFAULT */
     uint8_t ecn;           /* enum ix_ecn_flag */
     uint8_t unanswered;    /* zero-window probes since the peer was last heard of */
     uint8_t retries;       /* retransmissions of the same data, probes, SYNs */
+    uint8_t rtx_kind;      /* enum ix_rtx_kind */
+    uint8_t rack;          /* enum ix_rack_flag */
+    uint8_t reo_mult, reo_persist; /* RACK.reo_wnd_mult, RACK.reo_wnd_persist (RFC 8985 5.3) */
     uint8_t quick_acks;    /* data segments still to be acknowledged without delay */
+    uint16_t rec_count;    /* records in the list from rec_head on */
+    uint16_t min_rtt_s;    /* when min_rtt_us was measured, s */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
-    uint32_t rtt_seq;      /* IX_TF_TIMING: the sample ends when this is acknowledged */
-    uint64_t rtt_start_ns;
+    uint32_t min_rtt_us;   /* RACK.min_RTT; 0: none */
+    uint32_t sacked_bytes, lost_bytes; /* of the records in these states */
+    uint32_t rec_head;     /* records, oldest first; IX_NONE: there is only `last` */
+    uint32_t recovery;     /* struct ix_recovery; IX_NONE */
+    uint32_t rack_rtt_us;  /* RACK.rtt */
+    uint32_t rack_dsack_end; /* RACK.dsack_round */
     uint32_t out_next, ev_next; /* output and event lists */
 
-    uint32_t tw_next, tw_prev;  /* TIME_WAIT list, oldest first */
-    uint32_t sack_board;   /* IX_NONE */
+    union {
+        struct {
+            uint32_t tw_next, tw_prev; /* TIME_WAIT list, oldest first */
+        };
+        struct {
+            uint32_t rack_sent_us, rack_end; /* before: RACK.xmit_ts and RACK.end_seq, of the latest
+                                                sent that arrived */
+        };
+    };
     uint32_t listener;     /* index while it counts against a backlog, else IX_NONE */
     struct ix_dst dst;
     uint32_t last_rx_ms;   /* when the peer was last heard of */
@@ -251,6 +325,7 @@ struct ix_tcp {
     struct ix_arrays *io;
     uint64_t now_ns;
     uint32_t now_ms; /* now_ns / 10^6, modulo 2^32: the timestamp clock */
+    uint32_t now_us; /* now_ns / 10^3, likewise: when segments were sent */
 
     struct ix_tcb *flows;
     uint32_t max_flows;
@@ -259,8 +334,13 @@ struct ix_tcp {
     struct ix_flowtab table;
     struct ix_extent *extents;
     uint32_t max_extents, extent_free, extents_used;
-    struct ix_sack_board *boards;
-    uint32_t max_boards, board_free, boards_used;
+    struct ix_tx_rec *recs;
+    uint32_t max_recs, rec_free, recs_used;
+    struct ix_recovery *recoveries;
+    uint32_t max_recoveries, recovery_free, recoveries_used;
+
+    struct ix_tcp_sack dsack; /* a duplicate to report (RFC 2883), ... */
+    uint32_t dsack_flow;      /* ... and whose it is; a later one of another flow takes its place */
 
     struct ix_flow_list output; /* have something to send */
     struct ix_flow_list events; /* have something to tell */
@@ -317,10 +397,13 @@ static inline uint32_t ix_tcb_flight(const struct ix_tcb *tcb)
 {
     return tcb->snd_max - tcb->snd_una;
 }
-/* The sequence number of a segment without data. Not a snd_nxt that a timeout has moved back: the
- * peer may have what lies between, and would drop the segment for its old number without reading
- * the ACK; when both sides had a timeout neither would ever read one again. And not beyond a window
- * that the peer has taken back, for the same reason. */
+/* Bytes that the network holds (RFC 6675: pipe). */
+static inline uint32_t ix_tcb_pipe(const struct ix_tcb *tcb)
+{
+    return ix_tcb_flight(tcb) - tcb->sacked_bytes - tcb->lost_bytes;
+}
+/* The sequence number of a segment without data. Not beyond a window that the peer has taken back:
+ * it would drop the segment without reading the ACK. */
 static inline uint32_t ix_tcb_ack_seq(const struct ix_tcb *tcb)
 {
     uint32_t window_end = tcb->snd_una + tcb->snd_wnd;

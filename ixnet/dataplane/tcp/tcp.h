@@ -60,20 +60,67 @@ void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr 
 void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
 void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns);
 
-/* ---- sack.c: scoreboard */
-/* Takes the segment's blocks. True if they told something new. */
-bool ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
-void ix_sack_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
-/* Forgets what lies below snd_una. */
-void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb);
-uint32_t ix_sack_sacked_bytes(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
-/* RFC 6675 IsLost() for the byte at seq. */
-bool ix_sack_is_lost(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq);
-/* RFC 6675 SetPipe(). */
-uint32_t ix_sack_pipe(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
-/* RFC 6675 NextSeg() rule 1: the next lost hole: *seq and its length. False if there is none. */
-bool ix_sack_next_hole(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t *seq,
-                       uint32_t *bytes);
+/* ---- txrec.c: records of what is outstanding */
+struct ix_tx_rec *ix_rec_first(struct ix_tcp *tcp, struct ix_tcb *tcb);
+struct ix_tx_rec *ix_rec_next(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tx_rec *r);
+/* [snd_max, end) has left for the first time: moves snd_max. */
+void ix_rec_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t end);
+/* Where `last` begins. */
+uint32_t ix_rec_last_start(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
+/* A record of `bytes` bytes is in another state now: the sums follow. */
+void ix_rec_set_state(struct ix_tcb *tcb, struct ix_tx_rec *r, uint32_t bytes, uint8_t state);
+/* Makes two of one at sequence number `at` inside it. Returns the part before; NULL (and changes
+ * nothing) if no record is to be had. */
+struct ix_tx_rec *ix_rec_split(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tx_rec *r,
+                               uint32_t at);
+void ix_rec_drop_first(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Makes one of neighbours that say the same. */
+void ix_rec_join(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* All of them, and what recovery holds. */
+void ix_rec_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
+const char *ix_rec_check(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- sack.c: what an ACK says has arrived */
+/* Takes the segment's blocks. */
+void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                    struct ix_ack *a);
+/* Moves snd_una to the segment's ACK. */
+void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                     struct ix_ack *a);
+
+/* ---- rack.c: loss detection by time, tail loss probes (RFC 8985) */
+void ix_rack_min_rtt(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t rtt_us);
+/* A record, or its part up to `end`, has arrived: steps 1 to 3 of section 6.2. */
+void ix_rack_delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                       const struct ix_tx_rec *r, uint32_t end);
+void ix_rack_dsack(struct ix_tcb *tcb);
+/* A recovery is over. */
+void ix_rack_recovered(struct ix_tcb *tcb);
+/* Step 5: marks what is lost. Returns after how many us more may be; 0: no more. */
+uint32_t ix_rack_detect(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Marks what a timeout takes for lost; forget: whatever the peer has SACKed. */
+void ix_rack_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb, bool forget);
+/* After how many us a probe is due; 0: none is. */
+uint32_t ix_tlp_wait_us(const struct ix_tcb *tcb);
+void ix_tlp_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool again);
+void ix_tlp_end(struct ix_tcb *tcb);
+/* True if the ACK shows that a probe has repaired a loss. */
+bool ix_tlp_ack(struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr, const struct ix_ack *a);
+
+/* ---- recovery.c */
+/* Loss was found. */
+void ix_recovery_enter(struct ix_tcp *tcp, struct ix_tcb *tcb);
+void ix_recovery_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* What has left meanwhile. */
+void ix_recovery_resent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes);
+void ix_recovery_sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes);
+/* After the records: loss, recovery, the window. dup: a duplicate ACK as in RFC 5681 section 2, or
+ * one with news by SACK. Returns after how many us to look again for loss; 0: need not. */
+uint32_t ix_recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                         struct ix_ack *a, bool dup);
+/* Looks again. */
+void ix_recovery_look(struct ix_tcp *tcp, struct ix_tcb *tcb);
+void ix_recovery_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
 
 /* ---- cc.c: congestion control, whichever it is */
 uint32_t ix_cc_initial_window(uint32_t mss);
@@ -89,6 +136,8 @@ void ix_cc_lost(struct ix_tcb *tcb, uint32_t flight_bytes);
 /* The peer saw a mark (RFC 3168): sets ssthresh and cwnd. */
 void ix_cc_marked(struct ix_tcb *tcb);
 void ix_cc_timeout(struct ix_tcb *tcb, uint32_t flight_bytes);
+/* A reduction was a mistake: the window is again what it was. */
+void ix_cc_undo(struct ix_tcb *tcb, uint32_t cwnd, uint32_t ssthresh, uint32_t w_max);
 void ix_cc_restart_after_idle(const struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* What the algorithms do differently. *_avoid(): congestion avoidance. *_reduced(): the window
  * that is left after a loss. */
@@ -126,6 +175,8 @@ bool ix_tcp_window_update_due(const struct ix_tcp *tcp, const struct ix_tcb *tcb
 /* SACK blocks for what lies out of order (RFC 2018 section 4). Returns how many, at most max. */
 uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
                             struct ix_tcp_sack *out, uint32_t max);
+/* [start, end) came twice: the next ACK says so (D-SACK, RFC 2883). */
+void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t start, uint32_t end);
 void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb);
 
 /* ---- output.c: everything that a flow has to send */
@@ -147,7 +198,11 @@ void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* FIN_WAIT_2 of an application that has closed and gone: how long its peer may keep its half open.
  */
 void ix_tcp_await_fin(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* The retransmission timer, for a timeout. */
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* The same after an ACK or a first transmission: for looking for loss again in reorder_us (0: need
+ * not), for a probe, or for a timeout. */
+void ix_tcp_arm_after_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t reorder_us);
 void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer);
 /* RTO with backoff, us, bounded. */
 uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb);

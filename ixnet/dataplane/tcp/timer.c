@@ -37,6 +37,23 @@ static uint32_t port_try_us(const struct ix_tcb *tcb)
     return (uint32_t)IX_MIN(wait_us, (uint64_t)IX_TCP_RTO_MAX_US);
 }
 
+static void set_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t kind, uint32_t wait_us)
+{
+    tcb->rtx_kind = kind;
+    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX), tcp->now_ns + wait_us * 1000ull);
+}
+
+void ix_tcp_arm_after_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t reorder_us)
+{
+    uint32_t probe_us = reorder_us ? 0 : ix_tlp_wait_us(tcb);
+    if (reorder_us)
+        set_rtx(tcp, tcb, IX_RTX_REORDER, reorder_us);
+    else if (probe_us)
+        set_rtx(tcp, tcb, IX_RTX_PROBE, probe_us);
+    else
+        ix_tcp_arm_rtx(tcp, tcb);
+}
+
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t wait_us =
@@ -48,7 +65,7 @@ void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
         uint32_t left_ms = tcb->user_timeout_ms > gone_ms ? tcb->user_timeout_ms - gone_ms : 1;
         wait_us = (uint32_t)IX_MIN(wait_us, left_ms * 1000ull);
     }
-    ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX), tcp->now_ns + wait_us * 1000ull);
+    set_rtx(tcp, tcb, IX_RTX_TIMEOUT, wait_us);
 }
 
 void ix_tcp_await_fin(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -78,7 +95,8 @@ static void next_port(struct ix_tcp *tcp, struct ix_tcb *tcb)
     int err = ix_flowtab_add(&tcp->table, tcb->hash, flow);
     IX_ASSERT(err == 0); /* an entry was just freed */
     tcb->iss = ix_tcp_isn(tcp, &tcb->key);
-    tcb->snd_una = tcb->snd_nxt = tcb->snd_max = tcb->recover = tcb->iss;
+    tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
+    ix_rec_drop(tcp, tcb);
     tcb->rcv_adv = 0;
 }
 
@@ -107,7 +125,8 @@ static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (in_doubt)
         next_port(tcp, tcb);
     tcb->retries++;
-    tcb->flags = (tcb->flags | IX_TF_SYN_DUE) & ~IX_TF_TIMING;
+    tcb->flags |= IX_TF_SYN_DUE;
+    tcb->last.again = true; /* Karn: its answer is no measure (RFC 6298 section 3) */
     tcb->retransmits++;
     tcp->counters->tcp_rexmit++;
     ix_tcp_arm_rtx(tcp, tcb);
@@ -166,17 +185,13 @@ static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
     tcb->unanswered += closed_window;
     tcp->counters->tcp_rto++;
-    ix_cc_timeout(tcb, ix_tcb_flight(tcb));
-    tcb->ecn &= (uint8_t)~IX_ECNF_REDUCED;
+    ix_recovery_timeout(tcp, tcb);
     tcb->retries++;
-    tcb->flags &= ~(IX_TF_RECOVERY | IX_TF_REXMIT_ONE | IX_TF_TIMING | IX_TF_MORE);
-    tcb->flags |= IX_TF_RTO;
-    tcb->recover = tcb->snd_max;
-    tcb->dupacks = 0;
-    ix_sack_drop(tcp, tcb); /* the peer may have reneged (RFC 2018 section 8) */
-    tcb->snd_nxt = tcb->snd_una;
-    if (closed_window)
+    tcb->flags &= ~IX_TF_MORE;
+    if (closed_window) {
+        tcb->flags &= ~IX_TF_REXMIT_ONE;
         probe(tcp, tcb);
+    }
     ix_tcp_arm_rtx(tcp, tcb);
     ix_tcp_want_output(tcp, tcb);
 }
@@ -192,8 +207,29 @@ static void unsent_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     ix_tcp_want_output(tcp, tcb);
 }
 
+/* Tail loss probe: RFC 8985 7.3. The timeout follows. */
+static void probe_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    ix_tcp_arm_rtx(tcp, tcb);
+    if (ix_tcb_flight(tcb) == 0)
+        return;
+    tcb->rack |= IX_RACK_TLP_DUE;
+    tcb->flags &= ~IX_TF_MORE;
+    ix_tcp_want_output(tcp, tcb);
+}
+
 static void rtx_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
+    uint8_t kind = tcb->rtx_kind;
+    tcb->rtx_kind = IX_RTX_TIMEOUT;
+    if (kind == IX_RTX_REORDER && ix_tcb_flight(tcb)) {
+        ix_recovery_look(tcp, tcb);
+        return;
+    }
+    if (kind == IX_RTX_PROBE) {
+        probe_fired(tcp, tcb);
+        return;
+    }
     if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_SYN_RCVD)
         syn_timeout(tcp, tcb);
     else if (tcb->flags & IX_TF_PERSIST)

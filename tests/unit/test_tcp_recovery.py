@@ -1,0 +1,163 @@
+"""tcp/recovery: how much leaves in recovery (RFC 6937), and reductions that were mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.peer import MSS, Peer, Stack, opened
+from tests.unit.san import lib
+from tests.unit.test_tcp_sack import RTT_MS, flying, numbers, sack
+
+
+def timed(**options: object) -> tuple[Stack, Peer, int]:
+    """Timestamps and SACK, ten segments out; MSS here is what fits beside the timestamp."""
+    stack, peer, handle = opened(arena=256, sack_ok=True, ts=True, rtt_ms=RTT_MS, **options)
+    stack.stream(handle, 0, 20 * (MSS - 12))
+    assert len(peer.take_all()) == 10
+    return stack, peer, handle
+
+
+SIZE = MSS - 12
+
+
+# ---- proportional rate reduction --------------------------------------------------------
+
+
+@pytest.mark.parametrize("cc, left", [(lib.IX_CC_NEWRENO, 0.5), (lib.IX_CC_CUBIC, 0.7)])
+def test_window_shrinks_in_proportion_to_what_arrives(cc: int, left: float) -> None:
+    stack, peer, handle = opened(arena=512, sack_ok=True, rtt_ms=RTT_MS, wscale=7, congestion=cc)
+    tcb = stack.tcb(handle)
+    tcb.cwnd, tcb.last_tx_ms = 40 * MSS, stack.now_ns // 10**6 % 2**32
+    stack.stream(handle, 0, 200 * MSS)
+    assert len(peer.take_all()) == 40
+    stack.poll(ms=RTT_MS)
+    sent = 0
+    for last in range(2, 41):
+        sack(peer, 0, (1, last))
+        sent += len(peer.take_all())
+        # never a burst: in step with the ACKs (limited transmit lets the first few go)
+        assert sent <= (last - 1) * left + 4, last
+    assert sent == pytest.approx(39 * left, abs=3)
+    sack(peer, 40)
+    assert stack.info(handle).ssthresh_bytes == pytest.approx(40 * left * MSS, abs=MSS)
+    assert stack.counter("tcp_rto") == 0
+
+
+def test_heavy_loss_sends_as_much_as_arrives() -> None:
+    # PRR-CRB and SSRB: pipe falls below ssthresh at once
+    _stack, peer, _handle = flying(queued=40, congestion=lib.IX_CC_NEWRENO)
+    sack(peer, 0, (7, 10))
+    assert numbers(peer) == [0, 1, 2]
+    sack(peer, 1, (7, 10))
+    assert len(numbers(peer)) <= 2
+
+
+def test_recovery_ends_with_the_reduced_window() -> None:
+    stack, peer, handle = flying(queued=10, congestion=lib.IX_CC_NEWRENO)
+    sack(peer, 0, (1, 5))
+    peer.take_all()
+    stack.poll(ms=RTT_MS)
+    sack(peer, 10)
+    info = stack.info(handle)
+    assert info.cwnd_bytes == info.ssthresh_bytes == 5 * MSS
+
+
+def test_no_record_of_recovery_left_reduces_at_once() -> None:
+    stack, peer, handle = flying(queued=40, congestion=lib.IX_CC_NEWRENO)
+    stack.shard.tcp.recovery_free = 2**32 - 1
+    sack(peer, 0, (1, 5))
+    assert stack.info(handle).cwnd_bytes == 5 * MSS
+    assert numbers(peer)[0] == 0
+    sack(peer, 10)
+    assert stack.shard.tcp.recoveries_used == 0
+
+
+# ---- spurious retransmissions -----------------------------------------------------------
+
+
+def test_spurious_timeout_is_undone_by_the_timestamp() -> None:
+    # Eifel (RFC 3522): the ACK echoes a timestamp from before the retransmission.
+    stack, peer, handle = timed()
+    before = peer.ts_seen
+    stack.sleep(ms=2 * RTT_MS + 250)  # a probe, then the timeout
+    peer.take_all()
+    assert stack.counter("tcp_rto") == 1
+    assert stack.info(handle).cwnd_bytes == SIZE
+    peer.send("A", ack=10 * SIZE, ts=(peer.ts_clock, before))
+    info = stack.info(handle)
+    assert (info.cwnd_bytes >= 10 * SIZE, info.ssthresh_bytes) == (True, 2**32 - 1)
+    assert stack.counter("tcp_undo") == 1
+    assert len(peer.take_all()) == 9  # the probe was the tenth
+
+
+def test_timeout_that_was_needed_is_not_undone() -> None:
+    stack, peer, handle = timed()
+    stack.sleep(ms=2 * RTT_MS + 250)
+    peer.take_all()
+    peer.send("A", ack=SIZE)  # echoes the retransmission's
+    assert stack.counter("tcp_undo") == 0
+    assert stack.info(handle).cwnd_bytes <= 2 * SIZE
+    peer.send("A", ack=2 * SIZE, ts=(peer.ts_clock, peer.ts_seen - 1000))  # only the first counts
+    assert stack.counter("tcp_undo") == 0
+
+
+def test_spurious_fast_retransmission_is_undone_by_d_sack() -> None:
+    # RFC 2883: all that was sent again arrived twice.
+    stack, peer, handle = flying(queued=40)
+    sack(peer, 0, (1, 5))
+    assert 0 in numbers(peer)
+    assert stack.info(handle).ssthresh_bytes == 7 * MSS
+    stack.poll(ms=1)
+    sack(peer, 10)
+    peer.take_all()
+    stack.poll(ms=RTT_MS)
+    peer.send("A", ack=10 * MSS, sack=[(0, MSS)])
+    info = stack.info(handle)
+    assert (info.cwnd_bytes >= 10 * MSS, info.ssthresh_bytes) == (True, 2**32 - 1)
+    assert stack.counters("tcp_undo", "tcp_dsack_in") == [1, 1]
+
+
+def test_d_sack_of_a_part_undoes_nothing() -> None:
+    stack, peer, _handle = flying(queued=40)
+    sack(peer, 0, (2, 6))
+    assert numbers(peer)[:2] == [0, 1]
+    stack.poll(ms=1)
+    sack(peer, 10)
+    peer.send("A", ack=10 * MSS, sack=[(0, MSS)])
+    assert stack.counter("tcp_undo") == 0
+
+
+def test_cubic_goes_on_where_it_was_after_an_undo() -> None:
+    # RFC 9438 4.9
+    stack, peer, handle = flying(queued=40)
+    tcb = stack.tcb(handle)
+    tcb.ssthresh = 10 * MSS
+    tcb.cubic.w_max, tcb.cubic.epoch_ms = 123 * MSS, 0
+    sack(peer, 0, (1, 5))
+    peer.take_all()
+    assert tcb.cubic.w_max != 123 * MSS
+    peer.send("A", ack=5 * MSS, sack=[(0, MSS)])
+    assert tcb.cubic.w_max == 123 * MSS
+    assert tcb.ssthresh == 10 * MSS
+
+
+# ---- marks and losses in one window -----------------------------------------------------
+
+
+def test_loss_in_a_window_that_was_reduced_for_a_mark_does_not_reduce_again() -> None:
+    stack = Stack(listen=80, arena=256, congestion=lib.IX_CC_NEWRENO)
+    peer = Peer(stack, sack_ok=True)
+    peer.send("SEC")
+    peer.take()
+    stack.poll(ms=RTT_MS)
+    peer.send("A")
+    handle = stack.expect("KNOCK").handle
+    stack.accept(handle, 5)
+    stack.stream(handle, 0, 30 * MSS)
+    peer.take_all()
+    stack.poll(ms=RTT_MS)
+    peer.send("AE", ack=MSS)
+    assert stack.info(handle).ssthresh_bytes == 5 * MSS
+    sack(peer, 1, (2, 8))
+    assert 1 in numbers(peer)
+    assert stack.info(handle).ssthresh_bytes == 5 * MSS
