@@ -44,7 +44,8 @@ TEST_NATIVE_SRC := $(wildcard tests/native/*.c)
 CORE_HDR := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.h))
 NATIVE_HDR := $(wildcard ixnet/native/*.h)
 # What ixnet._core declares to Python.
-PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.h xdp/loader.h) $(NATIVE_HDR)
+PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.h \
+	ixnet/dataplane/shard/farewell_hosted.h xdp/loader.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
 SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h)
 

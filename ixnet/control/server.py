@@ -481,14 +481,18 @@ class ControlPlane:
         # Its queue's frames go to the kernel from here on, which is right for all but claimed ones.
         worker.close_socket()
         worker.shard = None
+        told = worker.reset_peers()
         if status == 0:
             worker.state = State.ENDED
             self._announce_when_ready()
             return
-        self._on_bad_end(worker, status, was_ready)
+        text = exit_text(status)
+        if told:
+            text += f", {told} connection{'s' if told > 1 else ''} reset"
+        self._on_bad_end(worker, status, text, was_ready)
 
-    def _on_bad_end(self, worker: Worker, status: int, was_ready: bool) -> None:
-        number, text = worker.plan.shard_id, exit_text(status)
+    def _on_bad_end(self, worker: Worker, status: int, text: str, was_ready: bool) -> None:
+        number = worker.plan.shard_id
         worker.state = State.FAILED
         if self._stopping_since is not None:
             return

@@ -328,6 +328,12 @@ class Worker:
             self.socket.close()
             self.socket = None
 
+    def reset_peers(self) -> int:
+        """After its end, its socket closed: tells the peers of its connections by RSTs that there
+        is nobody any more; returns how many. Its memory may be in any state."""
+        told = int(lib.ix_farewell(self.memory.base, self._cfg, self._nic.ifindex))
+        return max(told, 0)
+
     def may_restart(self, now_s: float) -> bool:
         """Notes a death; whether there were not too many of late."""
         self._deaths.append(now_s)

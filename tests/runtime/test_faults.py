@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -293,6 +294,30 @@ def test_worker_killed_without_restart_leaves_the_other(lab: Lab, start: Start) 
     until("its end", lambda: run.states() == ["ready", "failed"])
     assert until("the other queue", lambda: serves(lab))
     assert run.end() == 1
+
+
+def test_worker_killed_its_peers_are_reset_at_once(lab: Lab, start: Start) -> None:
+    run = start(options=["--no-restart-workers"]).wait_ready()
+    sockets = [connect(lab) for _ in range(48)]
+    for sock in sockets:
+        sock.sendall(b"x")
+        assert receive(sock, 1) == b"x"
+    os.kill(run.worker_pids()[0], signal.SIGKILL)
+    until("its end", lambda: run.states() == ["failed", "ready"])
+    reset = 0
+    for sock in sockets:  # they are idle: nothing but the RST can tell them
+        if sock in select.select([sock], [], [], 0.2)[0]:
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+            reset += 1
+            continue
+        sock.sendall(b"y")
+        assert receive(sock, 1) == b"y", "the other worker's"
+    assert 0 < reset < len(sockets)
+    for sock in sockets:
+        sock.close()
+    assert run.end() == 1
+    assert f"killed by SIGKILL, {reset} connections reset" in run.errors()
 
 
 def test_worker_that_keeps_dying_is_given_up(lab: Lab, start: Start, tmp_path: Path) -> None:

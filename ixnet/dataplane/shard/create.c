@@ -73,6 +73,11 @@ static struct layout lay_out(const struct ix_config *cfg)
     return l;
 }
 
+const struct ix_tcb *ix_shard_flows(const void *memory, const struct ix_config *cfg)
+{
+    return (const struct ix_tcb *)((const uint8_t *)memory + lay_out(cfg).tcp);
+}
+
 size_t ix_shard_bytes(struct ix_config *cfg)
 {
     apply_defaults(cfg);

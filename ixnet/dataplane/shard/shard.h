@@ -1,7 +1,7 @@
 /* A shard: everything that one NIC queue owns, and the cycle that runs it.
  *
  * Reading order: shard.c (the numbered cycle), calls.c (the application's calls), ctl.c (the
- * control plane's ring), create.c (memory), stats.c.
+ * control plane's ring), create.c (memory), stats.c, remains.c (after a death).
  */
 #ifndef IX_SHARD_SHARD_H
 #define IX_SHARD_SHARD_H
@@ -65,6 +65,21 @@ void ix_shard_app_timer(struct ix_shard *shard, uint32_t index);
 void ix_shard_deliver_timers(struct ix_shard *shard);
 /* ---- ctl.c */
 void ix_shard_take_news(struct ix_shard *shard);
+/* ---- create.c */
+/* Where the TCBs lie in a shard's memory; cfg as ix_shard_bytes() left it. */
+const struct ix_tcb *ix_shard_flows(const void *memory, const struct ix_config *cfg);
+/* ---- remains.c */
+/* A connection whose peer doesn't know yet that this side has died. */
+struct ix_remains {
+    struct ix_flow_key key;
+    uint32_t snd_una, snd_max; /* what the peer expects next lies between them, both included */
+    uint32_t rcv_nxt;
+};
+/* Reads up to `max` of them out of a dead shard's memory, whatever state that is in, from TCB *at
+ * on, which moves behind the last that was looked at. Returns how many; fewer than `max`: these
+ * were the last. */
+uint32_t ix_shard_remains(const void *memory, const struct ix_config *cfg, uint32_t *at,
+                          struct ix_remains *out, uint32_t max);
 /* ---- stats.c */
 void ix_shard_update_stats(struct ix_shard *shard);
 
