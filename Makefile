@@ -90,7 +90,7 @@ include libdune_shim/build.mk
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san dune dune-build demo test tidy sim lab lab-dune bench clean lib-locked all lib programs san FORCE
+.PHONY: help setup build build-san dune dune-build demo test tidy sim conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -103,6 +103,7 @@ help:
 	@echo 'make build-san  the test-only module with address and undefined-behaviour sanitizers'
 	@echo 'make tidy       ruff, mypy, and the tests of the rules of style'
 	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
+	@echo 'make conformance  packet scripts and exchanges with Linux beside it, in the long form'
 	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
 	@echo 'make lab-dune   libdune in that machine, with all of the CPython tests (half an hour)'
 	@echo 'make bench      the benchmark tables (BENCH_ARGS=...)'
@@ -149,6 +150,11 @@ sim: TEST_SECONDS := 0
 sim: build build-san
 	@rm -f $(B)/sanitizer.*
 	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 tests/sim || { $(SHOW_REPORTS); }
+
+conformance: TEST_SECONDS := 0
+conformance: build build-san
+	@rm -f $(B)/sanitizer.*
+	@IX_CONFORMANCE=long $(PYTEST) -v tests/conformance || { $(SHOW_REPORTS); }
 
 # Emulated: no KVM needed, nothing installed; what it fetches is kept in ~/.cache/ixnet-lab.
 lab: build

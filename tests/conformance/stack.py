@@ -75,6 +75,8 @@ class Failed(OSError):
 class Stack:
     """One stack under test, with a clock of its own. The thread that makes it drives the clock."""
 
+    real_time = False
+
     def __init__(self, flags: str = "") -> None:
         self._ifc = ffi.new("struct packetdrill_interface *")
         library().packetdrill_interface_init(flags.encode(), self._ifc)
