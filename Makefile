@@ -25,7 +25,7 @@ LOCKED = mkdir -p $(B) && flock $(B)/.lock $(MAKE) --no-print-directory -j$(JOBS
 
 # ---- what the tree holds (globs: a new file needs no edit here) ----------------------
 
-LAYERS := base wire mem link net tcp shard api
+LAYERS := base wire mem link net tcp shard gate api
 IN_CORE := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.c))
 HOSTED_IN_CORE := $(filter %_hosted.c ixnet/dataplane/link/xsk_setup.c,$(IN_CORE))
 CORE_SRC := $(filter-out $(HOSTED_IN_CORE),$(IN_CORE))
@@ -45,7 +45,8 @@ CORE_HDR := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.h))
 NATIVE_HDR := $(wildcard ixnet/native/*.h)
 # What ixnet._core declares to Python.
 PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.h \
-	ixnet/dataplane/shard/farewell_hosted.h xdp/loader.h) $(NATIVE_HDR)
+	ixnet/dataplane/gate/gate_hosted.h ixnet/dataplane/shard/farewell_hosted.h \
+	xdp/loader.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
 SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h)
 
@@ -87,6 +88,13 @@ LIBRARY := ixnet/libixnet.so
 SAN_MODULE := tests/unit/_san_core.abi3.so
 
 include libdune_shim/build.mk
+
+# The dataplane for guest ring 0: the core as it is, and what leads into it.
+RING0_OBJ := $(patsubst %.c,$(B)/ring0/%.o,$(wildcard ixnet/ring0/*.c))
+$(B)/ring0/%.o: %.c Makefile
+	$(call say,CC  )
+	$(Q)$(CC) $(CORE_CFLAGS) -fvisibility=hidden -Ilibdune_shim $(DEPS) -c $< -o $@
+$(eval $(call dune_module,ixnet/ring0,$(RING0_OBJ) $(B)/core/ixcore.o))
 
 # ---- public targets ------------------------------------------------------------------
 
@@ -173,13 +181,13 @@ tidy: build
 	{ set +x; } 2>/dev/null; exit $$status
 
 clean:
-	rm -rf $(B) ixnet/xdp_objects ixnet/dune-sandbox ixnet/*.so tests/unit/_san_core*.so
+	rm -rf $(B) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.so tests/unit/_san_core*.so
 
 # ---- building (run under the lock by the targets above) ------------------------------
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox
+lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL)
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 

@@ -1,7 +1,7 @@
 """Builds ixnet's compiled parts with the Makefile, and puts them into the package.
 
 The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module), the XDP
-objects, libdune.so with _dune.abi3.so, and dune-sandbox. Everything else about the package stands
+objects, libdune.so with _dune.abi3.so, dune-sandbox and ring0.bin. Everything else about the package stands
 in pyproject.toml.
 """
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# ring0.elf: the names of ring0.bin's functions, for the report of a crash.
+PROGRAMS = ("dune-sandbox", "ring0.bin", "ring0.elf")
 CURE = (
     "building ixnet needs these Debian packages: make gcc libc6-dev linux-libc-dev clang "
     "libbpf-dev libxdp-dev python3-dev (apt-get install them, or run `make setup`)"
@@ -36,7 +38,7 @@ class MakeExtension(build_ext):
             return
         package = root / "ixnet"
         parts = [*package.glob("*.so"), *(package / "xdp_objects").glob("*.o")]
-        parts.append(package / "dune-sandbox")
+        parts += [package / name for name in PROGRAMS]
         for part in parts:
             target = Path(self.build_lib) / part.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ class MakeExtension(build_ext):
 
     def get_outputs(self) -> list[str]:
         built = Path(self.build_lib, "ixnet")
-        return [str(p) for p in [*built.rglob("*.[so]*"), built / "dune-sandbox"]]
+        return [str(p) for p in [*built.rglob("*.[so]*"), *(built / name for name in PROGRAMS)]]
 
 
 setup(

@@ -290,8 +290,21 @@ def run(
         typer.Option(metavar="IP/PREFIX", help="An address that only the dataplane has."),
     ] = None,
     placement: Annotated[
-        str, typer.Option(metavar="WHERE", help="Where the dataplane runs: inline (dune: later).")
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="Where the dataplane runs: inline, in the application's process; or dune, in "
+            "ring 0 of a KVM guest around it, where the application can't touch it.",
+        ),
     ] = "inline",
+    kick: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="With dune, who makes the system calls that wake the NIC's driver: exit, the "
+            "guest (default); thread, a thread on another core, so that the guest never exits.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The instance's name, for stat.")
     ] = None,
@@ -354,6 +367,7 @@ def run(
             huge_pages=huge_pages,
             own_address=_parse_address(own_address),
             placement=placement,
+            kick=kick,
             name=name,
             max_flows=max_flows,
             ports=_parse_ports(ports),

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,7 +80,8 @@ class WorkerIdentity:
     """What a new worker needs to know of itself.
 
     app: its `struct ix_app *`, complete. parent_pid: the control plane. keep: descriptors that stay
-    open besides 0, 1 and 2; everything else that the control plane has open is let go.
+    open besides 0, 1 and 2; everything else that the control plane has open is let go. enter: makes
+    this process go on in ring 3 of a guest (the dune placement).
     """
 
     app: Any
@@ -88,6 +89,7 @@ class WorkerIdentity:
     core: int
     parent_pid: int
     keep: tuple[int, ...]
+    enter: Callable[[], None] | None = None
 
 
 def let_go_of_descriptors(keep: Iterable[int]) -> None:
@@ -136,6 +138,8 @@ def run_worker(identity: WorkerIdentity, program: Program) -> NoReturn:
     status = 1
     try:
         become_worker(identity)
+        if identity.enter is not None:
+            identity.enter()
         status = run_native(program) if program.is_native else run_script(program)
     except BaseException:
         traceback.print_exc()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MODES = ("auto", "zerocopy", "copy", "generic")
 HUGE_PAGES = ("auto", "yes", "no")
 PLACEMENTS = ("inline", "dune")
+KICKS = ("exit", "thread")
 
 FRAMES_DEFAULT = 8192
 FRAMES_MIN = 1024
@@ -49,8 +50,10 @@ class RunConfig:
     before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
     frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
     own_address: an address that only the dataplane has. ports: the first and last of the outgoing
-    ones. congestion: of connections that say no other; ecn: accept, request or off. pcap: where
-    frames are recorded; snaplen: bytes kept of each, None or 0 all.
+    ones. congestion: of connections that say no other; ecn: accept, request or off. kick: who makes
+    the system calls that push the NIC along in the dune placement: exit, the guest itself, or
+    thread, one of the control process; None: exit. pcap: where frames are recorded; snaplen: bytes
+    kept of each, None or 0 all.
     """
 
     interface: str
@@ -65,6 +68,7 @@ class RunConfig:
     huge_pages: str = "auto"
     own_address: IPv4Interface | None = None
     placement: str = "inline"
+    kick: str | None = None
     name: str | None = None
     max_flows: int = FLOWS_DEFAULT
     ports: tuple[int, int] = SHARED_PORTS
@@ -100,8 +104,20 @@ class RunConfig:
             _within("snaplen", self.snaplen, 0, SNAPLEN_DEFAULT)
             if self.pcap is None:
                 raise ConfigError("--snaplen records nothing by itself", "add --pcap PATH")
-        if self.placement == "dune":
-            raise ConfigError(_no_dune(), "use --placement inline", errno.ENOSYS)
+        self._check_placement()
+
+    def _check_placement(self) -> None:
+        if self.kick is not None:
+            _one_of("kick", self.kick, KICKS)
+            if self.placement != "dune":
+                raise ConfigError(
+                    "--kick is about how a guest wakes the kernel", "add --placement dune"
+                )
+        if self.placement == "dune" and self.pcap is not None:
+            raise ConfigError(
+                "--pcap writes a file in the middle of the dataplane's cycle, which ring 0 can't",
+                "record with --placement inline, or with tcpdump at the peer",
+            )
 
     def wanted_mode(self) -> Mode | None:
         """The AF_XDP mode asked for; None lets the ladder choose."""
@@ -164,15 +180,3 @@ def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
 def _within(option: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise ConfigError(f"--{option} {value} is out of range", f"use {least} to {most}")
-
-
-def _no_dune() -> str:
-    """Why there is no dune placement; where this machine couldn't have it at all, that too."""
-    from ixnet import dune
-
-    text = "the dune placement is not in this version"
-    try:
-        report = dune.probe()
-    except IxError:
-        return text
-    return text if report.fit else f"{text}; nor is this machine fit for it: {report.reason}"

@@ -49,7 +49,7 @@ class StartReport:
             ("cores", format_cores(self.cores) + shared),
             ("mode", opened.mode.value),
             *(("", f"not {attempt}") for attempt in opened.attempts),
-            ("placement", self.config.placement),
+            ("placement", self.placement_text()),
             ("idle", self.idle_text()),
             ("batch", f"at most {self.config.batch} frames"),
             ("UMEM", f"{first.umem.nbytes >> 20} MiB a queue, {first.umem.kind.value}"),
@@ -76,6 +76,13 @@ class StartReport:
                 "(cure: as many --cores as workers, or --block)"
             )
         return found
+
+    def placement_text(self) -> str:
+        """Where the dataplane runs, and what that costs."""
+        if self.config.placement == "inline":
+            return "inline"
+        kick = "a thread's" if self.config.kick == "thread" else "exits"
+        return f"dune: application in ring 3, dataplane in ring 0 of a guest; wakeups are {kick}"
 
     def idle_text(self) -> str:
         """What a worker does when there is nothing to do."""
@@ -109,6 +116,7 @@ class StartReport:
             "queues": [worker.plan.queue for worker in self.workers],
             "cores": list(self.cores),
             "mode": self.opened.mode.value,
+            **({"kick": self.config.kick or "exit"} if self.config.placement == "dune" else {}),
             "mode_reasons": [str(attempt) for attempt in self.opened.attempts],
             "busy_poll": self.config.busy_poll,
             "idle": self.idle_text(),

@@ -32,6 +32,7 @@ from ixnet.control.claims import Claims
 from ixnet.control.config import OWN_PORTS, SHARED_PORTS, RunConfig, require_mode
 from ixnet.control.cores import allowed_cores, assign_cores, spare_cores
 from ixnet.control.errors import IxError
+from ixnet.control.guest import SharedPage, require_fit
 from ixnet.control.instance import (
     CONTROL_SOCKET,
     InstanceDirectory,
@@ -56,7 +57,6 @@ from ixnet.control.requests import (
 from ixnet.control.rights import require_capabilities, require_locked_memory
 from ixnet.control.workers import (
     RESTART_DELAY_S,
-    Region,
     State,
     Worker,
     WorkerPlan,
@@ -71,6 +71,8 @@ from ixnet.control.xsk import QueueSocket
 TICK_S = 0.1
 # ... and while messages wait for room in a shard's ring.
 BACKLOG_TICK_S = 0.001
+# How often guests are told the time.
+CLOCK_INTERVAL_S = 0.5
 # How long workers may take to end in order.
 STOP_GRACE_S = 5.0
 PARTIAL_CSUM_WARNING = (
@@ -98,6 +100,8 @@ class ControlPlane:
         self._stopping_since: float | None = None
         self._exit_status = 0
         self._announced = False
+        self._clocks_due = 0.0
+        self._kicker: Any = None
 
     # ---- setting up ------------------------------------------------------------------------
 
@@ -125,6 +129,8 @@ class ControlPlane:
     def _check(self) -> None:
         config = self.config
         config.program.check()
+        if config.placement == "dune":
+            require_fit()
         require_capabilities()
         self.nic = Nic.find(config.interface)
         self._refuse_second_instance()
@@ -185,11 +191,12 @@ class ControlPlane:
             },
         )
         self._stack.callback(self._directory.remove)
-        self._stop_page = Region(4096, "no")
+        self._stop_page = SharedPage("ixnet-stop")
         self._stack.callback(self._stop_page.close)
-        self._stop = ffi.cast("uint32_t *", self._stop_page.base)
+        self._stop = self._stop_page.words
         recorders = open_recorders(config, len(self._queues), self._stack)
         self._steering = self._stack.enter_context(Steering.open())
+        self._start_kicker()
         own = config.own_address
         self._claims = Claims(self._steering, nic, [own.ip] if own is not None else [])
         self._stack.callback(self._claims.close)
@@ -214,6 +221,21 @@ class ControlPlane:
             self._stack.callback(worker.close)
 
         require_locked_memory(sum(worker.umem.nbytes for worker in self._workers))
+
+    def _start_kicker(self) -> None:
+        """The thread that makes guests' wakeups, where they don't exit for them."""
+        if self.config.kick != "thread":
+            return
+        self._kicker = lib.ix_kicker_start(len(self._queues), -1)
+        if self._kicker == ffi.NULL:
+            raise IxError("no thread for the guests' wakeups", "use --kick exit", errno.EAGAIN)
+        self._stack.callback(lib.ix_kicker_stop, self._kicker)
+
+    def _set_kicker(self, worker: Worker, on: bool) -> None:
+        if self._kicker is not None and worker.guest is not None:
+            gate = worker.guest.gate if on else ffi.NULL
+            fd = worker.socket.fileno() if on and worker.socket is not None else -1
+            lib.ix_kicker_set(self._kicker, worker.plan.shard_id, gate, fd)
 
     def _outgoing_ports(self, shards: int) -> list[tuple[int, int]]:
         """Each shard's outgoing ports, (0, 0) where there are none. An own address has all ports to
@@ -249,6 +271,7 @@ class ControlPlane:
         if self._steering.ifindex is not None:
             self._steering.detach()
         for worker in self._workers:
+            self._set_kicker(worker, False)
             worker.close_socket()
 
     def _make_shards(self) -> None:
@@ -317,9 +340,20 @@ class ControlPlane:
                 self._serve_shard(worker)
             self._restart_due()
             self._enforce_stop()
+            self._set_clocks()
+
+    def _set_clocks(self) -> None:
+        """Ring 0 can't ask Linux for the time."""
+        if monotonic_s() < self._clocks_due:
+            return
+        self._clocks_due = monotonic_s() + CLOCK_INTERVAL_S
+        for worker in self._workers:
+            if worker.guest is not None:
+                worker.guest.set_clock()
 
     def _start(self, worker: Worker) -> None:
-        worker.fork(self.config.program, self._stop, lambda: self._let_go(worker))
+        worker.fork(self.config.program, self._stop_page.readable, lambda: self._let_go(worker))
+        self._set_kicker(worker, True)
         assert worker.requests is not None
         self._selector.register(
             worker.requests, selectors.EVENT_READ, lambda: self._on_request(worker)
@@ -334,6 +368,7 @@ class ControlPlane:
         """In a new worker: what only the control plane, or another worker, may hold."""
         self._steering.forget()
         self._claims.forget()
+        self._stop_page.forget_in_child()
         for other in self._workers:
             if other is not worker:
                 other.forget_in_child()
@@ -459,6 +494,7 @@ class ControlPlane:
                     "state": w.state.value,
                     "socket": w.socket.kernel_stats() | w.socket.stats() if w.socket else {},
                     "pcap": w.recorder.stats() if w.recorder else {},
+                    "guest": w.guest.facts() if w.guest else {},
                 }
                 for w in self._workers
             ],
@@ -478,6 +514,7 @@ class ControlPlane:
         self._serve_shard(worker)
         status = worker.reap()
         self._table.drop(worker.plan.shard_id)
+        self._set_kicker(worker, False)
         # Its queue's frames go to the kernel from here on, which is right for all but claimed ones.
         worker.close_socket()
         worker.shard = None
@@ -494,6 +531,9 @@ class ControlPlane:
     def _on_bad_end(self, worker: Worker, status: int, text: str, was_ready: bool) -> None:
         number = worker.plan.shard_id
         worker.state = State.FAILED
+        crash = worker.guest.crash() if worker.guest is not None else None
+        for line in crash.lines() if crash is not None else ():
+            self._complain(f"ixnet: worker {number}: {line}")
         if self._stopping_since is not None:
             return
         if not was_ready:

@@ -80,7 +80,7 @@ def render(now: Snapshot, before: Snapshot | None, show_all: bool) -> Renderable
     verdicts = now.live.get("verdicts", {})
     if verdicts:
         parts.append(_verdict_table(verdicts, show_all))
-    for title, key in (("AF_XDP socket", "socket"), ("pcap file", "pcap")):
+    for title, key in (("AF_XDP socket", "socket"), ("guest", "guest"), ("pcap file", "pcap")):
         table = _worker_table(now, title, key, show_all)
         if table is not None:
             parts.append(table)

@@ -14,6 +14,7 @@ import contextlib
 import enum
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ from ixnet._core import ffi, lib
 from ixnet.congestion import CONGESTION, ECN
 from ixnet.control.config import RING_ENTRIES, RunConfig
 from ixnet.control.errors import IxError, from_errno
+from ixnet.control.guest import FRAMES_UNIT, Guest, PlacedRegion, PlacedUmem
 from ixnet.control.nic import Nic
 from ixnet.control.recorder import Recorder
 from ixnet.control.stats import stats_bytes
-from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind
+from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind, place_bytes
 from ixnet.runtime import Program, WorkerIdentity, run_worker
 
 RESTART_DELAY_S = 1.0
@@ -134,13 +137,15 @@ def fill_config(plan: WorkerPlan, config: RunConfig, nic: Nic) -> Any:
     c.shard_id, c.shard_count, c.queue = plan.shard_id, plan.shard_count, plan.queue
     c.max_flows, c.batch = config.max_flows, config.batch
     c.pool_frames, c.arena_frames = config.frames, config.frames // 2
+    if config.placement == "dune":  # so that the arena begins at a huge page
+        c.pool_frames = -(-config.frames // FRAMES_UNIT) * FRAMES_UNIT
     c.fill_target = min(config.frames // 2, RING_ENTRIES)
     c.mtu = nic.mtu
     c.mac = nic.mac
     c.port_lo, c.port_hi = plan.ports
     c.all_port_lo, c.all_port_hi = plan.all_ports
     c.own_address = 1 if config.own_address else 0
-    c.sg_inplace = 1
+    c.sg_inplace = 1 if config.placement == "inline" else 0
     c.congestion, c.ecn = CONGESTION[config.congestion], ECN[config.ecn]
     if nic.rss and nic.rss.function == "toeplitz" and len(nic.rss.indirection) <= 512:
         c.rss_key_bytes = min(len(nic.rss.key), 64)
@@ -178,6 +183,17 @@ class Worker:
         self._shard_bytes = int(lib.ix_shard_bytes(self._cfg))
         if not self._shard_bytes:
             raise IxError("the core can't be sized like this", "use the defaults of ixnet run")
+        self.guest: Guest | None = None
+        self._epoll: select.epoll | None = None
+        self.umem: Umem | PlacedUmem
+        self.memory: Region | PlacedRegion
+        if config.placement == "dune":
+            self.guest = Guest(
+                self._cfg, self._shard_bytes, plan.frame_shift, place_bytes(RING_ENTRIES),
+                plan.stats_path, config.huge_pages, config.kick == "thread",
+            )  # fmt: skip
+            self.umem, self.memory = self.guest.umem, self.guest.memory
+            return
         frames = int(self._cfg.pool_frames) + int(self._cfg.arena_frames)
         self.umem = Umem.allocate(frames * frame_bytes, config.huge_pages != "no")
         if config.huge_pages == "yes" and self.umem.kind is UmemKind.PAGES:
@@ -213,6 +229,7 @@ class Worker:
             rx_entries=RING_ENTRIES,
             tx_entries=RING_ENTRIES,
             busy_poll_us=self.plan.busy_poll_us,
+            place=self.guest.xsk_place if self.guest is not None else 0,
         )
 
     def make_shard(self, sock: QueueSocket) -> None:
@@ -224,6 +241,8 @@ class Worker:
             raise IxError(f"the core refused to make shard {self.plan.shard_id}")
         if list(sock.config.fill) != ffi.unpack(fill, len(fill)):
             raise IxError("the shard gave other frames away than planned: this is a bug of ixnet")
+        if self.guest is not None:
+            self.guest.make_gate(shard, sock)
         self.socket = sock
         self.shard = shard
 
@@ -232,13 +251,20 @@ class Worker:
         self.shard = None
         self._news.clear()
         self.memory.zero()
+        views = self._cfg.app_io, self._cfg.app_umem
         self._cfg = fill_config(self.plan, self._config, self._nic)
         lib.ix_shard_bytes(self._cfg)
+        self._cfg.app_io, self._cfg.app_umem = views
         return self.queue_config()
 
     def close(self) -> None:
         """Gives memory and descriptors back; the process is gone and the socket closed."""
         self._close_process()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
+        if self.guest is not None:
+            self.guest.close()
         self.memory.close()
         self.umem.close()
 
@@ -263,7 +289,13 @@ class Worker:
             keep = [theirs.fileno(), kick_fd, self.socket.fileno()]
             if self.recorder is not None:
                 keep.append(self.recorder.fileno())
-            identity = WorkerIdentity(app, self.plan.shard_id, self.plan.core, parent, tuple(keep))
+            enter = None
+            if self.guest is not None and self._epoll is not None:
+                keep.append(self._epoll.fileno())
+                enter = partial(self.guest.enter, self.socket.fileno())
+            identity = WorkerIdentity(
+                app, self.plan.shard_id, self.plan.core, parent, tuple(keep), enter
+            )
             run_worker(identity, program)
         theirs.close()
         ours.setblocking(False)
@@ -278,14 +310,27 @@ class Worker:
         app.shard = self.shard
         app.io = lib.ix_shard_io(self.shard)
         app.ops = lib.ix_app_inline_ops()
+        app.stats = lib.ix_shard_stats(self.shard)
         app.request_fd, app.kick_fd, app.link_fd = request_fd, kick_fd, self.socket.fileno()
         app.spin_ns = self.plan.spin_ns
         app.stop = stop
         app.shard_id, app.shard_count = self.plan.shard_id, self.plan.shard_count
-        app.stats = lib.ix_shard_stats(self.shard)
+        if self.guest is not None:
+            self._make_guest_app(app)
         if self.recorder is not None:
             app.recorder = self.recorder.pointer
         return app
+
+    def _make_guest_app(self, app: Any) -> None:
+        """Ring 3 has its own mappings, and sleeps on an epoll descriptor: the socket itself is
+        ring 0's."""
+        assert self.guest is not None and self.socket is not None
+        self._epoll = select.epoll()
+        self._epoll.register(self.socket.fileno(), select.EPOLLIN)
+        app.shard, app.ops = ffi.NULL, lib.ix_app_gate_ops()
+        app.io = ffi.cast("struct ix_io *", self.guest.app_io)
+        app.stats = ffi.cast("struct ix_stats *", self.guest.app_stats)
+        app.link_fd = self._epoll.fileno()
 
     @property
     def is_running(self) -> bool:
@@ -317,6 +362,9 @@ class Worker:
         if self.requests is not None:
             self.requests.close()
             self.requests = None
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
         for fd in (self.pidfd, self._kick_fd):
             if fd >= 0:
                 os.close(fd)
@@ -383,8 +431,7 @@ class Worker:
     def forget_in_child(self) -> None:
         """In another worker's process: lets go of this one's socket, rings and memory."""
         self.close_socket()
-        self.memory.close()
-        self.umem.close()
+        self._free_memory()
         if self.recorder is not None:
             self.recorder.close()
 

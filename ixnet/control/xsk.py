@@ -68,7 +68,8 @@ class QueueConfig:
     link's from then on. headroom: bytes kept free before a received frame besides the kernel's
     256. *_entries: ring sizes, powers of two. need_wakeup: use the rings' wake-up flags.
     busy_poll_us: SO_BUSY_POLL, 0 for none. busy_poll_budget: frames a busy poll, 0 for the
-    kernel's own. retry_ms: how long to wait for a queue that is just being released.
+    kernel's own. retry_ms: how long to wait for a queue that is just being released. place: address
+    where the rings are to lie (place_bytes()), 0 for anywhere.
     """
 
     queue: int
@@ -85,6 +86,14 @@ class QueueConfig:
     busy_poll_us: int = 0
     busy_poll_budget: int = 64
     retry_ms: int = 2000
+    place: int = 0
+
+
+def place_bytes(ring_entries: int) -> int:
+    """What a QueueConfig.place must have, for four rings of so many entries."""
+    c = ffi.new("struct ix_xsk_config *")
+    c.fill_entries = c.completion_entries = c.rx_entries = c.tx_entries = ring_entries
+    return int(lib.ix_xsk_place_bytes(c))
 
 
 class QueueSocket:
@@ -113,6 +122,7 @@ class QueueSocket:
         c.flags = (_ZEROCOPY if zerocopy else 0) | (0 if config.need_wakeup else _NO_NEED_WAKEUP)
         c.busy_poll_us, c.busy_poll_budget = config.busy_poll_us, config.busy_poll_budget
         c.retry_ms = config.retry_ms
+        c.place = ffi.cast("void *", config.place)
         c.initial_fill, c.n_initial_fill = fill, len(config.fill)
         out = ffi.new("struct ix_xsk_socket **")
         err = ffi.new("char[]", _ERR_BYTES)
@@ -136,6 +146,11 @@ class QueueSocket:
     def fileno(self) -> int:
         """The descriptor: to poll() on, and for the XSKMAP."""
         return int(lib.ix_xsk_fd(self._socket))
+
+    @property
+    def raw(self) -> Any:
+        """`struct ix_xsk_socket *`, valid until close()."""
+        return self._socket
 
     @property
     def link(self) -> Any:

@@ -252,11 +252,6 @@ static const struct ix_stats *inline_stats(struct ix_app *app)
     return ix_shard_stats(app->shard);
 }
 
-static int inline_conn_info(struct ix_app *app, uint64_t handle, struct ix_conn_info *info)
-{
-    return ix_shard_conn_info(app->shard, handle, info);
-}
-
 const struct ix_app_ops *ix_app_inline_ops(void)
 {
     static const struct ix_app_ops ops = {
@@ -268,7 +263,6 @@ const struct ix_app_ops *ix_app_inline_ops(void)
         .udp_bind = inline_udp_bind,
         .udp_unbind = inline_udp_unbind,
         .stats = inline_stats,
-        .conn_info = inline_conn_info,
     };
     return &ops;
 }

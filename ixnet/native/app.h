@@ -34,7 +34,6 @@ struct ix_app_ops {
                     uint64_t *handle);
     int (*udp_unbind)(struct ix_app *app, uint64_t handle);
     const struct ix_stats *(*stats)(struct ix_app *app); /* brought up to date; never NULL */
-    int (*conn_info)(struct ix_app *app, uint64_t handle, struct ix_conn_info *info);
 };
 
 /* Those of the inline placement. */
@@ -49,6 +48,7 @@ struct ix_app {
     int64_t spin_ns;        /* idle time before blocking in poll(2) on link_fd; -1: never block */
     const volatile uint32_t *stop; /* set to 1 by the control plane or a signal handler */
     uint32_t shard_id, shard_count;
+    uint32_t gate_shard;    /* the shard's number at its gate (native/gateops.h) */
     uint64_t now_ns;        /* CLOCK_MONOTONIC at the last poll */
     uint64_t idle_since_ns; /* 0: the last poll found something to do */
     uint64_t (*clock)(void); /* NULL: CLOCK_MONOTONIC; tests put virtual time here */

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ixnet.control.lab import LabConfig, lab_down, lab_status
+from ixnet.dune import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
@@ -44,6 +45,16 @@ def test_help_does_not_load_what_commands_need() -> None:
     assert run.stdout == "False False\n"
 
 
+def test_dune_placement_on_an_unfit_kvm_says_why() -> None:
+    report = probe()
+    if report.fit:
+        pytest.skip("this machine's KVM is fit")
+    run = ixnet("run", "-i", "lo", "--placement", "dune", "apps/echo.py")
+    assert run.returncode == 2 and run.stdout == ""
+    assert f"this machine's KVM is unfit: {report.reason}" in run.stderr
+    assert "cure: " in run.stderr and "Traceback" not in run.stderr
+
+
 def test_version_is_said() -> None:
     import ixnet as package
 
@@ -54,7 +65,8 @@ def test_version_is_said() -> None:
     ("words", "part"),
     [
         (["run", "-i", "lo", "--mode", "fast", "x.py"], "--mode fast is not known"),
-        (["run", "-i", "lo", "--placement", "dune", "x.py"], "not in this version"),
+        (["run", "-i", "lo", "--placement", "moon", "x.py"], "--placement moon is not known"),
+        (["run", "-i", "lo", "--kick", "thread", "x.py"], "add --placement dune"),
         (["run", "-i", "lo", "--queues", "many", "x.py"], "--queues many is no number"),
         (["run", "-i", "lo", "--cores", "a", "x.py"], "'a' is no list of cores"),
         (["run", "-i", "lo", "--batch", "0", "x.py"], "--batch 0 is out of range"),

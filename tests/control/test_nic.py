@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
+from ixnet._core import ffi, lib
 from ixnet.control.errors import (
     InterfaceGone,
     IxError,
@@ -27,7 +28,7 @@ from ixnet.control.errors import (
 )
 from ixnet.control.nic import Mode, Nic, OpenedQueues, largest_mtu, open_queues
 from ixnet.control.xdp import Proto, Steering, XdpMode, query_attached, require_capabilities
-from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind
+from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind, place_bytes
 from tests.control.conftest import NEAR_IP, Pair
 
 FRAMES = 256
@@ -245,6 +246,31 @@ def test_queue_that_is_not_there_is_an_error(
 ) -> None:
     with pytest.raises(NoSuchQueue, match="no queue 2"):
         open_queues(Nic.find(pair.near), steering, [config(umems[0], 2)])
+
+
+def rights(address: int) -> str:
+    """As /proc/self/maps has them."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permits = line.split()[:2]
+        low, high = (int(word, 16) for word in span.split("-"))
+        if low <= address < high:
+            return permits
+    return ""
+
+
+def test_rings_lie_where_they_are_wanted(pair: Pair, umems: list[Umem]) -> None:
+    nbytes, at = place_bytes(128), ffi.new("uint64_t *")
+    assert lib.ix_placed_reserve(nbytes, 4096, at) == 0
+    place = int(at[0])
+    for _ in range(2):  # the place can be used again
+        sock = QueueSocket.open(pair.near_index, config(umems[0], place=place), zerocopy=False)
+        assert int(ffi.cast("uintptr_t", sock.link)) == place
+        assert sock.zerocopy is False and sock.kernel_stats()["rx_dropped"] == 0
+        # The struct and four rings, a page each.
+        assert {rights(place + page * 4096) for page in range(5)} == {"rw-s"}
+        sock.close()
+        assert {rights(place + at) for at in range(0, nbytes, 4096)} == {"---p"}
+    lib.ix_placed_release(place, nbytes)
 
 
 @pytest.mark.parametrize(

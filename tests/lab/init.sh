@@ -56,6 +56,7 @@ mount -t tmpfs tmpfs /guest/run
 mount -t tmpfs -o mode=1777 tmpfs /guest/tmp
 mount -t bpf bpf /guest/sys/fs/bpf
 mount -t debugfs debugfs /guest/sys/kernel/debug
+rm -rf /guest/var/run && ln -s /run /guest/var/run
 mkdir -p /guest/run/netns
 ln -sf /proc/self/fd /guest/dev/fd
 writable tree "/guest$TREE"

@@ -96,7 +96,9 @@ def config(**changes: Any) -> RunConfig:
     "changes",
     [
         {"mode": "fast"}, {"huge_pages": "maybe"}, {"placement": "elsewhere"},
-        {"placement": "dune"}, {"batch": 0}, {"batch": 257}, {"frames": 1023}, {"max_flows": 1},
+        {"kick": "exit"}, {"placement": "dune", "kick": "foot"},
+        {"placement": "dune", "pcap": Path("t.pcap")}, {"batch": 0}, {"batch": 257},
+        {"frames": 1023}, {"max_flows": 1},
         {"queues": 0}, {"spin_us": -1}, {"spin_us": 5, "busy_poll": True}, {"ports": (1, 2000)},
         {"ports": (3000, 2000)},
     ],
@@ -105,12 +107,6 @@ def test_option_that_can_not_be_is_refused_with_its_cure(changes: dict[str, Any]
     with pytest.raises(ConfigError) as caught:
         config(**changes)
     assert caught.value.cure
-
-
-def test_placement_of_a_later_version_says_so() -> None:
-    with pytest.raises(ConfigError, match="not in this version") as caught:
-        config(placement="dune")
-    assert caught.value.errnum == errno.ENOSYS
 
 
 def test_workers_that_share_a_core_do_not_spin() -> None:

@@ -1,4 +1,4 @@
-"""Folder rank is include permission: base < wire < mem < link < net < tcp < shard < api."""
+"""Folder rank is include permission: base < wire < mem < link < net < tcp < shard < gate < api."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.tidy import tree
 RANK = {layer: rank for rank, layer in enumerate(tree.LAYERS)}
 # The records of the API are vocabulary that every layer may use: api.h includes nothing of the
 # core, config.h only what ranks lowest.
-OPEN_TO_ALL = {"api/api.h", "api/config.h"}
+OPEN_TO_ALL = {"api/api.h", "api/config.h", "api/gate.h"}
 # What the application's side may see of the core: the API, the interface that a link fills in, and
 # the recorder that it may put around one.
 OPEN_TO_APPLICATIONS = ("api/", "base/types.h", "link/link.h", "link/pcap_link.h")

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DATAPLANE = ROOT / "ixnet/dataplane"
 # Folder rank is include permission.
-LAYERS = ("base", "wire", "mem", "link", "net", "tcp", "shard", "api")
+LAYERS = ("base", "wire", "mem", "link", "net", "tcp", "shard", "gate", "api")
 
 
 def relative(path: Path) -> str:

@@ -46,6 +46,8 @@ struct ix_xsk_socket {
     /* What libxdp fills in; it keeps pointers to the first two. */
     struct xsk_ring_prod fill, tx;
     struct xsk_ring_cons completion, rx;
+    void *place; /* as in the configuration */
+    uint64_t place_bytes;
     int fd;
     int busy_poll_status;
     uint32_t tx_budget;
@@ -239,6 +241,84 @@ static int open_once(struct ix_xsk_socket *s, const struct ix_xsk_config *c, con
     return 0;
 }
 
+/* ---- rings at a chosen place ------------------------------------------------------- */
+
+#define PAGE_BYTES UINT64_C(4096)
+#define MOST_BEFORE_ENTRIES PAGE_BYTES /* producer, consumer, flags: before a ring's entries */
+
+static uint64_t struct_bytes(void)
+{
+    return round_up(sizeof(struct ix_xsk_socket), PAGE_BYTES);
+}
+
+static uint64_t ring_bytes(uint64_t before, uint64_t entries, uint64_t entry_bytes)
+{
+    return round_up(before + entries * entry_bytes, PAGE_BYTES);
+}
+
+uint64_t ix_xsk_place_bytes(const struct ix_xsk_config *c)
+{
+    return struct_bytes() +
+           ring_bytes(MOST_BEFORE_ENTRIES, c->fill_entries, sizeof(uint64_t)) +
+           ring_bytes(MOST_BEFORE_ENTRIES, c->completion_entries, sizeof(uint64_t)) +
+           ring_bytes(MOST_BEFORE_ENTRIES, c->rx_entries, sizeof(struct xdp_desc)) +
+           ring_bytes(MOST_BEFORE_ENTRIES, c->tx_entries, sizeof(struct xdp_desc));
+}
+
+/* One of libxdp's rings: its fields have the same names whichever side it is. libxdp unmaps by
+ * what stands there, so a moved ring is unmapped where it is. */
+#define MOVE_RING(r, offsets, entry_bytes, to)                                                   \
+    do {                                                                                         \
+        uint8_t *from = (uint8_t *)(r)->ring - (offsets)->desc;                                  \
+        uint64_t bytes = (offsets)->desc + (uint64_t)(r)->size * (entry_bytes);                  \
+        if ((offsets)->desc > MOST_BEFORE_ENTRIES ||                                             \
+            mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)         \
+            return -errno;                                                                       \
+        (r)->ring = (to) + (offsets)->desc;                                                      \
+        (r)->producer = (void *)((to) + (offsets)->producer);                                    \
+        (r)->consumer = (void *)((to) + (offsets)->consumer);                                    \
+        (r)->flags = (void *)((to) + (offsets)->flags);                                          \
+        (to) += ring_bytes(0, bytes, 1);                                                         \
+    } while (0)
+
+static int move_rings(struct ix_xsk_socket *s)
+{
+    struct xdp_mmap_offsets offsets;
+    socklen_t n = sizeof offsets;
+    uint8_t *to = (uint8_t *)s->place + struct_bytes();
+
+    if (getsockopt(s->fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &n))
+        return -errno;
+    MOVE_RING(&s->fill, &offsets.fr, sizeof(uint64_t), to);
+    MOVE_RING(&s->completion, &offsets.cr, sizeof(uint64_t), to);
+    MOVE_RING(&s->rx, &offsets.rx, sizeof(struct xdp_desc), to);
+    MOVE_RING(&s->tx, &offsets.tx, sizeof(struct xdp_desc), to);
+    return 0;
+}
+
+static struct ix_xsk_socket *map_struct(const struct ix_xsk_config *c)
+{
+    int fixed = c->place ? MAP_FIXED : 0;
+
+    return mmap(c->place, struct_bytes(), PROT_READ | PROT_WRITE,
+                MAP_SHARED | MAP_ANONYMOUS | fixed, -1, 0);
+}
+
+static void unmap_struct(struct ix_xsk_socket *s, void *place, uint64_t place_bytes)
+{
+    if (place)
+        mmap(place, place_bytes, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    else
+        munmap(s, struct_bytes());
+}
+
+static void delete_socket(struct ix_xsk_socket *s)
+{
+    xsk_socket__delete(s->socket);
+    xsk_umem__delete(s->umem);
+}
+
 /* SO_PREFER_BUSY_POLL makes the kernel take a busy poll for the wakeup of TX too
  * (xsk_no_wakeup in net/xdp/xsk.c). What is polled is the NAPI context that receives:
  * a driver that sends in another one, as virtio-net and igb with few queues do,
@@ -323,7 +403,7 @@ int ix_xsk_open(const struct ix_xsk_config *config, struct ix_xsk_socket **out, 
         return e;
     if (!if_indextoname(config->ifindex, ifname))
         return fail(ENODEV, err, err_bytes, "no interface with index %u", config->ifindex);
-    s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    s = map_struct(config);
     if (s == MAP_FAILED)
         return fail(ENOMEM, err, err_bytes, "no memory");
     /* Its warnings would go to stderr; what failed is told by our own text. */
@@ -336,8 +416,14 @@ int ix_xsk_open(const struct ix_xsk_config *config, struct ix_xsk_socket **out, 
             break;
         nanosleep(&(struct timespec){.tv_nsec = RETRY_STEP_MS * 1000000L}, NULL);
     }
+    s->place = config->place;
+    s->place_bytes = config->place ? ix_xsk_place_bytes(config) : 0;
+    if (!e && s->place && (e = move_rings(s))) {
+        fail(-e, err, err_bytes, "move rings: %s", strerror(-e));
+        delete_socket(s);
+    }
     if (e) {
-        munmap(s, sizeof *s);
+        unmap_struct(s, s->place, s->place_bytes);
         return e;
     }
     s->busy_poll_status = set_busy_poll(s->fd, config);
@@ -352,9 +438,8 @@ void ix_xsk_close(struct ix_xsk_socket *socket)
 {
     if (!socket)
         return;
-    xsk_socket__delete(socket->socket);
-    xsk_umem__delete(socket->umem);
-    munmap(socket, sizeof *socket);
+    delete_socket(socket);
+    unmap_struct(socket, socket->place, socket->place_bytes);
 }
 
 /* ---- questions ------------------------------------------------------------------- */

@@ -63,7 +63,14 @@ struct ix_xsk_config {
      * fill_entries; they are the link's from then on. May be NULL, 0. */
     const uint64_t *initial_fill;
     uint32_t n_initial_fill;
+    /* Where the rings and struct ix_xsk are to lie: ix_xsk_place_bytes() bytes of reserved
+     * addresses, page-aligned, the caller's; ix_xsk_close() leaves them reserved. NULL: anywhere.
+     */
+    void *place;
 };
+
+/* How many bytes `place` must have for rings of config's sizes. */
+uint64_t ix_xsk_place_bytes(const struct ix_xsk_config *config);
 
 /* The kernel's counters of a socket (XDP_STATISTICS), frames. */
 struct ix_xsk_kernel_stats {
