@@ -152,6 +152,9 @@ static int listen_on(struct ix_posix *p, struct ix_sock *s, int backlog)
     uint32_t room = backlog < 0 || backlog > BACKLOG_MAX ? BACKLOG_MAX : (uint32_t)backlog;
     err = ix_shard_listen(p->cfg.shard, s->local.ip, s->family, s->local.port, ix_sock_cookie(p, s),
                           room + 1);
+    if (!err && s->opt.congestion)
+        err = ix_shard_listen_option(p->cfg.shard, s->local.ip, s->family, s->local.port,
+                                     IX_OPT_CONGESTION, s->opt.congestion);
     if (!err)
         s->state = IX_SOCK_LISTEN;
     return err;
@@ -287,6 +290,7 @@ static int begin_connect(struct ix_posix *p, struct ix_sock *s)
     struct ix_call call = {.op = IX_CALL_CONNECT,
                            .family = s->family,
                            .cookie = ix_sock_cookie(p, s),
+                           .bytes = s->opt.congestion,
                            .peer_port = s->peer.port,
                            .local_port = s->bound ? s->local.port : 0};
     memcpy(call.peer, s->peer.ip, sizeof call.peer);

@@ -137,6 +137,30 @@ static int set_tcp(struct ix_posix *p, struct ix_sock *s, int name, int value)
     }
 }
 
+/* TCP_CONGESTION: Linux's names of enum ix_congestion. */
+static const char *const congestion_names[] = {
+    [IX_CC_DEFAULT] = "cubic",
+    [IX_CC_CUBIC] = "cubic",
+    [IX_CC_NEWRENO] = "reno",
+    [IX_CC_DCTCP] = "dctcp",
+};
+
+static int set_congestion(struct ix_posix *p, struct ix_sock *s, const void *value, socklen_t len)
+{
+    char name[16] = {0};
+    uint32_t i = IX_CC_CUBIC;
+    memcpy(name, value, len < sizeof name ? len : sizeof name - 1);
+    while (i <= IX_CC_DCTCP && strcmp(name, congestion_names[i]) != 0)
+        i++;
+    if (i > IX_CC_DCTCP)
+        return -ENOENT;
+    s->opt.congestion = i;
+    if (s->state == IX_SOCK_LISTEN)
+        return ix_shard_listen_option(p->cfg.shard, s->local.ip, s->family, s->local.port,
+                                      IX_OPT_CONGESTION, i);
+    return tell(p, s, IX_OPT_CONGESTION, i);
+}
+
 static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name, const void *value,
                       socklen_t len)
 {
@@ -149,6 +173,8 @@ static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name
         return set_timeout(&s->opt.rcvtimeo_ns, value, len);
     if (level == SOL_SOCKET && name == SO_SNDTIMEO)
         return set_timeout(&s->opt.sndtimeo_ns, value, len);
+    if (level == IPPROTO_TCP && name == TCP_CONGESTION && s->kind == IX_SOCK_TCP)
+        return set_congestion(p, s, value, len);
     if (len < sizeof number)
         return -EINVAL;
     memcpy(&number, value, sizeof number);
@@ -298,6 +324,9 @@ static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, in
         err = get_socket(p, s, name, &number);
     } else if (level != IPPROTO_TCP || s->kind != IX_SOCK_TCP) {
         err = -ENOPROTOOPT;
+    } else if (name == TCP_CONGESTION) {
+        from = congestion_names[s->opt.congestion];
+        size = (socklen_t)strlen(from) + 1;
     } else if (name == TCP_INFO) {
         fill_tcp_info(p, s, &info);
         from = &info;

@@ -96,7 +96,8 @@ int ix_posix_shutdown(struct ix_posix *posix, int fd, int how);
  * section 2.17). */
 int ix_posix_close(struct ix_posix *posix, int fd);
 int ix_posix_dup(struct ix_posix *posix, int fd);
-/* SOL_SOCKET, IPPROTO_TCP: see opt.c for which. What is not known is ENOPROTOOPT. */
+/* SOL_SOCKET, IPPROTO_TCP: see opt.c for which; TCP_CONGESTION is cubic, reno or dctcp. What is not
+ * known is ENOPROTOOPT. */
 int ix_posix_getsockopt(struct ix_posix *posix, int fd, int level, int name, void *value,
                         socklen_t *len);
 int ix_posix_setsockopt(struct ix_posix *posix, int fd, int level, int name, const void *value,

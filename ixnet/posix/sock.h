@@ -37,6 +37,7 @@ struct ix_sock_options {
     int linger_s;
     uint32_t keepidle_s, keepintvl_s, keepcnt;
     uint32_t user_timeout_ms;
+    uint32_t congestion;                 /* enum ix_congestion */
     uint32_t sndbuf_bytes, rcvbuf_bytes; /* as getsockopt shows them */
     uint64_t rcvtimeo_ns, sndtimeo_ns;   /* 0: for ever */
 };

@@ -339,6 +339,25 @@ def test_option_is_remembered_and_inherited(
     assert option(stack, accepted(stack, fd), level, name) == value
 
 
+def congestion(stack: Stack, fd: int) -> bytes:
+    value, size = ffi.new("char[16]"), ffi.new("socklen_t *", 16)
+    stack.call("getsockopt", fd, socket.IPPROTO_TCP, socket.TCP_CONGESTION, value, size)
+    return bytes(ffi.string(value))
+
+
+def test_congestion_control_is_chosen_by_linux_names(stack: Stack) -> None:
+    fd = listener(stack)
+    assert congestion(stack, fd) == b"cubic"
+    level, name = socket.IPPROTO_TCP, socket.TCP_CONGESTION
+    stack.call("setsockopt", fd, level, name, b"reno", 4)
+    Peer(stack)
+    child = accepted(stack, fd)
+    assert congestion(stack, child) == b"reno"
+    stack.call("setsockopt", child, level, name, b"dctcp", 5)
+    assert congestion(stack, child) == b"dctcp"
+    fails(errno.ENOENT, lambda: stack.call("setsockopt", child, level, name, b"bbr", 3))
+
+
 def test_unknown_option_is_enoprotoopt(stack: Stack) -> None:
     fd = stack.call("socket", *TCP_SOCKET)
     fails(errno.ENOPROTOOPT, lambda: set_option(stack, fd, socket.SOL_SOCKET, 9999, 1))
