@@ -157,7 +157,7 @@ test: build build-san
 sim: TEST_SECONDS := 0
 sim: build build-san
 	@rm -f $(B)/sanitizer.*
-	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 tests/sim || { $(SHOW_REPORTS); }
+	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 -s tests/sim || { $(SHOW_REPORTS); }
 
 conformance: TEST_SECONDS := 0
 conformance: build build-san

@@ -45,6 +45,11 @@ static void check_pair(struct sim_world *w, const struct sim_conn *conn)
         if (!tcb[e] || tcb[e]->state == IX_TCP_CLOSED || tcb[e]->state == IX_TCP_TIME_WAIT)
             return;
     }
+    for (uint32_t e = 0; e < 2; e++)
+        if ((tcb[e]->ecn & (IX_ECNF_ON | IX_ECNF_MUTE)) == IX_ECNF_ON &&
+            !(tcb[1 - e]->ecn & IX_ECNF_ON))
+            sim_fail(w, "conn %u: end %u sends ECT, the other would not echo marks",
+                     conn->end[0].id / 2, e);
     uint32_t number = conn->end[0].id / 2, agreed = IX_TF_TS | IX_TF_SACK | IX_TF_WSCALE;
     if ((tcb[0]->flags ^ tcb[1]->flags) & agreed || tcb[0]->snd_wscale != tcb[1]->rcv_wscale ||
         tcb[1]->snd_wscale != tcb[0]->rcv_wscale)
@@ -144,7 +149,8 @@ static void check_lossless(struct sim_world *w)
     for (uint32_t i = 0; i < 2; i++)
         slow_ns += c->side[i].poll_ns * (1 + 256 / c->side[i].batch) + c->path[i].delay_ns +
                    c->path[i].jitter_ns + c->side[i].completion_delay_ns;
-    bool upright = frames_lost == 0 && s->reordered == 0 && s->corrupted == 0 && s->dup == 0 &&
+    bool upright = frames_lost == 0 && c->path[0].spike_ns + c->path[1].spike_ns == 0 &&
+                   s->reordered == 0 && s->corrupted == 0 && s->dup == 0 &&
                    c->upset_count == 0 && c->path[0].rate_bytes_per_s == 0 &&
                    c->path[1].rate_bytes_per_s == 0 && slow_ns < 100 * SIM_MS &&
                    c->side[0].tx_budget + c->side[1].tx_budget == 0 &&

@@ -66,6 +66,8 @@ static void configure(struct sim_world *w, uint32_t i)
         .port_lo = SIM_PORT_FIRST,
         .port_hi = SIM_PORT_LAST,
         .own_address = w->c->own_address,
+        .congestion = plan->congestion,
+        .ecn = plan->ecn,
         .sg_inplace = plan->sg_inplace,
     };
     memcpy(cfg->mac, mac.b, 6);

@@ -3,7 +3,8 @@
 
 #include <stdio.h>
 
-static const uint64_t plan_stream = 0x706c616eull, conn_stream = 0x636f6e6eull;
+static const uint64_t plan_stream = 0x706c616eull, conn_stream = 0x636f6e6eull,
+                      congestion_stream = 0x636f6e67ull;
 
 uint64_t sim_log_range(uint64_t *random, uint64_t lo, uint64_t hi)
 {
@@ -49,6 +50,28 @@ static void plan_path(uint64_t *r, struct ix_sim_path *p, bool faulty)
     }
     if (sim_chance(r, 300000))
         p->corrupt_ppm = (uint32_t)sim_log_range(r, 1000, 100000);
+}
+
+/* Drawn from a stream of their own, so that seeds keep what they had before there were these. */
+static void plan_congestion(uint64_t *r, struct ix_simd_case *c, bool faulty)
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        struct ix_sim_path *p = &c->path[i];
+        c->side[i].congestion = (uint8_t)sim_range(r, IX_CC_DEFAULT, IX_CC_DCTCP);
+        c->side[i].ecn = (uint8_t)sim_range(r, IX_ECN_ACCEPT, IX_ECN_REQUEST);
+        if (!faulty)
+            continue;
+        if (p->rate_bytes_per_s && sim_chance(r, 500000)) /* marks before it drops */
+            p->mark_frames = (uint32_t)sim_log_range(r, 1, 64);
+        if (sim_chance(r, 100000)) /* ACKs alone are lost, and many of them */
+            p->loss_max_bytes = 94;
+        if (p->loss_max_bytes)
+            p->loss_ppm = IX_MAX(p->loss_ppm, (uint32_t)sim_range(r, 10000, 400000));
+        if (sim_chance(r, 150000)) { /* standstills that outlast a timeout */
+            p->spike_every_ns = sim_log_range(r, 50 * SIM_MS, 4 * SIM_S);
+            p->spike_ns = sim_range(r, p->spike_every_ns / 20, p->spike_every_ns / 2);
+        }
+    }
 }
 
 static void plan_sizes(uint64_t *r, struct ix_simd_side *s)
@@ -177,6 +200,8 @@ void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
     if (faulty)
         plan_upsets(r, c);
     c->check_every = sim_chance(r, 20000) ? 1 : 100;
+    state = state_for(seed, congestion_stream);
+    plan_congestion(r, c, faulty);
 }
 
 /* ---- its connections --------------------------------------------------------------- */
@@ -320,12 +345,14 @@ static int describe_side(const struct ix_simd_case *c, uint32_t i, char *out, si
         "ns, tx budget %u, in place %d\n"
         "  its path: delay %lu ns, jitter %lu, rate %lu/s, queue %u, ppm: loss %u (burst %u) dup "
         "%u "
-        "reorder %u (hold %lu ns) corrupt %u\n",
+        "reorder %u (hold %lu ns) corrupt %u; lost up to %u bytes, marked from %u, stands still "
+        "%lu of %lu ns, congestion %u, ecn %u\n",
         i, s->poll_ns, s->batch, s->mtu, s->rcvbuf_bytes, s->sndbuf_bytes, s->max_flows,
         s->max_events, s->max_calls, s->max_extents, s->arena_frames, s->fill_target,
         s->ring_entries, s->backlog, s->time_wait_ms, s->completion_delay_ns, s->tx_budget,
         s->sg_inplace, p->delay_ns, p->jitter_ns, p->rate_bytes_per_s, p->queue_frames, p->loss_ppm,
-        p->loss_burst_frames, p->dup_ppm, p->reorder_ppm, p->reorder_hold_ns, p->corrupt_ppm);
+        p->loss_burst_frames, p->dup_ppm, p->reorder_ppm, p->reorder_hold_ns, p->corrupt_ppm,
+        p->loss_max_bytes, p->mark_frames, p->spike_ns, p->spike_every_ns, s->congestion, s->ecn);
 }
 
 int ix_simd_describe(const struct ix_simd_case *c, char *out, size_t bytes)

@@ -122,9 +122,10 @@ COUNTERS_MET = (
     "tcp_reordering tcp_dsack_in tcp_dsack_out tcp_dupacks tcp_ooo tcp_dup_data "
     "tcp_delayed_acks tcp_probes tcp_keepalives tcp_challenge_acks tcp_rst_in tcp_rst_out "
     "tcp_closed tcp_aborted tcp_time_wait tcp_time_wait_reused calls call_errors events_full "
-    "ctl_messages wakeup_errors"
+    "ctl_messages wakeup_errors "
+    "tcp_ecn tcp_ce_in tcp_ece_reductions"
 )
-WIRE_MET = "dup reordered corrupted overflow lost no_fill rx_full link_down"
+WIRE_MET = "marked dup reordered corrupted overflow lost no_fill rx_full link_down"
 
 
 def test_the_seeds_reach_every_corner(totals: Totals) -> None:

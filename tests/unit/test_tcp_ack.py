@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.unit.peer import MSS, opened, stream, struct_at_line
+from tests.unit.peer import MSS, Peer, Stack, opened, stream, struct_at_line
 from tests.unit.san import lib
 
 
@@ -57,6 +57,31 @@ def test_oldest_of_what_an_ack_covers_is_the_sample() -> None:
     srtt += (50_000 - srtt) / 8
     assert abs(stack.info(handle).srtt_us - srtt) < 50
     assert stack.tcb(handle).min_rtt_us <= 20_002
+
+
+def test_late_ack_of_a_syn_that_was_sent_again_is_no_sample() -> None:
+    stack = Stack(listen=80)
+    peer = Peer(stack, ts=True)
+    peer.send("S")
+    peer.take()
+    first = peer.ts_seen
+    stack.sleep(ms=3500)  # two more SYN-ACKs, whose ACKs are lost
+    peer.take_all()
+    peer.send("A", ts=(peer.ts_clock, first))
+    handle = stack.expect("KNOCK").handle
+    assert (stack.info(handle).srtt_us, stack.info(handle).rto_us) == (0, 3_000_000)
+
+
+def test_ack_of_a_duplicate_is_no_sample() -> None:
+    stack, peer, handle = opened(sack_ok=True, ts=True, rtt_ms=20)
+    size = MSS - 12
+    stack.stream(handle, 0, size)
+    peer.take()
+    first, srtt = peer.ts_seen, stack.info(handle).srtt_us
+    stack.sleep(ms=1000)  # the ACK was lost
+    peer.take_all()
+    peer.send("A", ack=size, sack=[(0, size)], ts=(peer.ts_clock, first))
+    assert stack.info(handle).srtt_us == srtt
 
 
 def test_cumulative_ack_gives_everything_below_back() -> None:

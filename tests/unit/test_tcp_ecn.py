@@ -93,9 +93,28 @@ def test_syn_that_is_not_answered_is_sent_again_without_ecn() -> None:
     assert set(peer.take().flags) == set("SEC")
     stack.sleep(ms=1100)
     assert set(peer.take().flags) == {"S"}
-    peer.send("SAE")  # to the first one, late: no ECN after a SYN without
+    peer.send("SAE")  # to the first one, late
     peer.take()
-    assert not stack.info(call.handle).ecn
+    # 6.1.1: marks are echoed, as the peer may send ECT, but no ECT after a SYN without
+    assert stack.info(call.handle).ecn
+    stack.stream(call.handle, 0, 100)
+    assert peer.take().ecn == NOT_ECT
+    peer.send("PA", b"x", ecn=CE, ack=100)
+    assert "E" in peer.take().flags
+
+
+def test_syn_that_comes_again_without_ecn_stops_ect() -> None:
+    stack = Stack(listen=80, arena=64)
+    peer = Peer(stack)
+    peer.send("SEC")
+    assert "E" in peer.take().flags
+    peer.send("S", seq=-1)
+    assert "E" in peer.take().flags  # the SYN-ACK stays as it was
+    peer.send("A")
+    handle = stack.expect("KNOCK").handle
+    stack.accept(handle, 5)
+    stack.stream(handle, 0, 100)
+    assert peer.take().ecn == NOT_ECT
 
 
 # ---- receiving ----------------------------------------------------------------------------

@@ -2,61 +2,9 @@
 
 #include "base/hash.h"
 
-enum { ETHERNET_BYTES = 14, ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_IPV6 = 0x86dd };
+enum { ETHERNET_BYTES = 14 };
 
 #define NS_PER_S 1000000000ull
-
-/* ---- chance ----------------------------------------------------------------------- */
-
-/* What a random number decides. Each has its own, so that faults don't influence each other. */
-enum fault { LOSS = 1, DUP, REORDER, CORRUPT, CORRUPT_BIT, JITTER, DUP_JITTER };
-
-static uint64_t roll(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
-                     enum fault fault)
-{
-    uint64_t state = wire->seed;
-    state = ix_random(&state) ^ number;
-    state = ix_random(&state) ^ (direction << 8 | fault);
-    return ix_random(&state);
-}
-
-static bool happens(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
-                    enum fault fault, uint32_t ppm)
-{
-    return ppm > 0 && roll(wire, direction, number, fault) % IX_SIM_PPM < ppm;
-}
-
-/* A burst that began at any of the last few frames covers this one too. */
-static bool is_lost(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number)
-{
-    const struct ix_sim_path *p = &wire->direction[direction].path;
-    uint64_t burst = IX_MAX(p->loss_burst_frames, 1u);
-    for (uint64_t back = 0; back < burst && back <= number; back++)
-        if (happens(wire, direction, number - back, LOSS, p->loss_ppm))
-            return true;
-    return false;
-}
-
-static bool is_dropped_by_number(const struct ix_sim_path *p, uint64_t number)
-{
-    for (uint32_t i = 0; i < p->drops; i++)
-        if (p->drop[i] == number)
-            return true;
-    return false;
-}
-
-/* Returns whether there was a bit to flip. */
-static bool flip_bit(uint8_t *frame, uint32_t bytes, uint64_t random)
-{
-    if (bytes <= ETHERNET_BYTES)
-        return false;
-    uint16_t type = ix_load_be16(frame + 12);
-    if (type != ETHERTYPE_IPV4 && type != ETHERTYPE_IPV6)
-        return false;
-    uint64_t bit = random % ((uint64_t)(bytes - ETHERNET_BYTES) * 8);
-    frame[ETHERNET_BYTES + bit / 8] ^= (uint8_t)(1u << (bit % 8));
-    return true;
-}
 
 /* ---- rings ------------------------------------------------------------------------ */
 
@@ -159,20 +107,13 @@ static uint64_t depart(struct ix_sim_wire *wire, struct ix_sim_direction *d, uin
     return d->line_free_ns;
 }
 
-static uint64_t jitter(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
-                       enum fault which)
-{
-    uint64_t most = wire->direction[direction].path.jitter_ns;
-    return most ? roll(wire, direction, number, which) % (most + 1) : 0;
-}
-
 /* The random faults of a frame that is not lost. */
 static void put_with_faults(struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
-                            const uint8_t *frame, uint32_t bytes, uint64_t due_ns)
+                            const uint8_t *frame, uint32_t bytes, uint64_t due_ns, bool mark)
 {
     struct ix_sim_direction *d = &wire->direction[direction];
     const struct ix_sim_path *p = &d->path;
-    bool held = happens(wire, direction, number, REORDER, p->reorder_ppm);
+    bool held = ix_sim_happens(wire, direction, number, IX_SIM_REORDER, p->reorder_ppm);
     uint64_t first_ns = due_ns + (held ? p->reorder_hold_ns : 0);
     uint32_t slot = put_on_wire(wire, d, frame, bytes, first_ns);
     if (slot == IX_NONE) {
@@ -180,12 +121,13 @@ static void put_with_faults(struct ix_sim_wire *wire, uint32_t direction, uint64
         return;
     }
     d->counters.reordered += held;
-    if (happens(wire, direction, number, CORRUPT, p->corrupt_ppm)) {
-        uint64_t random = roll(wire, direction, number, CORRUPT_BIT);
-        d->counters.corrupted += flip_bit(slot_data(wire, d, slot), bytes, random);
+    d->counters.marked += mark && ix_sim_mark(slot_data(wire, d, slot), bytes);
+    if (ix_sim_happens(wire, direction, number, IX_SIM_CORRUPT, p->corrupt_ppm)) {
+        uint64_t random = ix_sim_roll(wire, direction, number, IX_SIM_CORRUPT_BIT);
+        d->counters.corrupted += ix_sim_flip_bit(slot_data(wire, d, slot), bytes, random);
     }
-    if (happens(wire, direction, number, DUP, p->dup_ppm)) {
-        uint64_t again_ns = due_ns + jitter(wire, direction, number, DUP_JITTER);
+    if (ix_sim_happens(wire, direction, number, IX_SIM_DUP, p->dup_ppm)) {
+        uint64_t again_ns = due_ns + ix_sim_jitter(wire, direction, number, IX_SIM_DUP_JITTER);
         d->counters.dup += put_on_wire(wire, d, frame, bytes, again_ns) != IX_NONE;
     }
 }
@@ -199,22 +141,25 @@ static void send_frame(struct ix_sim_wire *wire, uint32_t direction, const uint8
     d->counters.sent_bytes += bytes;
     bool faults = p->faults_until_ns == 0 || wire->now_ns < p->faults_until_ns;
     uint64_t left_ns = depart(wire, d, bytes);
+    bool mark = p->mark_frames && ring_used(&d->queue) >= p->mark_frames;
     if (left_ns == UINT64_MAX) {
         d->counters.overflow++;
         return;
     }
-    if (is_dropped_by_number(p, number)) {
+    if (ix_sim_is_dropped(p, number)) {
         d->counters.dropped++;
         return;
     }
-    if (faults && is_lost(wire, direction, number)) {
+    if (faults && ix_sim_is_lost(wire, direction, number, bytes)) {
         d->counters.lost++;
         return;
     }
-    uint64_t due_ns = left_ns + p->delay_ns + jitter(wire, direction, number, JITTER);
+    uint64_t due_ns = left_ns + p->delay_ns + ix_sim_jitter(wire, direction, number, IX_SIM_JITTER);
+    if (faults)
+        due_ns = IX_MAX(due_ns, ix_sim_spike(p, wire->now_ns));
     d->last_due_ns = due_ns = IX_MAX(due_ns, d->last_due_ns);
     if (faults)
-        put_with_faults(wire, direction, number, frame, bytes, due_ns);
+        put_with_faults(wire, direction, number, frame, bytes, due_ns, mark);
     else if (put_on_wire(wire, d, frame, bytes, due_ns) == IX_NONE)
         d->counters.overflow++;
 }

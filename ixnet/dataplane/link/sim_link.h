@@ -39,11 +39,17 @@ struct ix_sim_path {
     uint32_t queue_frames; /* most frames that wait for the rate, 0: any number; more overflow */
     uint32_t loss_ppm;     /* chance that a frame, and with it a burst, is lost */
     uint32_t loss_burst_frames; /* length of the burst; 0 and 1: that frame alone */
+    uint32_t loss_max_bytes;    /* longer frames are not lost at random: so that pure ACKs alone
+                                 * are; 0: any are */
+    uint32_t mark_frames; /* so many waiting for the rate: ECT frames that join are marked CE (RFC
+                           * 3168); 0: never */
     uint32_t dup_ppm;           /* chance that a frame arrives twice */
     uint32_t reorder_ppm;       /* chance that a frame is held back, and overtaken ... */
     uint32_t corrupt_ppm;       /* chance that a bit flips behind the Ethernet header of IPv4 and
                                  * IPv6 frames (nothing would catch it in others) */
     uint64_t reorder_hold_ns;   /* ... for so long */
+    uint64_t spike_every_ns;    /* so often the wire stands still ... */
+    uint64_t spike_ns; /* ... for so long, at the end of that time: frames arrive when it is over */
     uint64_t faults_until_ns;   /* frames sent from then on suffer no random fault; 0: no end */
     uint32_t drops;             /* how many of `drop` are set; not subject to faults_until_ns */
     uint64_t drop[IX_SIM_DROPS_MAX]; /* numbers of frames to drop; the first sent is number 0 */
@@ -58,6 +64,7 @@ struct ix_sim_path {
     X(dup, "frames duplicated") \
     X(reordered, "frames held back") \
     X(corrupted, "frames with a bit flipped") \
+    X(marked, "frames marked as having met congestion") \
     X(overflow, "frames dropped because the queue or the wire was full") \
     X(lost, "frames lost at random") \
     X(dropped, "frames dropped by number") \
@@ -200,6 +207,33 @@ static inline uint32_t ix_sim_wire_in_flight(const struct ix_sim_wire *wire, uin
 {
     return wire->direction[direction].heap_count;
 }
+
+/* ---- sim_faults.c: what a random number decides. Each has its own, so that faults don't influence
+ * each other. */
+enum ix_sim_fault {
+    IX_SIM_LOSS = 1,
+    IX_SIM_DUP,
+    IX_SIM_REORDER,
+    IX_SIM_CORRUPT,
+    IX_SIM_CORRUPT_BIT,
+    IX_SIM_JITTER,
+    IX_SIM_DUP_JITTER
+};
+uint64_t ix_sim_roll(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
+                     enum ix_sim_fault fault);
+bool ix_sim_happens(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
+                    enum ix_sim_fault fault, uint32_t ppm);
+bool ix_sim_is_lost(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
+                    uint32_t bytes);
+/* By its number? */
+bool ix_sim_is_dropped(const struct ix_sim_path *p, uint64_t number);
+uint64_t ix_sim_jitter(const struct ix_sim_wire *wire, uint32_t direction, uint64_t number,
+                       enum ix_sim_fault which);
+/* When a frame that is sent now arrives at the earliest, as far as spikes go. */
+uint64_t ix_sim_spike(const struct ix_sim_path *p, uint64_t now_ns);
+/* Both return whether there was something to change. */
+bool ix_sim_flip_bit(uint8_t *frame, uint32_t bytes, uint64_t random);
+bool ix_sim_mark(uint8_t *frame, uint32_t bytes);
 
 /* Invariants: every frame sent is delivered, dropped for one counted reason or on the wire; rings,
  * heap and free lists are sound. Returns NULL or what is wrong. */

@@ -66,7 +66,10 @@ static void sample_rtt(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_t
     if (a->rtt_us) {
         ix_rack_min_rtt(tcp, tcb, a->last_rtt_us);
         ix_tcp_rtt_sample(tcb, (a->rtt_us - 1) * 1000ull);
-    } else if (a->acked) {
+    } else if (a->acked && !a->has_dsack && (a->acked > 1 || tcb->srtt_us)) {
+        /* Not where the first ACK was lost and this one answers a duplicate: that does not move
+         * the peer's TS.Recent, so the echo is as old as what it answered first. Such are a SYN
+         * that was sent again, and what D-SACK reports. */
         sample_timestamp(tcp, tcb, hdr);
     }
 }

@@ -1,8 +1,9 @@
 /* Explicit congestion notification: RFC 3168 section 6.1, and how DCTCP changes the receiver's
  * side (RFC 8257 3.2).
  *
- * Both sides must agree in their SYNs. Data, and nothing else, is then sent as ECT(0): not what is
- * sent again (6.1.5), pure ACKs (6.1.4) or probes (6.1.6).
+ * Both sides must agree in their SYNs. A side that has sent or received a SYN without ECN as well
+ * echoes marks, and sends none that could be marked (6.1.1). Data, and nothing else, is then sent
+ * as ECT(0): not what is sent again (6.1.5), pure ACKs (6.1.4) or probes (6.1.6).
  */
 #include "tcp/tcp.h"
 
@@ -18,7 +19,7 @@ uint8_t ix_ecn_syn_flags(const struct ix_tcp *tcp, struct ix_tcb *tcb)
         return tcb->ecn & IX_ECNF_ON ? IX_TCP_ECE : 0;
     /* 6.1.1.1: who drops SYNs for their bits gets one without, and then there is no ECN. */
     if (tcb->retries || !ix_ecn_wanted(tcp, tcb)) {
-        tcb->ecn &= (uint8_t)~IX_ECNF_ASKED;
+        tcb->ecn |= IX_ECNF_MUTE;
         return 0;
     }
     tcb->ecn |= IX_ECNF_ASKED;
@@ -31,10 +32,19 @@ void ix_ecn_take_syn(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t flags
     bool agreed;
     if (flags & IX_TCP_ACK) /* both bits: a peer that reflects what it does not know (6.1.1) */
         agreed = tcb->ecn & IX_ECNF_ASKED && (flags & both) == IX_TCP_ECE;
-    else /* 6.1.1: a SYN is not ECT; one that is comes from a path that rewrites the field */
-        agreed = tcp->cfg->ecn != IX_ECN_OFF && (flags & both) == both && !ect;
-    tcb->ecn = agreed ? IX_ECNF_ON : 0;
+    else /* 6.1.1: a SYN is not ECT; one that is comes from a path that rewrites the field. When
+          * both sides open, both must have asked. */
+        agreed = tcp->cfg->ecn != IX_ECN_OFF && (flags & both) == both && !ect &&
+                 (tcb->flags & IX_TF_PASSIVE || tcb->ecn & IX_ECNF_ASKED);
+    tcb->ecn = agreed ? IX_ECNF_ON | (tcb->ecn & IX_ECNF_MUTE) : 0;
     tcp->counters->tcp_ecn += agreed;
+}
+
+void ix_ecn_take_syn_again(struct ix_tcb *tcb, uint8_t flags)
+{
+    const uint8_t both = IX_TCP_ECE | IX_TCP_CWR;
+    if ((flags & both) != both) /* 6.1.1: it fell back, or is not what it was */
+        tcb->ecn |= IX_ECNF_MUTE;
 }
 
 void ix_ecn_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t tos, uint8_t flags)

@@ -162,6 +162,7 @@ static bool input_syn(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
         return true;
     }
     if (repeated) {
+        ix_ecn_take_syn_again(tcb, hdr->flags);
         tcb->flags |= IX_TF_SYN_DUE; /* our SYN-ACK was lost */
         ix_tcp_want_output(tcp, tcb);
     } else {

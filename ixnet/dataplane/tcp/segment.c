@@ -168,7 +168,8 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
         return false;
     uint8_t *segment = placed.payload - header_bytes;
     ix_tcp_emit(segment, &hdr, tcb->key.local.v4, tcb->key.peer.v4, bytes, placed.sum);
-    uint8_t tos = new_data && tcb->ecn & IX_ECNF_ON ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
+    bool ect = new_data && (tcb->ecn & (IX_ECNF_ON | IX_ECNF_MUTE)) == IX_ECNF_ON;
+    uint8_t tos = ect ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
     ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
                    tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
     net->counters->tcp_out++;

@@ -83,9 +83,10 @@ enum {
 /* What was agreed and is to be said about congestion (RFC 3168); ix_tcb.ecn. */
 enum ix_ecn_flag {
     IX_ECNF_ASKED = 1u << 0,   /* our SYN was an ECN-setup SYN */
-    IX_ECNF_ON = 1u << 1,      /* both sides agreed */
+    IX_ECNF_ON = 1u << 1,      /* both sides agreed: marks are echoed */
     IX_ECNF_ECE = 1u << 2,     /* our ACKs say ECE. DCTCP: the last segment was marked */
     IX_ECNF_CWR = 1u << 3,     /* the next new data says CWR */
+    IX_ECNF_MUTE = 1u << 5,    /* a SYN without ECN was among those sent or received: no ECT */
     IX_ECNF_REDUCED = 1u << 4, /* for a mark; not again before snd_una reaches cwr_end */
 };
 

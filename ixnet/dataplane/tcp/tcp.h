@@ -158,6 +158,8 @@ uint32_t ix_dctcp_marked(const struct ix_tcb *tcb);
 uint8_t ix_ecn_syn_flags(const struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* What the peer's SYN or SYN-ACK says; ect: its IP header was not Not-ECT. */
 void ix_ecn_take_syn(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t flags, bool ect);
+/* A SYN that was taken before comes again. */
+void ix_ecn_take_syn_again(struct ix_tcb *tcb, uint8_t flags);
 /* A data segment arrived; before it is counted in. */
 void ix_ecn_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint8_t tos, uint8_t flags);
 /* An ACK of `acked` bytes was taken. */
