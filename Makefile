@@ -17,6 +17,7 @@ Q := $(if $(V),,@)
 IX_PARTIAL ?=
 IX_SIM_SEEDS ?=
 DEMO_ARGS ?=
+PLACEMENT ?= inline
 BENCH_ARGS ?=
 LAB_ARGS ?=
 PYTEST_ARGS ?=
@@ -104,7 +105,7 @@ help:
 	@echo 'make test       set up, build, and run every test'
 	@echo
 	@echo 'Both need a Debian 12 machine and root, and nothing else: they install what is missing.'
-	@echo 'DEMO_ARGS=..., PYTEST_ARGS=... are passed on.'
+	@echo 'DEMO_ARGS=..., PYTEST_ARGS=... are passed on. PLACEMENT=dune: the demo in a guest (needs a fit KVM).'
 	@echo
 	@echo 'make setup      only the set-up: Debian packages, .venv'
 	@echo 'make build      core, BPF object, Python module, apps, bench programs'
@@ -134,7 +135,7 @@ build-san: setup
 	@$(LOCKED) san
 
 demo: build
-	@$(PYTHON) bench/demo.py $(DEMO_ARGS)
+	@$(PYTHON) bench/demo.py --placement $(PLACEMENT) $(DEMO_ARGS)
 
 bench: build
 	@$(PYTHON) -m bench $(BENCH_ARGS)

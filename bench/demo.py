@@ -1,6 +1,7 @@
 """What `make demo` runs: an echo server on the dataplane, checked and measured from outside.
 
     .venv/bin/python bench/demo.py [--json FILE] [--quick] [--seconds T] [--rounds N]
+                                 [--placement inline|dune]
 
 Brings the lab up (two network namespaces and a veth pair), starts the Python echo server on the
 dataplane in one of them with 2 queues, and drives it from the other with ordinary kernel sockets;
@@ -46,6 +47,9 @@ from bench.servers import (
     native_echo,
     python_echo,
 )
+from ixnet.control.config import PLACEMENTS
+from ixnet.control.errors import IxError
+from ixnet.control.guest import require_fit
 from ixnet.control.lab import LabConfig, lab_down, lab_up
 from ixnet.control.namespaces import NetnsError
 
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             _deaf_to_signals()
             lab_down(wide, kill=True)
-    except (BenchError, NetnsError) as error:
+    except (BenchError, NetnsError, IxError) as error:
         console.print(f"[red]The demo can't go on:[/] {error}", highlight=False)
         return 2
     except _Interrupted as interrupted:
@@ -94,6 +98,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="measured time a point (1.2)")
     parser.add_argument("--rounds", type=int, help="rounds of the comparison (3)")
     parser.add_argument("--tag", default="demo", help="in the names of the lab's namespaces")
+    parser.add_argument(
+        "--placement", default="inline", choices=PLACEMENTS, help="where the dataplane runs"
+    )
     parser.add_argument("--no-compare", action="store_true", help="the checks only")
     parser.add_argument("--no-checks", action="store_true", help="the comparison only")
     parser.add_argument(
@@ -130,18 +137,28 @@ def _deaf_to_signals() -> None:
 def _demo(
     args: argparse.Namespace, console: Console, wide: LabConfig, narrow: LabConfig
 ) -> dict[str, Any]:
+    run_options = ("--placement", args.placement)
+    if args.placement == "dune":
+        require_fit()
     on = machine()
-    console.print(_header(on, wide))
-    record: dict[str, Any] = {"machine": on.as_dict(), "checks": [], "comparison": None}
+    console.print(_header(on, wide, args.placement))
+    record: dict[str, Any] = {
+        "machine": on.as_dict(),
+        "placement": args.placement,
+        "checks": [],
+        "comparison": None,
+    }
     checks: list[Check] = []
     if not args.no_checks:
-        dut: Server = KernelServer("kernel") if args.server_only else python_echo(busy_poll=False)
+        dut: Server = (
+            KernelServer("kernel") if args.server_only else python_echo(False, *run_options)
+        )
         checks += _run_checks(console, wide, dut, on_dataplane=not args.server_only, record=record)
     if not args.no_compare:
         servers: list[Server] = [
             KernelServer("kernel"),
-            native_echo(busy_poll=True),
-            python_echo(busy_poll=True),
+            native_echo(True, *run_options),
+            python_echo(True, *run_options),
         ]
         if args.server_only:
             servers = [KernelServer(label) for label in ("kernel", "kernel (2)", "kernel (3)")]
@@ -155,13 +172,13 @@ def _demo(
     return record
 
 
-def _header(on: Machine, lab: LabConfig) -> Panel:
+def _header(on: Machine, lab: LabConfig, placement: str) -> Panel:
     lines = (
         f"machine    {on.cpu}, {on.cores} cores, {on.memory_gib} GiB"
         f"{', virtual' if on.hypervisor else ''}; load average {on.load_average:.2f}",
         f"kernel     Linux {on.kernel}",
         f"link       veth, MTU {lab.mtu}, checksum and segmentation offload off",
-        f"placement  server on core {SERVER_CORE}, client on core {CLIENT_CORE}",
+        f"placement  {placement}; server on core {SERVER_CORE}, client on core {CLIENT_CORE}",
         f"time       {on.time}",
     )
     return Panel("\n".join(lines), title="ixnet demo", expand=False, highlight=True)

@@ -184,11 +184,11 @@ def _polling(busy_poll: bool) -> str:
     return "--busy-poll" if busy_poll else "--block"
 
 
-def native_echo(busy_poll: bool) -> Server:
+def native_echo(busy_poll: bool, *run_options: str) -> Server:
     """The C echo app on the dataplane; busy_poll: never sleep, or sleep when idle."""
-    return IxnetServer("ixnet native", "build/apps/echo.so", _polling(busy_poll))
+    return IxnetServer("ixnet native", "build/apps/echo.so", _polling(busy_poll), *run_options)
 
 
-def python_echo(busy_poll: bool) -> Server:
+def python_echo(busy_poll: bool, *run_options: str) -> Server:
     """The Python echo app (ixnet.event) on the dataplane; busy_poll as for native_echo."""
-    return IxnetServer("ixnet Python", "apps/echo.py", _polling(busy_poll))
+    return IxnetServer("ixnet Python", "apps/echo.py", _polling(busy_poll), *run_options)
