@@ -5,13 +5,13 @@ A worker's closed range (libdune_shim/dune.h) holds, from the start of its data 
     struct dune_shared    counters and crash record, written by libdune
     the gate              dataplane/gate/gate_hosted.h
     socket and rings      struct ix_xsk, and the AF_XDP rings moved there
-    the shard             its first page, the statistics, is a file; its end, the arrays, a memfd
+    the shard             its first page, the statistics, and its end, the arrays, are memfds
     the UMEM              a memfd, on huge pages where there are any
 
 All of it is mapped by the control process before the fork, so that pointers mean the same to it and
 to ring 0. Ring 3 has mappings of its own outside: the UMEM's pool read-only, its send arena, the
-arrays, the statistics read-only. Linux's own tables keep it to these: the memfd is sealed against
-new writable mappings, and no descriptor of it stays open.
+arrays, the statistics read-only. Linux's own tables keep it to these: what is only read is a memfd
+sealed against writing, and of the others no descriptor stays open.
 """
 
 from __future__ import annotations
@@ -144,6 +144,7 @@ class Guest:
     ) -> None:  # fmt: skip
         self._by_word = by_word
         self._gate: Any = None
+        self._stats_fd = -1
         self._alias: list[tuple[int, int]] = []
         frame_bytes = 1 << frame_shift
         self._pool_bytes = int(cfg.pool_frames) * frame_bytes
@@ -184,18 +185,14 @@ class Guest:
         write = lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL
         head, shared = stats_bytes(), int(lib.ix_shard_shared_bytes(cfg))
         body = nbytes - head - shared
-        fd = os.open(stats_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, head)
-            _map(at, head, fd, write)
-        finally:
-            os.close(fd)
-        fd = os.open(stats_path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.app_stats = self._reserve_alias(head, PAGE_BYTES)
-            _map(self.app_stats, head, fd, 0)
-        finally:
-            os.close(fd)
+        # A file of the directory could be opened for writing by an application that runs as root.
+        self._stats_fd = fd = os.memfd_create("ixnet-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, head)
+        _map(at, head, fd, write)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
+        self.app_stats = self._reserve_alias(head, PAGE_BYTES)
+        _map(self.app_stats, head, fd, 0)
+        stats_path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
         _map(at + head, body, -1, write | lib.IX_PLACED_HUGE)
         fd = os.memfd_create("ixnet-arrays", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -284,6 +281,9 @@ class Guest:
 
     def close(self) -> None:
         """Gives all of it back; also in the processes of other workers. Safe to repeat."""
+        if self._stats_fd >= 0:
+            os.close(self._stats_fd)
+            self._stats_fd = -1
         for at, nbytes in self._alias:
             lib.ix_placed_release(at, nbytes)
         self._alias.clear()
