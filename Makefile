@@ -182,13 +182,14 @@ tidy: build
 	{ set +x; } 2>/dev/null; exit $$status
 
 clean:
-	rm -rf $(B) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.so tests/unit/_san_core*.so
+	rm -rf $(B) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.sym ixnet/*.so \
+		tests/unit/_san_core*.so
 
 # ---- building (run under the lock by the targets above) ------------------------------
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin
+lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/dune_shim.sym
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL)
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 

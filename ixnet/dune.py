@@ -129,7 +129,8 @@ class Unfit(DuneError):
     """This machine's KVM can't be used, for the reason that it says."""
 
 
-def _module() -> Any:
+def library() -> Any:
+    """The cffi module. Raises NotBuilt."""
     try:
         import ixnet._dune
     except ImportError as error:
@@ -157,7 +158,7 @@ def probe() -> Report:
     Works without any rights: what is missing is the report's reason. Never hangs: each group of
     experiments has a time limit. Raises NotBuilt; DuneError when there is no memory.
     """
-    module = _module()
+    module = library()
     raw = module.ffi.new("struct dune_report *")
     result = module.lib.dune_probe(raw)
     if result != 0:
@@ -176,7 +177,7 @@ def reserve(data_bytes: int) -> Place:
     data_bytes is rounded up to GiB. A process forked since may give it to init(). Raises DuneError:
     no room in the address space.
     """
-    module = _module()
+    module = library()
     raw = module.ffi.new("struct dune_place *")
     _check(module, module.lib.dune_reserve(data_bytes, raw))
     return Place(raw.base, raw.data, raw.data_bytes)
@@ -184,7 +185,7 @@ def reserve(data_bytes: int) -> Place:
 
 def unreserve(place: Place) -> None:
     """Unmaps the range and all that was mapped into it. Not where init() took it."""
-    module = _module()
+    module = library()
     module.lib.dune_unreserve(module.ffi.new("struct dune_place *", asdict(place)))
 
 
@@ -206,7 +207,7 @@ def init(
     Raises Unfit; DuneError (EALREADY: a second time, EBUSY: sealed, and other threads run);
     NotBuilt.
     """
-    c = _module()
+    c = library()
     flags = 0
     if sealed:
         flags |= c.lib.DUNE_SEALED
@@ -240,7 +241,7 @@ def call(n: int, *arguments: int) -> int:
     -EPERM: this is not the thread that entered first, or a forked child. -ENOSYS: no module, or
     not in the guest.
     """
-    result: int = _module().lib.dune_module_call(n, *arguments, *(0,) * (5 - len(arguments)))
+    result: int = library().lib.dune_module_call(n, *arguments, *(0,) * (5 - len(arguments)))
     return result
 
 
@@ -249,26 +250,31 @@ def enter_user() -> None:
 
     Sealed, there is no way back. Raises DuneError: before init(), or in the guest already.
     """
-    module = _module()
+    module = library()
     _check(module, module.lib.dune_enter_user())
 
 
 def leave() -> None:
     """This thread is an ordinary one again. Raises DuneError: it was none other, or it is sealed
     in."""
-    module = _module()
+    module = library()
     _check(module, module.lib.dune_leave())
 
 
 def ring() -> int | None:
     """The ring that this thread runs in (0 or 3); None: it is not in a guest."""
-    found: int = _module().lib.dune_ring()
+    found: int = library().lib.dune_ring()
     return None if found < 0 else found
+
+
+def stats_from(raw: Any) -> Stats:
+    """Of a struct dune_stats."""
+    return Stats(**{name: getattr(raw, name) for name in Stats.__dataclass_fields__})
 
 
 def stats() -> Stats:
     """The counters. Not in ring 3, which can't see them. Raises DuneError."""
-    module = _module()
+    module = library()
     raw = module.ffi.new("struct dune_stats *")
     _check(module, module.lib.dune_stats(raw))
-    return Stats(**{name: getattr(raw, name) for name in Stats.__dataclass_fields__})
+    return stats_from(raw)

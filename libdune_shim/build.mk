@@ -43,7 +43,8 @@ endef
 
 TEST_MODULE := $(B)/tests/dune/small
 
-dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(TEST_MODULE).bin $(TEST_MODULE).sym $(DUNE_BENCHES) $(B)/dune-sandbox ixnet/dune-sandbox
+dune: $(D)/libdune.a $(DUNE_SO) $(DUNE_MODULE) $(DUNE_TESTS) $(TEST_MODULE).bin $(TEST_MODULE).sym $(DUNE_BENCHES) $(B)/dune-sandbox \
+	ixnet/dune-sandbox ixnet/dune_shim.sym
 
 $(D)/gen/stamp: libdune_shim/syscalls.toml libdune_shim/gen_syscalls.py
 	$(call say,GEN )
@@ -76,6 +77,10 @@ $(D)/shim.elf: libdune_shim/shim/image.ld $(SHIM_OBJ) $(D)/shim/gen.o $(D)/sourc
 $(D)/shim.bin: $(D)/shim.elf
 	$(call say,BIN )
 	$(Q)objcopy -O binary -j .image $< $@
+
+# The shim's functions, for who reads a crash record.
+ixnet/dune_shim.sym: $(D)/shim.elf
+	$(Q)nm -n --defined-only $< >$@
 
 $(D)/lib/%.o: %.c $(D)/gen/stamp Makefile libdune_shim/build.mk
 	$(call say,CC  )

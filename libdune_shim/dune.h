@@ -281,5 +281,6 @@ struct dune_shared {
     uint64_t cycles_host;     /* between other exits and the next entry: Linux and libdune */
     struct dune_crash crash;
 };
+uint64_t dune_now(void); /* RDTSC */
 
 #endif

@@ -126,6 +126,11 @@ int dune_module_take_descriptors(struct dune_vault *vault, const struct dune_mod
     return 0;
 }
 
+uint64_t dune_now(void)
+{
+    return dune_cycles();
+}
+
 long dune_module_call(uint64_t n, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4)
 {
     register uint64_t r10 __asm__("r10") = a3, r8 __asm__("r8") = a4;

@@ -70,17 +70,29 @@ static void read_stack(struct dune_vcpu *cpu, struct dune_crash *crash)
     }
 }
 
+static bool is_vaults(const struct dune_vcpu *cpu, uint64_t address)
+{
+    return address - cpu->vault->base < DUNE_WINDOW;
+}
+
+/* Frames lie higher and higher, but where the module's lead to those of ring 3's caller. What that
+ * goes on with is the first thing on the module's stack. */
 static void trace(struct dune_vcpu *cpu, struct dune_crash *crash)
 {
-    uint64_t frame = crash->tf.rbp, word[2], rising = 0;
+    uint64_t frame = crash->tf.rbp, word[2] = {0, crash->tf.rip};
 
-    crash->trace[crash->n_trace++] = crash->tf.rip;
-    while (crash->n_trace < DUNE_TRACE_FRAMES && frame % 8 == 0 &&
-           read_words(cpu, frame, word, sizeof(word)) && word[1]) {
+    for (;;) {
         crash->trace[crash->n_trace++] = word[1];
-        /* Frames lie higher and higher, but where ring 0's lead to ring 3's. */
-        if (word[0] <= frame && rising++)
+        if (crash->n_trace == DUNE_TRACE_FRAMES || frame % 8 ||
+            !read_words(cpu, frame, word, sizeof(word)) || !word[1])
             return;
+        if (is_vaults(cpu, frame) && !is_vaults(cpu, word[0]) && cpu->module_stack &&
+            crash->n_trace < DUNE_TRACE_FRAMES - 1) {
+            crash->trace[crash->n_trace++] = word[1];
+            word[1] = *(const uint64_t *)(cpu->module_stack - sizeof(uint64_t));
+        } else if (word[0] <= frame) {
+            word[0] = 1; /* no frame: the last one */
+        }
         frame = word[0];
     }
 }

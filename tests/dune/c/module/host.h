@@ -40,6 +40,8 @@ static struct host_data *data; /* in the closed range: not for ring 3 */
 static struct host_data *alias; /* the same memory, read-only, ring 3's too */
 static int data_fd;
 static int sockets[2]; /* the module's, and its other end */
+static int streams[2]; /* the same: its other end sees when the last copy of the module's is gone */
+static bool without_pkey;
 static void *image;
 static uint64_t image_bytes;
 
@@ -74,6 +76,8 @@ static inline void host_prepare(void)
     alias = mmap(NULL, DATA_BYTES, PROT_READ, MAP_SHARED, data_fd, 0);
     CHECK(alias != MAP_FAILED);
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sockets) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, streams) == 0);
+    without_pkey = getenv("DUNE_TEST_NO_PKEY") != NULL;
 }
 
 /* In the worker: it goes on in ring 3. */
@@ -82,14 +86,14 @@ static inline void host_enter(void)
     struct dune_module module = {.image = image,
                                  .bytes = image_bytes,
                                  .context = (uint64_t)&data->small,
-                                 .descriptor = {sockets[0]},
-                                 .n_descriptors = 1,
+                                 .descriptor = {sockets[0], streams[0]},
+                                 .n_descriptors = 2,
                                  .shared = &data->shared};
     struct dune_config config = {.flags = DUNE_SEALED | DUNE_SKIP_SELF_TEST,
                                  .place = &place,
                                  .module = &module};
 
-    if (getenv("DUNE_TEST_NO_PKEY"))
+    if (without_pkey)
         config.flags |= DUNE_NO_PKEY;
     if (dune_init(&config) != 0 || dune_enter_user() != 0) {
         dprintf(1, "%s\n", dune_error());
@@ -97,10 +101,9 @@ static inline void host_enter(void)
     }
 }
 
-/* `run` in ring 3 of a worker; how that ended, as waitpid() has it. */
-static inline int host_run(void (*run)(void))
+/* `run` in ring 3 of a worker. */
+static inline pid_t host_start(void (*run)(void))
 {
-    int status;
     pid_t pid = fork();
 
     CHECK(pid >= 0);
@@ -109,13 +112,41 @@ static inline int host_run(void (*run)(void))
         run();
         _exit(0);
     }
+    close(streams[0]);
+    return pid;
+}
+
+/* How that ended, as waitpid() has it. */
+static inline int host_wait(pid_t pid)
+{
+    int status;
+
     CHECK(waitpid(pid, &status, 0) == pid);
     return status;
+}
+
+static inline int host_run(void (*run)(void))
+{
+    return host_wait(host_start(run));
 }
 
 static inline long call(uint64_t n, uint64_t a0, uint64_t a1)
 {
     return dune_module_call(n, a0, a1, 0, 0, 0);
+}
+
+static inline int host_main(int argc, char **argv, const struct both_case *cases)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (; argc == 2 && cases->name; cases++) {
+        if (strcmp(cases->name, argv[1]) != 0)
+            continue;
+        host_prepare();
+        cases->run();
+        return 0;
+    }
+    fprintf(stderr, "%s CASE\n", argv[0]);
+    return 2;
 }
 
 #endif
