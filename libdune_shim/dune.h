@@ -81,7 +81,9 @@ struct dune_policy; /* shim/policy.h */
  * The data windows are for what a module (below) works on. They hold what the program maps there
  * before dune_init(), by mmap(MAP_FIXED): that is the same at the same address in the program, in a
  * process that it forks, and in ring 0. Ring 3 may see some of it by another mapping elsewhere,
- * whose rights Linux enforces. */
+ * whose rights Linux enforces; no path leads ring 3 to the files that are mapped there, and
+ * descriptors of them must be closed before dune_init(). (What a mapping may become, seals decide:
+ * F_SEAL_FUTURE_WRITE before one that is to stay read-only.) */
 struct dune_place {
     uint64_t base;       /* of the vault: a multiple of 1 GiB */
     uint64_t data;       /* of the data windows: base + 1 GiB */
@@ -119,8 +121,9 @@ struct dune_config {
 };
 
 /* Makes the vault, the VM and its page tables; once a process. config NULL: all zero (open).
- * -EOPNOTSUPP: this KVM is unfit. -EBUSY: other threads exist (sealed). -EALREADY. -EINVAL: no
- * place, or no module. After a failure the place is as it was. */
+ * -EOPNOTSUPP: this KVM is unfit. -EBUSY: other threads exist (sealed), or ring 3 would have a
+ * descriptor that leads to the data windows or is another one of the module's. -EALREADY. -EINVAL:
+ * no place, or no module. After a failure the place is as it was. */
 int dune_init(const struct dune_config *config);
 
 /* The calling thread continues in guest ring 0 behind this call: same stack, same memory, same

@@ -17,8 +17,10 @@ int dune_probe_fitness(struct dune_report *report);
 int dune_place_check(const struct dune_place *place);
 int dune_place_open(const struct dune_place *place);
 void dune_place_close(const struct dune_place *place);
-/* What is mapped in the data windows gets the key. 0 or -errno. */
-int dune_place_key(const struct dune_place *place, int key);
+/* What is mapped in the data windows gets the vault's key, and its files are remembered. */
+int dune_place_take(struct dune_vault *vault, const struct dune_place *place);
+/* -EBUSY: ring 3 would have a descriptor of such a file, or another one of the module's. */
+int dune_place_check_descriptors(const struct dune_vault *vault, const struct dune_module *module);
 
 /* module.c. Before anything is made; behind the VM; last, for it can't be undone. */
 int dune_module_check(const struct dune_config *config);

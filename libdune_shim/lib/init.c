@@ -199,9 +199,9 @@ static int find_descriptors(struct dune_vault *vault, const struct dune_policy *
 /* ---- the second wall ------------------------------------------------------------------------- */
 
 /* Linux delivers signals onto a stack under a closed key since 6.12; before, it kills. */
-static int find_key(struct dune_vault *vault, const struct dune_place *place)
+static int find_key(struct dune_vault *vault)
 {
-    int key, error;
+    int key;
 
     vault->pkey = -1;
     if (vault->flags & DUNE_NO_PKEY || !(vault->flags & DUNE_SEALED) || !kernel_is_at_least(6, 12))
@@ -213,9 +213,6 @@ static int find_key(struct dune_vault *vault, const struct dune_place *place)
                 DUNE_KEYED_BYTES - DUNE_IMAGE_BYTES, PROT_READ | PROT_WRITE, key) != 0 ||
         syscall(SYS_pkey_mprotect, vault->base, DUNE_IMAGE_BYTES, PROT_READ | PROT_EXEC, key) != 0)
         return dune_fail(-errno, "the vault's protection key: %s", strerror(errno));
-    error = dune_place_key(place, key);
-    if (error != 0)
-        return dune_fail(error, "the data windows' protection key: %s", strerror(-error));
     vault->pkey = key;
     return 0;
 }
@@ -348,7 +345,11 @@ static int make_vault(struct dune_vault *vault, const struct dune_config *config
     if (error == 0)
         error = find_sizes(vault);
     if (error == 0)
-        error = find_key(vault, place);
+        error = find_key(vault);
+    if (error == 0)
+        error = dune_place_take(vault, place);
+    if (error == 0)
+        error = dune_place_check_descriptors(vault, config->module);
     if (error != 0)
         return error;
     fill_vault(vault, config);

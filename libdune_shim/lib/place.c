@@ -1,11 +1,15 @@
 /* The closed range: reserved, filled by the program, taken over by dune_init(). */
 #include "lib/dune_lib.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define GIB        ((uint64_t)DUNE_WINDOW)
@@ -71,34 +75,111 @@ void dune_place_close(const struct dune_place *place)
     madvise((void *)place->data, place->data_bytes, MADV_DOFORK);
 }
 
-/* Each mapping of the data windows keeps what it permits. */
-static int key_mapping(const struct dune_place *place, const char *line, int key)
-{
-    unsigned long start, end, high = place->data + place->data_bytes;
-    char permits[5];
-    int prot;
+/* ---- what is mapped in the data windows ------------------------------------------------------ */
 
-    if (sscanf(line, "%lx-%lx %4s", &start, &end, permits) != 3)
-        return -EPROTO;
-    start = start > place->data ? start : place->data;
-    end = end < high ? end : high;
-    prot = (permits[0] == 'r' ? PROT_READ : 0) | (permits[1] == 'w' ? PROT_WRITE : 0);
-    if (start >= end || prot == 0)
-        return 0;
-    return syscall(SYS_pkey_mprotect, start, end - start, prot, key) == 0 ? 0 : -errno;
+struct mapping {
+    uint64_t start, end;
+    int prot;
+    struct dune_object object; /* inode 0: private memory */
+};
+
+/* A line of /proc/self/maps. False: nothing of it can be used in the data windows. */
+static bool parse(const struct dune_place *place, const char *line, struct mapping *mapping)
+{
+    uint64_t high = place->data + place->data_bytes;
+    unsigned long start, end, inode;
+    unsigned major, minor;
+    char permits[5];
+
+    if (sscanf(line, "%lx-%lx %4s %*x %x:%x %lu", &start, &end, permits, &major, &minor, &inode) !=
+        6)
+        return false; /* the rest of a long name */
+    mapping->start = start > place->data ? start : place->data;
+    mapping->end = end < high ? end : high;
+    mapping->prot =
+        (permits[0] == 'r' ? PROT_READ : 0) | (permits[1] == 'w' ? PROT_WRITE : 0);
+    mapping->object = (struct dune_object){(uint64_t)major << 32 | minor, inode};
+    return mapping->start < mapping->end && mapping->prot != 0;
 }
 
-int dune_place_key(const struct dune_place *place, int key)
+static int remember(struct dune_vault *vault, const struct dune_object *object)
+{
+    for (uint32_t i = 0; i < vault->n_data_objects; i++)
+        if (vault->data_object[i].device == object->device &&
+            vault->data_object[i].inode == object->inode)
+            return 0;
+    if (vault->n_data_objects == DUNE_DATA_OBJECTS)
+        return dune_fail(-E2BIG, "more than %u files are mapped in the data windows",
+                         DUNE_DATA_OBJECTS);
+    vault->data_object[vault->n_data_objects++] = *object;
+    return 0;
+}
+
+/* Each keeps what it permits. */
+static int take_mapping(struct dune_vault *vault, const struct mapping *mapping)
+{
+    if (vault->pkey >= 0 && syscall(SYS_pkey_mprotect, mapping->start,
+                                    mapping->end - mapping->start, mapping->prot, vault->pkey) != 0)
+        return dune_fail(-errno, "the data windows' protection key: %s", strerror(errno));
+    return mapping->object.inode != 0 ? remember(vault, &mapping->object) : 0;
+}
+
+int dune_place_take(struct dune_vault *vault, const struct dune_place *place)
 {
     FILE *maps = place->data_bytes ? fopen("/proc/self/maps", "re") : NULL;
+    struct mapping mapping;
     char line[512];
     int error = 0;
 
+    if (!place->data_bytes)
+        return 0;
     if (!maps)
-        return place->data_bytes ? -errno : 0;
+        return dune_fail(-errno, "/proc/self/maps: %s", strerror(errno));
     while (error == 0 && fgets(line, sizeof(line), maps) != NULL)
-        if (strchr(line, '-')) /* not the rest of a long name */
-            error = key_mapping(place, line, key);
+        if (parse(place, line, &mapping))
+            error = take_mapping(vault, &mapping);
     fclose(maps);
+    return error;
+}
+
+/* ---- descriptors that would lead there ------------------------------------------------------- */
+
+static bool same(const struct stat *one, const struct dune_object *other)
+{
+    return ((uint64_t)major(one->st_dev) << 32 | minor(one->st_dev)) == other->device &&
+           one->st_ino == other->inode;
+}
+
+static int check_descriptor(const struct dune_vault *vault, int fd,
+                            const struct dune_module *module)
+{
+    struct stat is, kicked;
+
+    if (fstat(fd, &is) != 0)
+        return 0;
+    for (uint32_t i = 0; i < vault->n_data_objects; i++)
+        if (same(&is, &vault->data_object[i]))
+            return dune_fail(-EBUSY,
+                             "descriptor %d is of memory in the data windows (cure: close it)", fd);
+    for (uint32_t i = 0; module != NULL && i < module->n_descriptors; i++)
+        if (fd != module->descriptor[i] && fstat(module->descriptor[i], &kicked) == 0 &&
+            kicked.st_dev == is.st_dev && kicked.st_ino == is.st_ino)
+            return dune_fail(-EBUSY, "descriptor %d is the module's %d (cure: close it)", fd,
+                             module->descriptor[i]);
+    return 0;
+}
+
+int dune_place_check_descriptors(const struct dune_vault *vault, const struct dune_module *module)
+{
+    DIR *descriptors = opendir("/proc/self/fd");
+    struct dirent *entry;
+    int error = 0;
+
+    if (!descriptors)
+        return dune_fail(-errno, "/proc/self/fd: %s", strerror(errno));
+    while (error == 0 && (entry = readdir(descriptors)) != NULL)
+        if (entry->d_name[0] != '.')
+            error = check_descriptor(vault, atoi(entry->d_name), module);
+    closedir(descriptors);
     return error;
 }

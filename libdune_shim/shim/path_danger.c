@@ -174,10 +174,24 @@ static const char *bad_sys(const struct dune_resolved *object)
                : NULL;
 }
 
+/* By /proc/PID/fd or map_files of whoever made it, say. */
+static bool is_data(const struct dune_vault *vault, const struct dune_resolved *object)
+{
+    for (uint32_t i = 0; i < vault->n_data_objects; i++) {
+        const struct dune_object *data = &vault->data_object[i];
+
+        if (data->device == object->device && data->inode == object->inode)
+            return true;
+    }
+    return false;
+}
+
 const char *dune_path_danger(struct dune_vcpu *cpu, struct dune_resolved *object, uint32_t access)
 {
     struct kernel_statfs where;
 
+    if (is_data(cpu->vault, object))
+        return "memory of the data windows";
     if (dune_is_type(object, S_IFCHR))
         return bad_device(cpu->vault, object);
     /* procfs and sysfs have device numbers without a driver, major 0 */

@@ -160,6 +160,14 @@ struct dune_loaded {
     int32_t descriptor[DUNE_MODULE_FDS];
 };
 
+/* A file whose memory is mapped in the data windows: no path may lead ring 3 to it. As struct
+ * dune_resolved has it. */
+struct dune_object {
+    uint64_t device, inode;
+};
+
+#define DUNE_DATA_OBJECTS 64
+
 struct dune_vault {
     uint64_t base;       /* of the vault's window */
     uint64_t data_bytes; /* of the data windows behind it */
@@ -196,6 +204,8 @@ struct dune_vault {
     struct dune_counts counts;  /* of threads that ended */
     uint32_t exec_areas;        /* exec.c: a bit for each that is taken */
     struct dune_loaded module;
+    uint32_t n_data_objects;
+    struct dune_object data_object[DUNE_DATA_OBJECTS];
 };
 
 #define DUNE_HAS_FSGSBASE 1u

@@ -50,10 +50,14 @@ POLICY_AND_CPUID = (0x1E0000, 0x20000)
 STUBS = (0x10000000, 0x1000)
 GDT = (0x10002E00, 0x38)
 IDT = (0x10003000, 0x1000)
-SECRET, SECRET_BYTES = 0x4000000, 65536
-TIDS = SECRET + SECRET_BYTES
+SECRET_BYTES = 65536
 SCRATCH = 0x20000000
 GIB = 1 << 30
+# Where the secret goes: a place of the vault that nothing uses; with a module in ring 0 into its
+# data.
+VAULT, DATA = 0x4000000, GIB
+MODULE = (0x4000000, 0x20000)
+WITH_MODULE = ("direct", "pointers", "nested", "mappings", "signals", "threads", "races", "module")
 TIMEOUT_S = 120.0
 
 
@@ -64,6 +68,7 @@ class Escapee:
     process: subprocess.Popen[bytes]
     vault: int
     descriptors: dict[int, str]
+    target: int  # offset of the secret
     secret: bytes
     before: dict[str, bytes]
 
@@ -84,22 +89,25 @@ class Escapee:
             "the entry stubs": STUBS,
             "the GDT": GDT,
             "the IDT": IDT,
-            "the secret": (SECRET, SECRET_BYTES),
-            "the thread numbers": (TIDS, 4096),
+            "the secret": (self.target, SECRET_BYTES),
+            "the thread numbers": (self.target + SECRET_BYTES, 4096),
         }
+        if self.target == DATA:
+            places["the module's image"] = MODULE
         return {name: self.memory(*place) for name, place in places.items()}
 
     def prepare(self) -> None:
         """Fills in the secret and lets the attempts begin."""
-        self.put(SECRET, self.secret * (SECRET_BYTES // 8))
+        tids = self.target + SECRET_BYTES
+        self.put(self.target, self.secret * (SECRET_BYTES // 8))
         base = self.process.pid
-        self.put(TIDS, b"".join((base + n).to_bytes(4, "little") for n in range(1024)))
+        self.put(tids, b"".join((base + n).to_bytes(4, "little") for n in range(1024)))
         self.before = self.constant()
         words = [
             self.vault,
-            self.vault + SECRET,
+            self.vault + self.target,
             self.vault + SCRATCH,
-            self.vault + TIDS,
+            self.vault + tids,
             base,
             ~int.from_bytes(self.secret, "little") & (2**64 - 1),
             min(self.descriptors),
@@ -150,11 +158,14 @@ def read_lines(process: subprocess.Popen[bytes], last: str, timeout: float) -> l
 
 
 @contextmanager
-def escapee(pkey: bool, *words: str) -> Iterator[Escapee]:
-    """The program in ring 3, at its first question."""
+def escapee(pkey: bool, *words: str, target: int = VAULT) -> Iterator[Escapee]:
+    """The program in ring 3, at its first question; with a module if the target is there."""
     options = [] if pkey else ["--no-pkey"]
+    command: list[str | Path] = [kit.SANDBOX, *options, "permissive", "--", ESCAPE]
+    if target != VAULT:
+        command = [ESCAPE, "--module" if pkey else "--module-no-pkey"]
     process = subprocess.Popen(
-        [kit.SANDBOX, *options, "permissive", "--", ESCAPE, *words],
+        [*command, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -166,6 +177,7 @@ def escapee(pkey: bool, *words: str) -> Iterator[Escapee]:
             process,
             find_vault(process.pid),
             high_descriptors(process.pid),
+            target,
             secrets.token_bytes(8),
             {},
         )
@@ -205,19 +217,16 @@ PKEY = pytest.mark.parametrize("pkey", [True, False], ids=["pkey", "no-pkey"])
 
 @PKEY
 def test_vault_is_under_a_key_where_the_cpu_has_them(pkey: bool) -> None:
-    with escapee(pkey, "direct") as one:
+    with escapee(pkey, "direct", target=DATA) as one:
         read_lines(one.process, "done", TIMEOUT_S)
-        key = key_of(one.process.pid, one.vault + SECRET)
+        key = key_of(one.process.pid, one.vault)
         assert (key != 0) == (pkey and cpu_has_keys())
-        assert (key_of(one.process.pid, one.vault) != 0) == (key != 0)
+        for place in (MODULE[0], DATA):
+            assert key_of(one.process.pid, one.vault + place) == key
 
 
-@PKEY
-@pytest.mark.parametrize("group", GROUPS)
-def test_ring3_tries_to_escape_and_is_refused(
-    group: str, pkey: bool, note: Callable[[str], None]
-) -> None:
-    with escapee(pkey, group) as one:
+def try_to_escape(group: str, pkey: bool, target: int, note: Callable[[str], None]) -> None:
+    with escapee(pkey, group, target=target) as one:
         lines = read_lines(one.process, "done", TIMEOUT_S)
         if not lines[-1:] or not lines[-1].startswith("done"):
             _, error = one.process.communicate(timeout=TIMEOUT_S)
@@ -225,7 +234,7 @@ def test_ring3_tries_to_escape_and_is_refused(
             pytest.fail(f"it ended with {one.process.returncode} after:\n{said_last}")
         one.check_untouched()
         said = [line.split("\t") for line in lines if "\t" in line]
-        keep(f"{group}-{'pkey' if pkey else 'nopkey'}", lines)
+        keep(f"{group}-{target:x}-{'pkey' if pkey else 'nopkey'}", lines)
         broken = [" ".join(words[1:]) for words in said if words[0] != "refused"]
         assert not broken, "went through:\n" + "\n".join(broken)
         assert lines[-1] == f"done {len(said)} 0" or group == "calls", lines[-1]
@@ -235,6 +244,22 @@ def test_ring3_tries_to_escape_and_is_refused(
         assert one.process.wait(TIMEOUT_S) == 0
     outcomes = Counter(outcome(words[3]) for words in said)
     note(f"{len(said)} attempts: {', '.join(f'{n} {what}' for what, n in outcomes.most_common())}")
+
+
+@PKEY
+@pytest.mark.parametrize("group", GROUPS)
+def test_ring3_tries_to_escape_and_is_refused(
+    group: str, pkey: bool, note: Callable[[str], None]
+) -> None:
+    try_to_escape(group, pkey, VAULT, note)
+
+
+@PKEY
+@pytest.mark.parametrize("group", WITH_MODULE)
+def test_ring3_tries_to_reach_the_module_and_is_refused(
+    group: str, pkey: bool, note: Callable[[str], None]
+) -> None:
+    try_to_escape(group, pkey, DATA, note)
 
 
 def outcome(text: str) -> str:

@@ -39,6 +39,7 @@ def test_random_calls_never_change_the_vault(
     assert count["succeeded"] > count["executions"] // 100
     assert count["refused"] > count["executions"] // 100
     assert count["checks"] > SECONDS // 5
+    assert count["module_calls"] > SECONDS
     # A worker that ends at once would find nothing.
     assert count["crashed"] + count["ended"] + count["stuck"] <= count["rounds"]
 

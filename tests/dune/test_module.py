@@ -25,7 +25,7 @@ ENDS = (
 )  # fmt: skip
 KEYS = pytest.mark.parametrize("pkey", [True, False], ids=["pkey", "no-pkey"])
 MAP_FIXED = 0x10
-SMALL_ADD, SMALL_TRAP = 0, 8  # tests/dune/c/module/calls.h
+SMALL_ADD, SMALL_TRAP = 0, 9  # tests/dune/c/module/calls.h
 
 
 def environment(pkey: bool) -> dict[str, str]:

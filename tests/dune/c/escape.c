@@ -1,11 +1,13 @@
 /* Tries to escape from ring 3, in every way that the protection of the vault speaks of.
  *
  *   escape GROUP     prints a line for each attempt of it: one of direct, pointers, nested,
- *                    mappings, files, descriptors, calls, signals, threads, races, sweeps
+ *                    mappings, files, descriptors, calls, signals, threads, races, sweeps,
+ *                    module
  *
  *   escape fatal X   one attempt (see escape/fatal.h) that ends this process
  *
- * It is an ordinary program, run by dune-sandbox. The harness (tests/dune/test_escape.py) looks at
+ * It is an ordinary program, run by dune-sandbox; with --module or --module-no-pkey it seals itself
+ * in, with a module in ring 0 and data windows. The harness (tests/dune/test_escape.py) looks at
  * it from outside: it fills pages of the vault with a secret, tells on standard input where they
  * are, and compares the vault before and after. Protocol: "ready\n" is printed; a line VAULT TARGET
  * SCRATCH TIDS TID_BASE NOT_SECRET FIRST_FD (hexadecimal) is read; the attempts are printed; "done
@@ -21,6 +23,7 @@
 #include "escape/files.h"
 #include "escape/kit.h"
 #include "escape/mappings.h"
+#include "escape/module.h"
 #include "escape/nested.h"
 #include "escape/pointers.h"
 #include "escape/races.h"
@@ -35,7 +38,7 @@ static const struct {
     {"direct", direct_all},     {"pointers", pointers_all}, {"nested", nested_all},
     {"mappings", mappings_all}, {"files", files_all},       {"descriptors", descriptors_all},
     {"calls", calls_all},       {"signals", signals_all},   {"threads", threads_all},
-    {"races", races_all},       {"sweeps", sweeps_all},
+    {"races", races_all},       {"sweeps", sweeps_all},     {"module", module_all},
 };
 
 static void ask(void)
@@ -89,14 +92,18 @@ static int run_fatal(const char *name)
 int main(int argc, char **argv)
 {
     bool bare = argc > 1 && strcmp(argv[1], "--bare") == 0;
+    bool keyed = argc > 1 && strcmp(argv[1], "--module") == 0;
+    bool module = argc > 1 && strncmp(argv[1], "--module", 8) == 0;
     char line[64];
     int used;
 
-    argv += bare;
-    argc -= bare;
+    argv += bare || module;
+    argc -= bare || module;
     if (argc < 2)
         return 2;
     open_things();
+    if (module)
+        module_enter(keyed);
     if (bare)
         pretend();
     else

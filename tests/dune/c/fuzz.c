@@ -11,6 +11,7 @@
  * the vault changed, ring 3 holds a secret of the vault's, or the host side ended the process.
  */
 #include "fuzz_make.h"
+#include "fuzz_module.h"
 #include "fuzz_watch.h"
 
 #include "dune.h"
@@ -40,6 +41,7 @@ enum {
     THREADS_ALL = FUZZERS + 1,
     REARM_CALLS = 64,
     FORK_EVERY = 3000,
+    MODULE_EVERY = 8,
     NO_KVM = 77,
 };
 
@@ -47,9 +49,9 @@ enum {
 
 /* Between the processes. */
 struct shared {
-    uint64_t base, play, seed[FUZZERS];
+    uint64_t base, data_bytes, play, seed[FUZZERS];
     uint32_t ready, crashed;
-    uint64_t calls[FUZZERS], succeeded[FUZZERS], faulted[FUZZERS];
+    uint64_t calls[FUZZERS], succeeded[FUZZERS], faulted[FUZZERS], module[FUZZERS];
     uint64_t nr[FUZZERS], arg[FUZZERS][6];
     uint64_t rounds, crashes, stuck, ended, checks, pages;
     char failure[512];
@@ -166,6 +168,8 @@ static void *fuzz(void *argument)
             arm(index);
         if (i % FORK_EVERY == FORK_EVERY - 1)
             fork_once(&random);
+        if (i % MODULE_EVERY == 0)
+            shared->module[index] += fuzz_call_module(&space, &random, index == 0);
         if (!make_call(&space, &random, &nr, arg))
             continue;
         shared->nr[index] = nr;
@@ -285,19 +289,24 @@ static void limit(void)
 static void __attribute__((noreturn)) work(uint64_t seed, bool no_key)
 {
     static struct dune_policy policy = {.log_fd = ~0u, .memory_bytes = 1ull << 29};
+    struct dune_module module;
+    struct dune_place place;
     struct dune_config config = {.flags = DUNE_SEALED | DUNE_SKIP_SELF_TEST |
                                           (no_key ? DUNE_NO_PKEY : 0),
-                                 .policy = &policy};
+                                 .policy = &policy,
+                                 .place = &place,
+                                 .module = &module};
     struct fuzz_random random = {.state = seed * 0x9e3779b97f4a7c15ull + 1};
     pthread_t thread;
 
     space.play = mmap(NULL, PLAY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     open_things();
-    if (dune_init(&config) != 0) {
+    if (!fuzz_make_module(&module, &place) || dune_init(&config) != 0) {
         fprintf(stderr, "fuzz: %s\n", dune_error());
         _exit(NO_KVM);
     }
     space.base = dune_the_vault->base;
+    space.data_bytes = place.data_bytes;
     space.first_fd = dune_the_vault->first_fd;
     make_texts();
     set_handlers();
@@ -305,6 +314,7 @@ static void __attribute__((noreturn)) work(uint64_t seed, bool no_key)
     for (uint64_t at = 0; at < PLAY_BYTES; at += 8)
         *(uint64_t *)(space.play + at) = some_word(&space, &random);
     shared->base = space.base;
+    shared->data_bytes = space.data_bytes;
     shared->play = (uint64_t)space.play;
     for (unsigned i = 0; i < FUZZERS; i++)
         shared->seed[i] = fuzz_next(&random) | 1;
@@ -324,21 +334,6 @@ static void __attribute__((noreturn)) work(uint64_t seed, bool no_key)
 
 /* ---- the launcher -------------------------------------------------------------------------------
  */
-
-static uint64_t now_ms(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
-}
-
-static void sleep_ms(unsigned ms)
-{
-    struct timespec time = {ms / 1000, (long)(ms % 1000) * 1000000};
-
-    nanosleep(&time, NULL);
-}
 
 static void fail(const char *what, const char *more)
 {
@@ -384,13 +379,15 @@ static bool wait_ready(int pid)
     return shared->ready == THREADS_ALL;
 }
 
-static void ended(int status)
+/* False: it is not there any more. */
+static bool ended(int status)
 {
     shared->ended++;
     if (getenv("FUZZ_VERBOSE") != NULL) {
         fprintf(stderr, "fuzz: ended with status %x, %lu calls\n", (unsigned)status, progress());
         describe_calls();
     }
+    return false;
 }
 
 /* What must be found at the next look. */
@@ -416,18 +413,14 @@ static bool observe(struct watch *watch, int pid)
 
         sleep_ms(CHECK_MS);
         set_canary(watch);
-        if (waitpid(pid, &status, WNOHANG) == pid) {
-            ended(status);
-            return false;
-        }
+        if (waitpid(pid, &status, WNOHANG) == pid)
+            return ended(status);
         if (!watch_check(watch) || !watch_secret(watch, shared->play, PLAY_BYTES)) {
             /* It may be ending itself: then there is nothing to be read. */
             if (watch->gone)
                 sleep_ms(CHECK_MS);
-            if (watch->gone && waitpid(pid, &status, WNOHANG) == pid) {
-                ended(status);
-                return false;
-            }
+            if (watch->gone && waitpid(pid, &status, WNOHANG) == pid)
+                return ended(status);
             fail("changed: ", watch->failure);
             return true;
         }
@@ -514,7 +507,8 @@ static void launch(uint64_t seed, int errors, bool no_key)
     if (!wait_ready(pid)) {
         panicked(errors, text, sizeof(text));
         fail("the worker didn't start: ", text);
-    } else if (!watch_start(&watch, pid, shared->base, THREADS_ALL)) {
+    } else if (!watch_start(&watch, pid, shared->base, shared->data_bytes, THREADS_ALL) ||
+               !watch_module(&watch, FUZZ_DATA_BYTES)) {
         sleep_ms(CHECK_MS);
         if (watch.gone && waitpid(pid, &status, WNOHANG) == pid)
             ended(status);
@@ -560,10 +554,10 @@ static int run_round(uint64_t seed, bool no_key)
 int main(int argc, char **argv)
 {
     uint64_t seed = argc >= 3 ? strtoull(argv[1], NULL, 0) : 0, calls = 0, good = 0, faults = 0;
-    uint64_t end = now_ms() + (argc >= 3 ? strtoull(argv[2], NULL, 0) : 0) * 1000;
+    uint64_t module = 0, end = now_ms() + (argc >= 3 ? strtoull(argv[2], NULL, 0) : 0) * 1000;
     int status = 0;
 
-    if (argc < 3) {
+    if (argc < 3 || !fuzz_read_module()) {
         fprintf(stderr, "%s SEED SECONDS [CANARY]\n", argv[0]);
         return 2;
     }
@@ -583,10 +577,11 @@ int main(int argc, char **argv)
     for (unsigned t = 0; t < FUZZERS; t++) {
         good += shared->succeeded[t];
         faults += shared->faulted[t];
+        module += shared->module[t];
     }
     printf("executions %lu succeeded %lu refused %lu rounds %lu crashed %lu ended %lu stuck %lu "
-           "checks %lu entries %lu\n",
+           "checks %lu entries %lu module_calls %lu\n",
            calls, good, faults, shared->rounds, shared->crashes, shared->ended, shared->stuck,
-           shared->checks, shared->pages);
+           shared->checks, shared->pages, module);
     return status != 0 || shared->failure[0] != 0;
 }

@@ -17,8 +17,11 @@
 
 enum { CALL_MSEAL = 462, PLAY_BYTES = 1 << 20, TEXTS = 64, TEXT_BYTES = 64, FDS = 24, PAIRS = 4 };
 
+#define FUZZ_DATA_BYTES (2u << 20) /* that are mapped in the data windows */
+
 struct fuzz_space {
     uint64_t base; /* the vault's */
+    uint64_t data_bytes; /* of the data windows behind it */
     int32_t first_fd;
     uint8_t *play; /* PLAY_BYTES of ring 3's own, full of pointers good and bad */
     char (*text)[TEXT_BYTES];
@@ -69,15 +72,17 @@ static uint64_t bad_address(const struct fuzz_space *space, struct fuzz_random *
     };
     uint64_t base = space->base, window = DUNE_WINDOW;
 
-    switch (below(random, 8)) {
+    switch (below(random, 9)) {
     case 0:
         return base - window + below(random, 2 * window) - 64;
     case 1:
         return base - window - below(random, 64) + 1;
     case 2:
-        return base + 2 * window - 1 - below(random, 64);
+        return base + 2 * window + space->data_bytes - 1 - below(random, 64);
     case 3:
         return base + below(random, window);
+    case 8:
+        return base + window + below(random, FUZZ_DATA_BYTES);
     case 4: /* of some vCPU */
         return base + spot[5 + below(random, 7)] + below(random, 4) * DUNE_BLOCK;
     default:
@@ -133,7 +138,7 @@ static uint64_t some_fd(const struct fuzz_space *space, struct fuzz_random *rand
 /* What lies in the playground: words that may be taken for pointers, lengths, descriptors. */
 static uint64_t some_word(const struct fuzz_space *space, struct fuzz_random *random)
 {
-    switch (below(random, 8)) {
+    switch (below(random, 9)) {
     case 0:
     case 1:
         return bad_address(space, random);
@@ -329,7 +334,7 @@ static void make_nested(const struct fuzz_space *space, struct fuzz_random *rand
 
 static bool is_bad(const struct fuzz_space *space, uint64_t address)
 {
-    return address - (space->base - DUNE_WINDOW) < 3ull * DUNE_WINDOW;
+    return address - (space->base - DUNE_WINDOW) < 3ull * DUNE_WINDOW + space->data_bytes;
 }
 
 static uint64_t at_most(uint64_t value, uint64_t most)

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { WATCH_AREAS = 256, WATCH_MAPS = 1 << 16, WATCH_SECRETS = 8, WATCH_SECRET_BYTES = 64 };
@@ -27,7 +28,7 @@ struct watch_area {
 
 struct watch {
     int mem, pid;
-    uint64_t base;
+    uint64_t base, data_bytes;
     struct watch_area area[WATCH_AREAS];
     unsigned areas;
     char maps[WATCH_MAPS]; /* of the vault and its guards */
@@ -36,6 +37,21 @@ struct watch {
     bool gone; /* its memory could not be read: it may be ending */
     char failure[256];
 };
+
+static uint64_t now_ms(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
+}
+
+static void sleep_ms(unsigned ms)
+{
+    struct timespec time = {ms / 1000, (long)(ms % 1000) * 1000000};
+
+    nanosleep(&time, NULL);
+}
 
 static bool watch_read(struct watch *watch, uint64_t at, void *to, uint64_t bytes)
 {
@@ -78,7 +94,7 @@ static size_t watch_clip(char *to, size_t used, uint64_t first, uint64_t last, c
            (size_t)snprintf(to + used, WATCH_MAPS - used, "%lx-%lx %s\n", first, last, rights);
 }
 
-/* What /proc/PID/maps says about the vault's three windows, but for where execve() puts its
+/* What /proc/PID/maps says about the vault's windows, but for where execve() puts its
  * arguments meanwhile. */
 static void watch_maps(const struct watch *watch, char *to)
 {
@@ -93,7 +109,8 @@ static void watch_maps(const struct watch *watch, char *to)
         if (sscanf(line, "%lx-%lx %7s", &map[0], &map[1], rights) != 3)
             continue;
         used = watch_clip(to, used, base - DUNE_WINDOW, base + DUNE_EXEC_AT, map, rights);
-        used = watch_clip(to, used, base + DUNE_WINDOW, base + 2ull * DUNE_WINDOW, map, rights);
+        used = watch_clip(to, used, base + DUNE_WINDOW,
+                          base + 2ull * DUNE_WINDOW + watch->data_bytes, map, rights);
     }
     to[used] = 0;
     if (file != NULL)
@@ -114,7 +131,24 @@ static void watch_vcpu(struct watch *watch, uint64_t block)
     watch_add(watch, "a vCPU's signal table", vcpu + offsetof(struct dune_vcpu, sighand), 8);
 }
 
-static bool watch_start(struct watch *watch, int pid, uint64_t base, unsigned vcpus)
+/* The module's image, and the half of its data that stays as it is: full of the secret. */
+static bool watch_module(struct watch *watch, uint64_t bytes)
+{
+    uint64_t at = watch->base + DUNE_WINDOW + bytes / 2, end = watch->base + DUNE_WINDOW + bytes;
+
+    for (; at < end; at += WATCH_SECRET_BYTES)
+        if (pwrite(watch->mem, watch->secret, WATCH_SECRET_BYTES, (off_t)at) < 0)
+            return watch_fail(watch, "no secret can be put there", at);
+    watch_add(watch, "the module's data", end - bytes / 2, bytes / 2);
+    watch_add(watch, "the module's image", watch->base + DUNE_MODULES_AT, 0x20000);
+    watch_add(watch, "struct dune_loaded",
+              watch->base + DUNE_VAULT_AT + offsetof(struct dune_vault, module),
+              sizeof(struct dune_loaded));
+    return true;
+}
+
+static bool watch_start(struct watch *watch, int pid, uint64_t base, uint64_t data_bytes,
+                        unsigned vcpus)
 {
     uint64_t vault = base + DUNE_VAULT_AT;
     char path[64];
@@ -122,6 +156,7 @@ static bool watch_start(struct watch *watch, int pid, uint64_t base, unsigned vc
 
     watch->pid = pid;
     watch->base = base;
+    watch->data_bytes = data_bytes;
     snprintf(path, sizeof(path), "/proc/%d/mem", pid);
     watch->mem = open(path, O_RDWR);
     if (watch->mem < 0 || read(random, watch->secret, WATCH_SECRET_BYTES) != WATCH_SECRET_BYTES)
@@ -167,7 +202,7 @@ static bool watch_table(struct watch *watch, uint64_t gpa, uint64_t entry, unsig
             continue;
         }
         watch->pages_walked++;
-        if (is_user && leads < gpa + DUNE_WINDOW && leads + bytes > gpa)
+        if (is_user && leads < gpa + DUNE_WINDOW + watch->data_bytes && leads + bytes > gpa)
             return watch_fail(watch, "ring 3 has a page of the vault", at + i * 8);
     }
     return true;
@@ -186,7 +221,8 @@ static bool watch_tables(struct watch *watch)
     return watch_table(watch, gpa, root.top, DUNE_LEVELS - 1, true);
 }
 
-/* What KVM was told: no window but the first shows the vault or its guards. */
+/* What KVM was told: no window but the first ones shows the vault, its data or
+ * its guards. */
 static bool watch_windows(struct watch *watch)
 {
     uint64_t vault = watch->base + DUNE_VAULT_AT;
@@ -198,9 +234,9 @@ static bool watch_windows(struct watch *watch)
         return watch_fail(watch, "the vault can't be read", vault);
     for (uint32_t i = 0; i < n && i < 64; i++) {
         bool closed = window[i].address + DUNE_WINDOW > watch->base - DUNE_WINDOW &&
-                      window[i].address < watch->base + 2ull * DUNE_WINDOW;
+                      window[i].address < watch->base + 2ull * DUNE_WINDOW + watch->data_bytes;
 
-        if (closed != (i == 0))
+        if (closed != (i <= watch->data_bytes / DUNE_WINDOW))
             return watch_fail(watch, "a window onto the vault", window[i].address);
     }
     return true;

@@ -68,11 +68,12 @@ static inline void host_prepare(void)
     host_read_image();
     CHECK(dune_reserve(DATA_BYTES, &place) == 0);
     EQUAL(place.data_bytes, GIB);
-    data_fd = memfd_create("data", MFD_CLOEXEC);
+    data_fd = memfd_create("data", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     CHECK(data_fd >= 0 && ftruncate(data_fd, DATA_BYTES) == 0);
     data = mmap((void *)place.data, DATA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
                 data_fd, 0);
     CHECK((uint64_t)data == place.data);
+    CHECK(fcntl(data_fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW) == 0);
     alias = mmap(NULL, DATA_BYTES, PROT_READ, MAP_SHARED, data_fd, 0);
     CHECK(alias != MAP_FAILED);
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, sockets) == 0);
@@ -93,6 +94,7 @@ static inline void host_enter(void)
                                  .place = &place,
                                  .module = &module};
 
+    close(data_fd);
     if (without_pkey)
         config.flags |= DUNE_NO_PKEY;
     if (dune_init(&config) != 0 || dune_enter_user() != 0) {
