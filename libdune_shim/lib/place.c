@@ -150,19 +150,28 @@ static bool same(const struct stat *one, const struct dune_object *other)
            one->st_ino == other->inode;
 }
 
+/* An AF_XDP socket's, say, whose rings are mapped there: ring 3 won't have it. */
+static bool is_modules(const struct dune_module *module, int fd)
+{
+    for (uint32_t i = 0; module != NULL && i < module->n_descriptors; i++)
+        if (module->descriptor[i] == fd)
+            return true;
+    return false;
+}
+
 static int check_descriptor(const struct dune_vault *vault, int fd,
                             const struct dune_module *module)
 {
     struct stat is, kicked;
 
-    if (fstat(fd, &is) != 0)
+    if (fstat(fd, &is) != 0 || is_modules(module, fd))
         return 0;
     for (uint32_t i = 0; i < vault->n_data_objects; i++)
         if (same(&is, &vault->data_object[i]))
             return dune_fail(-EBUSY,
                              "descriptor %d is of memory in the data windows (cure: close it)", fd);
     for (uint32_t i = 0; module != NULL && i < module->n_descriptors; i++)
-        if (fd != module->descriptor[i] && fstat(module->descriptor[i], &kicked) == 0 &&
+        if (fstat(module->descriptor[i], &kicked) == 0 &&
             kicked.st_dev == is.st_dev && kicked.st_ino == is.st_ino)
             return dune_fail(-EBUSY, "descriptor %d is the module's %d (cure: close it)", fd,
                              module->descriptor[i]);
