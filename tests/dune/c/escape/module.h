@@ -1,4 +1,4 @@
-/* This process with a module in ring 0, on data that lie in the data windows; and attempts on those.
+/* This process with a module in ring 0, on data that lie in the data windows; and attempts on them.
  * A process beside it, the keeper, has the memory too, as a control process would. */
 #ifndef ESCAPE_MODULE_H
 #define ESCAPE_MODULE_H
