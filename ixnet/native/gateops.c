@@ -50,6 +50,12 @@ static int gate_listen(struct ix_app *app, const uint8_t *ip, uint16_t port, uin
     return (int)gate_address(app, IX_GATE_LISTEN, ip, port, cookie, backlog);
 }
 
+static int gate_listen_option(struct ix_app *app, const uint8_t *ip, uint16_t port, uint32_t option,
+                              uint64_t value)
+{
+    return (int)gate_address(app, IX_GATE_LISTEN_OPTION, ip, port, value, option);
+}
+
 static int gate_unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
 {
     return (int)gate_address(app, IX_GATE_UNLISTEN, ip, port, 0, 0);
@@ -82,6 +88,7 @@ const struct ix_app_ops *ix_app_gate_ops(void)
         .poll = gate_poll,
         .may_sleep_ns = gate_may_sleep_ns,
         .listen = gate_listen,
+        .listen_option = gate_listen_option,
         .unlisten = gate_unlisten,
         .udp_bind = gate_udp_bind,
         .udp_unbind = gate_udp_unbind,

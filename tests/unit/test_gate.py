@@ -15,6 +15,7 @@ POLL: int = lib.IX_GATE_POLL
 MAY_SLEEP: int = lib.IX_GATE_MAY_SLEEP_NS
 LISTEN: int = lib.IX_GATE_LISTEN
 UNLISTEN: int = lib.IX_GATE_UNLISTEN
+LISTEN_OPTION: int = lib.IX_GATE_LISTEN_OPTION
 UDP_BIND: int = lib.IX_GATE_UDP_BIND
 UDP_UNBIND: int = lib.IX_GATE_UDP_UNBIND
 STATS: int = lib.IX_GATE_STATS
@@ -77,7 +78,7 @@ def test_a_count_of_shards_beyond_the_table_opens_nothing() -> None:
     assert gate.call(POLL, lib.IX_GATE_SHARDS) == -ENOENT
 
 
-@pytest.mark.parametrize("n", [7, 8, 255, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("n", [8, 9, 255, 2**32, 2**64 - 1])
 def test_unknown_calls_are_refused(n: int) -> None:
     gate = Gate()
     assert gate.call(n, 0) == -errno.ENOSYS
@@ -97,6 +98,16 @@ def test_listen_and_unlisten() -> None:
     assert gate.call(UNLISTEN, 0, *gate.endpoint(80, "10.0.0.1")) == 0
 
 
+def test_listen_option_sets_what_connections_begin_with() -> None:
+    gate = Gate()
+    option, dctcp = lib.IX_OPT_CONGESTION, lib.IX_CC_DCTCP
+    assert gate.call(LISTEN, 0, *gate.endpoint(80), 77) == 0
+    assert gate.call(LISTEN_OPTION, 0, *gate.endpoint(80, backlog=option), dctcp) == 0
+    assert gate.stack.info(Peer(gate.stack).connect()).congestion == dctcp
+    assert gate.call(LISTEN_OPTION, 0, *gate.endpoint(80, backlog=option), 9) == -errno.EINVAL
+    assert gate.call(LISTEN_OPTION, 0, *gate.endpoint(81, backlog=option), dctcp) == -ENOENT
+
+
 def test_udp_bind_gives_a_handle() -> None:
     gate = Gate()
     handle = gate.call(UDP_BIND, 0, *gate.endpoint(53), 5)
@@ -106,7 +117,7 @@ def test_udp_bind_gives_a_handle() -> None:
     assert gate.call(UDP_UNBIND, 0, handle) == -ENOENT
 
 
-@pytest.mark.parametrize("n", [LISTEN, UNLISTEN, UDP_BIND])
+@pytest.mark.parametrize("n", [LISTEN, LISTEN_OPTION, UNLISTEN, UDP_BIND])
 @pytest.mark.parametrize("third", [0, 80, 80 | 6 << 16, 80 | 4 << 16 | 1 << 24, 4 << 16])
 def test_addresses_that_are_none_are_refused(n: int, third: int) -> None:
     gate = Gate()

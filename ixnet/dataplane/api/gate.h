@@ -16,7 +16,8 @@ enum ix_gate_call {
     IX_GATE_UNLISTEN = 3,     /* ADDRESS */
     IX_GATE_UDP_BIND = 4,     /* ADDRESS, cookie; the result is the handle */
     IX_GATE_UDP_UNBIND = 5,   /* handle */
-    IX_GATE_STATS = 6         /* brings the statistics up to date */
+    IX_GATE_STATS = 6,        /* brings the statistics up to date */
+    IX_GATE_LISTEN_OPTION = 7 /* ADDRESS, the option in the backlog's place; value */
 };
 
 #endif

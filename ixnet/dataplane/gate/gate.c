@@ -85,6 +85,14 @@ static long listen(struct ix_shard *shard, const uint64_t arg[5])
     return ix_shard_listen(shard, e.ip, e.family, e.port, arg[4], e.backlog);
 }
 
+static long listen_option(struct ix_shard *shard, const uint64_t arg[5])
+{
+    struct endpoint e;
+    if (!take_endpoint(arg, &e))
+        return -IX_EINVAL;
+    return ix_shard_listen_option(shard, e.ip, e.family, e.port, e.backlog, arg[4]);
+}
+
 static long unlisten(struct ix_shard *shard, const uint64_t arg[5])
 {
     struct endpoint e;
@@ -113,6 +121,8 @@ static long call_shard(struct ix_gate *gate, struct ix_shard *shard, uint64_t n,
         return may_sleep_ns(gate, shard);
     case IX_GATE_LISTEN:
         return listen(shard, arg);
+    case IX_GATE_LISTEN_OPTION:
+        return listen_option(shard, arg);
     case IX_GATE_UNLISTEN:
         return unlisten(shard, arg);
     case IX_GATE_UDP_BIND:
