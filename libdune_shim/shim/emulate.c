@@ -1,5 +1,5 @@
-/* The odds and ends: segment bases, prctl, resource limits, unshare. What is not in a list here is
- * answered as a kernel would that doesn't know it. */
+/* The odds and ends: segment bases, prctl, resource limits, unshare, madvise. What is not in a list
+ * here is answered as a kernel would that doesn't know it. */
 #include "shim/path.h"
 #include "shim/policy.h"
 #include "shim/sys.h"
@@ -19,6 +19,8 @@
 #endif
 #define PR_GET_AUXV_NR 0x41555856 /* Linux 6.4 */
 #define PR_GET_MDWE_NR 66
+#define MADV_HWPOISON     100
+#define MADV_SOFT_OFFLINE 101
 #define RLIMIT_NOFILE  7
 #define RLIMIT_AS      9
 #define NAME_BYTES     16 /* TASK_COMM_LEN */
@@ -261,5 +263,19 @@ long dune_do_unshare(struct dune_vcpu *cpu, struct dune_call *call)
         return dune_refuse(cpu, call, "threads share their descriptors here", -EINVAL);
     if ((flags & ~(uint64_t)(CLONE_FS | CLONE_SYSVSEM)) && is_sealed(cpu))
         return dune_refuse(cpu, call, "a new namespace", -EPERM);
+    return dune_forward_raw(cpu, call->nr, call->arg);
+}
+
+/* ---- madvise ------------------------------------------------------------------------------------
+ */
+
+/* As root a program may take pages out of the machine, also of a file that it can only read, and of
+ * what it shares with others, who then die of SIGBUS: no policy gives it that. */
+long dune_do_madvise(struct dune_vcpu *cpu, struct dune_call *call)
+{
+    int32_t advice = (int32_t)call->arg[2];
+
+    if ((advice == MADV_HWPOISON || advice == MADV_SOFT_OFFLINE) && is_sealed(cpu))
+        return dune_refuse(cpu, call, "takes memory out of the machine", -EPERM);
     return dune_forward_raw(cpu, call->nr, call->arg);
 }

@@ -78,6 +78,18 @@ static void mappings_crossing(void)
               : CALL(SYS_mmap, 0, 0, 0, 0, -1, 0));
 }
 
+/* Pages of others die with a page that is shared with them: of a file, or of memory. */
+static void mappings_poison(void)
+{
+    long file = CALL(SYS_mmap, 0, PAGE, PROT_READ, MAP_SHARED, a_file, 0);
+
+    group = "mapping";
+    fails("madvise HWPOISON of memory", CALL(SYS_madvise, good, PAGE, 100));
+    fails("madvise SOFT_OFFLINE of memory", CALL(SYS_madvise, good, PAGE, 101));
+    fails("madvise HWPOISON of a file", CALL(SYS_madvise, file, PAGE, 100));
+    fails("madvise HWPOISON, the high word set", CALL(SYS_madvise, good, PAGE, 1ull << 32 | 100));
+}
+
 static void mappings_keys(void)
 {
     group = "mapping";
@@ -102,6 +114,7 @@ static void mappings_all(void)
     mappings_over("the guard below", given.vault - PAGE, PAGE);
     mappings_over("the whole vault", given.vault, GIB);
     mappings_crossing();
+    mappings_poison();
     mappings_keys();
 }
 
