@@ -152,6 +152,24 @@ static long check_magic(struct dune_vcpu *cpu, const struct dune_call *call,
     return dune_path_rules(cpu, call, out->name, out->name_bytes, lookup->access);
 }
 
+/* Without rules. A regular file without a name is the memory behind some mapping, of the data
+ * windows or of the process that made them, to which /proc/PID/map_files leads: ring 3 may have
+ * only what it has open. Or it lost its name just now: then it is what a plain path leads to. */
+static long check_nameless(struct dune_vcpu *cpu, const struct dune_call *call,
+                           const struct dune_lookup *lookup, struct dune_resolved *out)
+{
+    long fd = dune_path_lookup(cpu, lookup->dirfd, lookup->path, lookup->oflags,
+                               lookup->resolve | RESOLVE_NO_MAGICLINKS);
+
+    if (fd == -ELOOP)
+        return own_magic(cpu, call, lookup, out);
+    if (fd < 0)
+        return fd;
+    dune_resolved_close(out);
+    out->fd = (int32_t)fd;
+    return dune_path_look(out);
+}
+
 /* Fills *out for the descriptor in it: what it is, and whether ring 3 may have it. */
 static long check(struct dune_vcpu *cpu, const struct dune_call *call,
                   const struct dune_lookup *lookup, bool magic, struct dune_resolved *out)
@@ -171,9 +189,12 @@ static long check(struct dune_vcpu *cpu, const struct dune_call *call,
             if (error == 0)
                 error = dune_path_rules(cpu, call, out->name, out->name_bytes, lookup->access);
         }
-        if (error != 0)
-            return error;
+    } else if (out->links == 0 && dune_is_type(out, S_IFREG) &&
+               (lookup->flags & DUNE_PATH_META) == 0) {
+        error = check_nameless(cpu, call, lookup, out);
     }
+    if (error != 0)
+        return error;
     if ((lookup->flags & DUNE_PATH_META) == 0) {
         danger = dune_path_danger(cpu, out, lookup->access);
         if (danger != NULL)
