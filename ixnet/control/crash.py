@@ -164,7 +164,7 @@ def _mapped(address: int) -> str:
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         low, high = (int(word, 16) for word in fields[0].split("-"))
-        if low <= address < high and len(fields) == 6 and fields[5].startswith("/"):
+        if low <= address < high and "x" in fields[1] and fields[5:] and fields[5][0] == "/":
             path, offset = Path(fields[5]), address - low + int(fields[2], 16)
             return f"{path.name} {_name_in_file(path, offset)}"
     return "?"
