@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from ixnet import dune
-from ixnet.control import config, doctor
+from ixnet.control import doctor, guest
 from ixnet.control.errors import IxError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,24 +240,22 @@ def test_doctor_of_fit_kvm_says_what_it_costs(report: dune.Report) -> None:
     assert "xsave" in findings["guest's features"].value
 
 
-def test_placement_dune_is_refused_with_the_reason(
+def test_placement_dune_on_unfit_kvm_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, unfit: dune.Report
 ) -> None:
     monkeypatch.setattr(dune, "probe", lambda: unfit)
-    with pytest.raises(config.ConfigError) as error:
-        _run_config(placement="dune")
-    assert "not in this version" in error.value.message
+    with pytest.raises(dune.Unfit) as error:
+        guest.require_fit()
     assert unfit.reason in error.value.message
+    assert error.value.cure == unfit.cure
 
 
-def test_placement_dune_on_fit_kvm_is_refused_too(
+def test_placement_dune_on_fit_kvm_is_taken(
     monkeypatch: pytest.MonkeyPatch, report: dune.Report
 ) -> None:
     fit = replace(report, fitness=dune.Fitness.FIT, reason="", cure="")
     monkeypatch.setattr(dune, "probe", lambda: fit)
-    with pytest.raises(config.ConfigError) as error:
-        _run_config(placement="dune")
-    assert error.value.message == "the dune placement is not in this version"
+    assert guest.require_fit() == fit
 
 
 def test_errors_without_libdune_say_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +263,3 @@ def test_errors_without_libdune_say_to_build_it(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(IxError) as error:
         dune.probe()
     assert error.value.cure == "make build"
-
-
-def _run_config(placement: str) -> config.RunConfig:
-    from ixnet.runtime import Program
-
-    return config.RunConfig(interface="lo", program=Program(Path("x.py")), placement=placement)
