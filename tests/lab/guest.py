@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "tests/lab/lab.py"
 TESTS = "tests/dune"
 # Of the whole boot. IX_DUNE_SECONDS: for more than `make test` runs.
-LIMIT_S = float(os.environ.get("IX_DUNE_SECONDS", "1200"))
+LIMIT_S = float(os.environ.get("IX_DUNE_SECONDS", "1500"))
 END_S = 60.0
 POLL_S = 0.1
 UNAVAILABLE = os.EX_UNAVAILABLE
@@ -62,19 +62,22 @@ class Outcome:
 class Guest:
     """One boot that runs the selected tests of tests/dune."""
 
-    def __init__(self, out: Path, selected: Sequence[str]) -> None:
+    def __init__(self, selected: Sequence[str]) -> None:
         self.results: dict[str, Outcome] = {}
         self.under_way = "nothing"
-        self._out = out
+        self._directory = tempfile.TemporaryDirectory(prefix="ixnet-dune-")
+        self._out = out = Path(self._directory.name)
         self._read = 0
         self._blamed = False
         (out / "selected").write_text("".join(f"{name}\n" for name in selected))
         passed_on = [f"{name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
         command = [sys.executable, "-m", "pytest", "-v", "-rN", "--tb=short", TESTS]
-        argv = [sys.executable, LAB, "run", "--timeout", LIMIT_S, "--out", out, "--"]
+        # A session that a sanitizer ends at once doesn't leave the lab behind.
+        argv = ["setpriv", "--pdeathsig", "TERM", sys.executable, LAB]
+        argv += ["run", "--timeout", str(LIMIT_S), "--out", str(out), "--"]
         with (out / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(word) for word in (*argv, "env", *passed_on, *command)],
+                [*argv, "env", *passed_on, *command],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -127,18 +130,23 @@ class Guest:
         return "\n".join(text.splitlines()[-lines:])
 
     def end(self) -> int | None:
-        """Waits for its end (when a test here was interrupted: makes it end); its exit status."""
+        """Waits for its end; its exit status. None: it was made to end."""
         try:
             return self._process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self.stop()
+            self._kill()
             return None
 
-    def stop(self) -> None:
-        """Ends it, whatever it does. lab.py takes the emulator with it."""
+    def _kill(self) -> None:
+        """Whatever it does. lab.py takes the emulator with it."""
         if self._process.poll() is None:
             self._process.terminate()
             self._process.wait()
+
+    def stop(self) -> None:
+        """Ends it; log() is no more to be had."""
+        self._kill()
+        self._directory.cleanup()
 
     def summary(self) -> list[str]:
         """Lines for the closing report."""

@@ -178,7 +178,10 @@ def _run_qemu(kernel: Path, work: Path, options: Sequence[str], timeout_s: float
     }
     with (work / "emulator").open("wb") as log:
         process = subprocess.Popen(
-            qemu_command(kernel, work, options, f"/dev/fd/{writing}"),
+            [
+                *("setpriv", "--pdeathsig", "KILL"),  # even if this process is killed
+                *qemu_command(kernel, work, options, f"/dev/fd/{writing}"),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

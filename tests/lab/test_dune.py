@@ -5,14 +5,12 @@ They need a KVM that is fit for libdune; the lab's guest has one, emulated like 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.lab.guest import GUEST, LIMIT_S, Guest, names
 
 SET_UP_S = 600.0
-# The first of them waits for the set-up and the boot as well. The lab keeps to LIMIT_S by itself.
+# The first that is waited for may wait for all of it. The lab keeps to LIMIT_S by itself.
 pytestmark = pytest.mark.timeout(SET_UP_S + LIMIT_S + 60)
 
 
@@ -24,19 +22,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("dune", known, ids=plain)
 
 
-@pytest.fixture(scope="session")
-def guest(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Guest]:
-    """The boot, with the tests that were selected here."""
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
-    selected = [call.params["dune"] for call in calls if call and "dune" in call.params]
-    guest = Guest(tmp_path_factory.mktemp("lab"), selected)
-    request.config.stash[GUEST] = guest
-    try:
-        yield guest
-    finally:
-        guest.stop()
+@pytest.fixture
+def guest(request: pytest.FixtureRequest) -> Guest:
+    """The boot, with the tests that were selected here; conftest.py began it."""
+    return request.config.stash[GUEST]
 
 
 def test_in_guest(dune: str, guest: Guest) -> None:
