@@ -40,7 +40,8 @@ BPF_SRC := $(wildcard xdp/*.bpf.c)
 APP_SRC := $(wildcard apps/*.c) $(wildcard bench/app_*.c) $(wildcard tests/dune/apps/*.c)
 BENCH_SRC := $(filter-out bench/app_%,$(wildcard bench/*.c))
 LIMIT_SRC := $(wildcard bench/limit/*.c)
-TEST_NATIVE_SRC := $(wildcard tests/native/*.c)
+# Of the fuzz targets all but libFuzzer's side: their corpus is played without it.
+TEST_NATIVE_SRC := $(wildcard tests/native/*.c) $(filter-out %/engine.c,$(wildcard tests/fuzz/*.c))
 
 CORE_HDR := $(foreach l,$(LAYERS),$(wildcard ixnet/dataplane/$(l)/*.h))
 NATIVE_HDR := $(wildcard ixnet/native/*.h)
@@ -49,7 +50,7 @@ PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.
 	ixnet/dataplane/gate/gate_hosted.h ixnet/dataplane/shard/farewell_hosted.h \
 	xdp/loader.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
-SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h)
+SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h
 
 # ---- flags ---------------------------------------------------------------------------
 
@@ -89,6 +90,7 @@ LIBRARY := ixnet/libixnet.so
 SAN_MODULE := tests/unit/_san_core.abi3.so
 
 include libdune_shim/build.mk
+include tests/fuzz/fuzz.mk
 
 # The dataplane for guest ring 0: the core as it is, and what leads into it.
 RING0_OBJ := $(patsubst %.c,$(B)/ring0/%.o,$(wildcard ixnet/ring0/*.c))
@@ -112,6 +114,7 @@ help:
 	@echo 'make build-san  the test-only module with address and undefined-behaviour sanitizers'
 	@echo 'make tidy       ruff, mypy, and the tests of the rules of style'
 	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
+	@echo 'make fuzz       libFuzzer on packets and on calls (SECONDS=60); installs its runtime'
 	@echo 'make conformance  packet scripts and exchanges with Linux beside it, in the long form'
 	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
 	@echo 'make lab-dune   libdune in that machine, with all of the CPython tests (half an hour)'

@@ -62,6 +62,7 @@ static void configure(struct sim_world *w, uint32_t i)
         .rcvbuf_bytes = plan->rcvbuf_bytes,
         .sndbuf_bytes = plan->sndbuf_bytes,
         .time_wait_ms = plan->time_wait_ms,
+        .syn_cookies = w->c->cookies ? IX_COOKIES_ALWAYS : IX_COOKIES_NEVER,
         .mtu = plan->mtu,
         .port_lo = SIM_PORT_FIRST,
         .port_hi = SIM_PORT_LAST,

@@ -57,6 +57,8 @@ struct ix_simd_case {
     struct ix_simd_side side[2];
     uint32_t wire_frames;
     uint64_t faults_until_ns; /* every fault is over by then */
+    bool cookies; /* every connection is opened by a SYN cookie; all keep themselves alive, as an
+                   * opener whose last ACK was lost may have nothing to say */
     bool own_address;         /* neighbours by ARP over the wire, else they are told */
     bool wrap_isn;            /* sequence numbers of the first connection wrap around early */
     uint32_t conns;           /* connections in all */

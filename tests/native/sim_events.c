@@ -171,7 +171,8 @@ static void on_knock(struct sim_world *w, struct sim_side *side, const struct ix
 static bool crowded(const struct sim_world *w)
 {
     const struct ix_counters *a = &w->side[0].shard->counters, *b = &w->side[1].shard->counters;
-    return a->drop_tcp_backlog || a->drop_tcp_flows || b->drop_tcp_backlog || b->drop_tcp_flows ||
+    return a->drop_tcp_backlog || a->drop_tcp_flows || a->drop_tcp_accept_full ||
+           b->drop_tcp_accept_full || b->drop_tcp_backlog || b->drop_tcp_flows ||
            w->wire.direction[0].counters.overflow || w->wire.direction[1].counters.overflow;
 }
 

@@ -4,7 +4,8 @@
 #include <stdio.h>
 
 static const uint64_t plan_stream = 0x706c616eull, conn_stream = 0x636f6e6eull,
-                      congestion_stream = 0x636f6e67ull;
+                      congestion_stream = 0x636f6e67ull,
+                      cookie_stream = 0x636f6f6bull;
 
 uint64_t sim_log_range(uint64_t *random, uint64_t lo, uint64_t hi)
 {
@@ -202,6 +203,8 @@ void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
     c->check_every = sim_chance(r, 20000) ? 1 : 100;
     state = state_for(seed, congestion_stream);
     plan_congestion(r, c, faulty);
+    uint64_t cookie_state = state_for(seed, cookie_stream);
+    c->cookies = sim_chance(&cookie_state, 100000);
 }
 
 /* ---- its connections --------------------------------------------------------------- */
@@ -239,7 +242,7 @@ static void plan_end(uint64_t *r, const struct ix_simd_case *c, struct sim_conn 
         end->pause_at = (uint32_t)sim_range(r, 0, c->pause_ppm < 1000000 ? end->rx_total : 0);
         end->pause_ns = sim_log_range(r, SIM_MS, 20 * SIM_S);
     }
-    if (conn->kind != SIM_ORDERLY || sim_chance(r, 100000))
+    if (conn->kind != SIM_ORDERLY || sim_chance(r, 100000) || c->cookies)
         /* nine probes in a row are not all lost */
         end->keepalive_ns = sim_log_range(r, 500 * SIM_MS, 10 * SIM_S) + c->faults_until_ns / 8;
     if ((conn->kind == SIM_ABORT || conn->kind == SIM_CLOSE_EARLY) && e == (all & 1)) {

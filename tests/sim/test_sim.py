@@ -121,6 +121,7 @@ COUNTERS_MET = (
     "tcp_rexmit tcp_rto tcp_fast_rexmit tcp_lost_rexmits tcp_tlp tcp_undo "
     "tcp_reordering tcp_dsack_in tcp_dsack_out tcp_dupacks tcp_ooo tcp_dup_data "
     "tcp_delayed_acks tcp_probes tcp_keepalives tcp_challenge_acks tcp_rst_in tcp_rst_out "
+    "tcp_cookies_sent tcp_cookies_good "
     "tcp_closed tcp_aborted tcp_time_wait tcp_time_wait_reused calls call_errors events_full "
     "ctl_messages wakeup_errors "
     "tcp_ecn tcp_ce_in tcp_ece_reductions"
@@ -173,7 +174,7 @@ def calm(
     case.pattern = 1 + lib.SIM_ONE_WAY
     case.odd_ppm = case.pause_ppm = case.nonsense_ppm = case.upset_count = case.check_every = 0
     case.spread_ns = 1
-    case.own_address = False
+    case.own_address = case.cookies = False
     case.wire_frames = 8192
     for i in range(2):
         case.path[i] = ffi.new("struct ix_sim_path *", {"delay_ns": delay_ns, **path})[0]

@@ -108,7 +108,7 @@ def test_quote_with_ip_options_is_understood() -> None:
     stack.sendv(handle, b"data")
     sent = peer.take().frame
     quote = b"\x46" + sent[15:34] + b"\x01" * 4 + sent[34:42]
-    stack.inject(icmp(icmp_message(3, 4, 1000, quote)))
+    stack.inject(icmp(icmp_message(3, 1, 0, quote)))
     assert stack.counter("icmp_errors_in") == 1
 
 

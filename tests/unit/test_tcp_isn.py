@@ -106,11 +106,23 @@ def test_ports_run_out_only_when_all_are_taken() -> None:
 
 
 def test_ports_of_a_secret_are_no_sequence() -> None:
-    # RFC 6056 algorithm 3: where the sequence starts depends on peer and secret.
+    # RFC 6056 algorithm 4: where the sequence starts depends on peer and secret.
     starts = {
         int(Stack(secret=s).connect_call(port=p).local_port) for s in (1, 2, 3) for p in (80, 81)
     }
     assert len(starts) >= 5
+
+
+def test_ports_to_one_host_do_not_tell_of_those_to_another() -> None:
+    # RFC 6056 3.3.4: the counter of algorithm 3 would.
+    def ports(others: int) -> list[int]:
+        stack = Stack(max_flows=64)
+        first = int(stack.connect_call(port=80).local_port)
+        for i in range(others):
+            stack.connect_call(port=1000 + i)
+        return [first, int(stack.connect_call(port=80).local_port)]
+
+    assert sum(ports(0) == ports(n) for n in (1, 2, 3, 4)) >= 3
 
 
 def test_isn_follows_rfc_6528_after_time_wait() -> None:

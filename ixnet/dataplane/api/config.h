@@ -53,6 +53,17 @@ struct ix_config {
     uint64_t app_io, app_umem;
     uint8_t congestion;       /* enum ix_congestion of connections that say no other (CUBIC) */
     uint8_t ecn;              /* enum ix_ecn */
+    uint32_t max_half_open;   /* connections in SYN_RCVD (half of max_flows) */
+    uint32_t mss_max;         /* no connection's MSS is larger, in neither direction (65,535) */
+    uint32_t challenge_acks;  /* challenge ACKs a second, about (1,000) */
+    uint8_t syn_cookies;      /* enum ix_cookies */
+};
+
+/* SYN cookies (RFC 4987 3.6). */
+enum ix_cookies {
+    IX_COOKIES_WHEN_FULL = 0, /* when backlog or max_half_open is reached (default) */
+    IX_COOKIES_NEVER = 1,     /* SYNs are dropped then */
+    IX_COOKIES_ALWAYS = 2     /* for every connection */
 };
 
 /* Bytes of memory that ix_shard_create() needs, a multiple of 4096, and 0 for a

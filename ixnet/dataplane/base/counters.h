@@ -51,6 +51,8 @@
     X(drop_icmp_bad, "malformed ICMP messages or bad checksums")                              \
     X(drop_icmp_unknown, "ICMP messages of no use here")                                      \
     X(drop_icmp_stale, "ICMP errors that match no flow or no outstanding data (RFC 5927)")    \
+    X(pmtu_lowered, "paths found to take less than the link (RFC 1191, RFC 8201)")              \
+    X(pmtu_black_holes, "... of these by silence: longer segments were lost again and again")  \
     X(icmp_rate_limited, "ICMP errors not sent because of the rate limit")                    \
     /* udp */                                                                                 \
     X(udp_in, "datagrams delivered")                                                          \
@@ -82,6 +84,10 @@
     X(tcp_probes, "zero-window probes sent")                                                  \
     X(tcp_keepalives, "keepalive probes sent")                                                \
     X(tcp_challenge_acks, "challenge ACKs sent (RFC 5961)")                                   \
+    X(tcp_challenge_limited, "challenge ACKs not sent because of the shard's limit")           \
+    X(tcp_cookies_sent, "SYNs answered with a cookie: no room for a half-open connection")     \
+    X(tcp_cookies_good, "connections opened by a cookie that came back")                      \
+    X(tcp_cookies_bad, "ACKs to a listener that sends cookies, without a good one")            \
     X(tcp_rst_in, "acceptable RSTs received")                                                 \
     X(tcp_rst_out, "RSTs sent")                                                               \
     X(tcp_active_opens, "connections opened by CONNECT")                                      \
@@ -100,6 +106,8 @@
     X(drop_tcp_no_listener, "segments to a port that nobody listens on")                      \
     X(drop_tcp_foreign, "segments for an outgoing port of another shard")                     \
     X(drop_tcp_backlog, "SYNs dropped because the listener's backlog is full")                \
+    X(drop_tcp_accept_full, "handshakes not begun or completed: too many wait for ACCEPT")     \
+    X(drop_tcp_half_open, "SYNs dropped because the shard has too many half-open connections") \
     X(drop_tcp_flows, "SYNs dropped because the flow table is full")                          \
     X(drop_tcp_seq, "segments outside the receive window")                                    \
     X(drop_tcp_ack, "segments with an unacceptable ACK")                                      \

@@ -58,6 +58,7 @@ static bool parse_quote(const struct ix_packet *pkt, const struct ix_icmp4 *icmp
                 .family = 4},
         .seq = ix_load_be32(l4 + 4),
         .mtu = icmp->rest & 0xffff,
+        .quoted_bytes = ix_load_be16(quote + 2),
     };
     return src == pkt->ip.dst && (error->proto == IX_PROTO_TCP || error->proto == IX_PROTO_UDP);
 }

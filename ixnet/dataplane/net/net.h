@@ -14,6 +14,7 @@
 #include "link/link.h"
 #include "mem/frame.h"
 #include "net/addr.h"
+#include "net/pmtu.h"
 #include "wire/arp.h"
 #include "wire/eth.h"
 #include "wire/ipv4.h"
@@ -69,6 +70,7 @@ struct ix_dst {
     bool provisional; /* mac is where the SYN came from, or where the neighbour was before it went;
                          it is being resolved */
     uint32_t epoch;   /* net->epoch at which mac was looked up */
+    uint16_t mtu;     /* of the path, likewise; 0: not looked up yet */
 };
 
 struct ix_net {
@@ -99,9 +101,12 @@ struct ix_net {
     uint32_t neigh_count, neigh_learned;
     uint32_t neigh_purged; /* epoch in which those that are gone were last taken out of `neigh` */
     struct ix_key neigh_key;
+    struct ix_pmtu_cache pmtu;
 };
 
 /* ---- tables (tables.c) */
+/* What an ix_dst holds is looked up again. */
+void ix_net_changed(struct ix_net *net);
 bool ix_net_is_local(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
 int ix_net_addr_add(struct ix_net *net, uint8_t family, const struct ix_ip *ip, bool own);
 void ix_net_addr_del(struct ix_net *net, uint8_t family, const struct ix_ip *ip);
@@ -145,6 +150,7 @@ struct ix_icmp_error {
     struct ix_flow_key key;
     uint32_t seq; /* TCP: sequence number of the segment that caused it */
     uint32_t mtu; /* FRAG_NEEDED: next-hop MTU, 0 if not given */
+    uint32_t quoted_bytes; /* total length of the packet that caused it, as it was quoted */
 };
 /* Answers echo requests for own addresses; returns true and fills *error for an error about a TCP
  * or UDP flow. */

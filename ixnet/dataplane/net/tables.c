@@ -35,8 +35,7 @@ static uint32_t prefix_mask(uint8_t prefix)
     return prefix == 0 ? 0 : ix_swap32(UINT32_MAX << (32 - prefix));
 }
 
-/* Every cached MAC is looked up again. */
-static void changed(struct ix_net *net)
+void ix_net_changed(struct ix_net *net)
 {
     if (++net->epoch == 0)
         net->epoch = 1;
@@ -70,7 +69,7 @@ int ix_net_route_set(struct ix_net *net, uint32_t dst, uint8_t prefix, uint32_t 
                                        .gateway = gateway,
                                        .source = source,
                                        .prefix = prefix};
-    changed(net);
+    ix_net_changed(net);
     return 0;
 }
 
@@ -84,7 +83,7 @@ void ix_net_route_del(struct ix_net *net, uint32_t dst, uint8_t prefix)
     net->route_count--;
     for (; i < net->route_count; i++)
         net->routes[i] = net->routes[i + 1];
-    changed(net);
+    ix_net_changed(net);
 }
 
 const struct ix_route *ix_net_route(const struct ix_net *net, uint32_t dst)
@@ -210,7 +209,7 @@ void ix_net_neigh_set(struct ix_net *net, uint32_t ip, const struct ix_mac *mac)
         return;
     slot->mac = *mac;
     slot->state = IX_NEIGH_KNOWN;
-    changed(net);
+    ix_net_changed(net);
 }
 
 void ix_net_neigh_learn(struct ix_net *net, uint32_t ip, const struct ix_mac *mac)
@@ -240,7 +239,7 @@ void ix_net_neigh_del(struct ix_net *net, uint32_t ip)
     net->neigh_learned -= slot->learned;
     slot->learned = false;
     slot->state = IX_NEIGH_GONE;
-    changed(net);
+    ix_net_changed(net);
 }
 
 static void neigh_ask(struct ix_net *net, uint32_t ip)
@@ -264,6 +263,8 @@ static void neigh_ask(struct ix_net *net, uint32_t ip)
 bool ix_net_resolve(struct ix_net *net, uint32_t ip, struct ix_dst *dst)
 {
     const struct ix_route *route = ix_net_route(net, ip);
+    struct ix_ip to = ix_ip_from_v4(ip);
+    dst->mtu = (uint16_t)IX_MIN(ix_pmtu_get(net, 4, &to), 65535u);
     if (!route && !dst->provisional) {
         net->counters->drop_no_route++;
         dst->valid = false;
@@ -272,7 +273,8 @@ bool ix_net_resolve(struct ix_net *net, uint32_t ip, struct ix_dst *dst)
     uint32_t hop = route && route->gateway ? route->gateway : ip;
     const struct ix_neigh *neigh = ix_net_neigh(net, hop);
     if (neigh) {
-        *dst = (struct ix_dst){.mac = neigh->mac, .valid = true, .epoch = net->epoch};
+        *dst = (struct ix_dst){
+            .mac = neigh->mac, .valid = true, .epoch = net->epoch, .mtu = dst->mtu};
         return true;
     }
     neigh_ask(net, hop);

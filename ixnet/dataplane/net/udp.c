@@ -154,6 +154,8 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
         net->counters->drop_neigh++;
         return -IX_EAGAIN; /* the neighbour is being resolved */
     }
+    if (call->bytes > to.mtu - (uint32_t)IX_UDP_BYTES - IX_IPV4_BYTES)
+        return -IX_EMSGSIZE; /* the path is narrower than the link */
     if (!ix_net_tx_room(net) || udp->io->n_events == udp->io->max_events)
         return -IX_EAGAIN;
     uint32_t frame = ix_net_alloc(net);

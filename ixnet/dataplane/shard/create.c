@@ -24,6 +24,9 @@ static void apply_defaults(struct ix_config *cfg)
     cfg->sndbuf_bytes = or_default(cfg->sndbuf_bytes, 1048576);
     cfg->time_wait_ms = or_default(cfg->time_wait_ms, 60000);
     cfg->mtu = or_default(cfg->mtu, 1500);
+    cfg->max_half_open = or_default(cfg->max_half_open, IX_MAX(cfg->max_flows / 2, 1u));
+    cfg->mss_max = or_default(cfg->mss_max, UINT16_MAX);
+    cfg->challenge_acks = or_default(cfg->challenge_acks, 1000);
 }
 
 static bool valid(const struct ix_config *cfg)
@@ -36,8 +39,10 @@ static bool valid(const struct ix_config *cfg)
            cfg->fill_target <= cfg->pool_frames - cfg->pool_frames / 16 &&
            cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= 1u << 30 &&
            cfg->sndbuf_bytes >= IX_MSS_DEFAULT && cfg->sndbuf_bytes <= 1u << 30 &&
-           cfg->mtu >= IX_MTU_MIN && cfg->port_hi >= cfg->port_lo &&
            cfg->congestion <= IX_CC_DCTCP && cfg->ecn <= IX_ECN_REQUEST &&
+           cfg->mtu >= IX_MTU_MIN && cfg->syn_cookies <= IX_COOKIES_ALWAYS &&
+           cfg->challenge_acks <= 1u << 30 && cfg->mss_max >= IX_MSS_MIN &&
+           cfg->mss_max <= UINT16_MAX && cfg->port_hi >= cfg->port_lo &&
            cfg->rss_key_bytes <= sizeof cfg->rss_key &&
            cfg->rss_table_len <= IX_ARRAY_LEN(cfg->rss_table);
 }
@@ -138,6 +143,7 @@ static void init_net(struct ix_shard *shard)
     net->carrier = true;
     net->mtu = shard->cfg.mtu;
     net->epoch = 1;
+    ix_pmtu_init(&net->pmtu);
     net->ip_id = (uint16_t)ix_random(&net->random);
     net->neigh_key = (struct ix_key){{ix_random(&net->random), ix_random(&net->random)}};
 }

@@ -199,6 +199,8 @@ static void begin(struct ix_shard *shard, uint64_t now_ns)
     shard->net.now_ns = shard->tcp.now_ns = shard->now_ns;
     shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
     shard->tcp.now_us = (uint32_t)(shard->now_ns / 1000);
+    if (IX_UNLIKELY(shard->now_ns >= shard->net.pmtu.next_ns))
+        ix_pmtu_age(&shard->net);
     shard->io.n_events = 0;
     shard->counters.cycles++;
 }

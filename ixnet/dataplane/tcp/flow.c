@@ -40,6 +40,9 @@ static void init_keys(struct ix_tcp *tcp, const struct ix_config *cfg)
     struct ix_key *keys[] = {&tcp->flow_key, &tcp->isn_key, &tcp->port_key, &tcp->ts_key};
     for (uint32_t i = 0; i < IX_ARRAY_LEN(keys); i++)
         *keys[i] = (struct ix_key){{cfg->secret[2 * i], cfg->secret[2 * i + 1]}};
+    static const char cookie[2] = {'c', 'C'};
+    for (uint32_t i = 0; i < 2; i++) /* no flow key is one byte long */
+        tcp->cookie_key.k[i] = ix_siphash(&tcp->isn_key, &cookie[i], 1);
 }
 
 void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory)
@@ -201,7 +204,9 @@ void ix_tcp_leave_backlog(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->listener == IX_NONE)
         return;
-    tcp->listeners[tcb->listener].pending--;
+    struct ix_listener *listener = &tcp->listeners[tcb->listener];
+    listener->pending--;
+    listener->complete -= tcb->state != IX_TCP_SYN_RCVD;
     tcb->listener = IX_NONE;
 }
 

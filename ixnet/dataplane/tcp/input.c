@@ -24,6 +24,9 @@ static enum ix_verdict count_parse(struct ix_tcp *tcp, struct ix_packet *pkt, en
     return IX_VERDICT_DROP;
 }
 
+static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
+                                  const struct ix_tcp_hdr *hdr);
+
 /* CLOSED and LISTEN: 3.10.7.1 and 3.10.7.2 */
 static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
                                      const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key,
@@ -35,6 +38,10 @@ static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
         ix_tcp_passive_open(tcp, listener, pkt, hdr, key, hash);
         return IX_VERDICT_DROP;
     }
+    struct ix_tcb *tcb;
+    if (listener && (kind & ~IX_TCP_FIN) == IX_TCP_ACK &&
+        ix_cookie_ack(tcp, listener, pkt, hdr, key, hash, &tcb))
+        return tcb ? input_flow(tcp, tcb, pkt, hdr) : IX_VERDICT_DROP;
     const struct ix_config *cfg = tcp->cfg;
     bool sibling = key->local_port >= cfg->all_port_lo && key->local_port <= cfg->all_port_hi &&
                    (key->local_port < cfg->port_lo || key->local_port > cfg->port_hi);
@@ -171,6 +178,16 @@ static bool input_syn(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
     return false;
 }
 
+/* Cookies have brought so many that the listener has no place for this one yet: our SYN-ACK asks
+ * for its ACK again, as on Linux. */
+static bool accept_queue_full(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    if (tcb->listener == IX_NONE)
+        return false;
+    const struct ix_listener *listener = &tcp->listeners[tcb->listener];
+    return listener->complete >= listener->backlog;
+}
+
 /* Fifth: the ACK field. False: the segment is dropped. */
 static bool ack_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
                    const struct ix_tcp_hdr *hdr)
@@ -180,6 +197,10 @@ static bool ack_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt
             hdr->ack == tcb->iss) {
             tcp->counters->drop_tcp_ack++;
             ix_tcp_send_reset_for(tcp, pkt, hdr, 0);
+            return false;
+        }
+        if (accept_queue_full(tcp, tcb)) {
+            tcp->counters->drop_tcp_accept_full++;
             return false;
         }
         tcb->snd_wnd = (uint32_t)hdr->window << tcb->snd_wscale;
@@ -292,7 +313,7 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
         tcb->ts_recent_ms = tcp->now_ms;
     }
     tcb->last_rx_ms = tcp->now_ms;
-    tcb->unanswered = 0;
+    tcb->unanswered = tcb->soft_error = 0;
     if (ix_tcb_flight(tcb) == 0 && !(tcb->flags & IX_TF_PERSIST))
         tcb->retries = 0; /* the peer lives: keepalive starts afresh */
     if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON) && payload_bytes)
@@ -360,21 +381,17 @@ void ix_tcp_icmp_error(struct ix_tcp *tcp, const struct ix_icmp_error *error)
         tcp->counters->drop_icmp_stale++;
         return;
     }
-    tcp->counters->icmp_errors_in++;
     if (error->type == IX_ICMP4_UNREACHABLE && error->code == IX_ICMP4_FRAG_NEEDED) {
-        uint32_t mss = error->mtu > IX_IPV4_BYTES + IX_TCP_BYTES
-                           ? error->mtu - IX_IPV4_BYTES - IX_TCP_BYTES
-                           : IX_MSS_DEFAULT;
-        mss = IX_MAX(mss, (uint32_t)IX_MSS_DEFAULT); /* a smaller one is an attack (RFC 5927 7.2) */
-        if (mss < tcb->mss && ix_tcb_synchronized(tcb)) {
-            tcb->mss = (uint16_t)mss;
-            tcb->flags |= IX_TF_REXMIT_ONE;
-            ix_tcp_want_output(tcp, tcb);
-        }
-    } else if (tcb->state == IX_TCP_SYN_SENT && error->type == IX_ICMP4_UNREACHABLE) {
+        ix_tcp_path_mtu(tcp, tcb, error);
+        return;
+    }
+    tcp->counters->icmp_errors_in++;
+    bool port = error->code == IX_ICMP4_PORT || error->code == IX_ICMP4_PROTOCOL;
+    if (error->type == IX_ICMP4_UNREACHABLE)
+        tcb->soft_error = port ? IX_ECONNREFUSED : IX_EHOSTUNREACH;
+    if (tcb->state == IX_TCP_SYN_SENT && error->type == IX_ICMP4_UNREACHABLE) {
         /* Not yet connected: the user is told (RFC 1122 4.2.3.9). Later such errors are soft (RFC
-         * 5927 5.2). */
-        bool port = error->code == IX_ICMP4_PORT || error->code == IX_ICMP4_PROTOCOL;
-        ix_tcp_finish(tcp, tcb, port ? -IX_ECONNREFUSED : -IX_EHOSTUNREACH);
+         * 5927 5.2): the reason that is given when the connection times out. */
+        ix_tcp_finish(tcp, tcb, -(int32_t)tcb->soft_error);
     }
 }

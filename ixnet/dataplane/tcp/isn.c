@@ -54,9 +54,13 @@ uint16_t ix_tcp_choose_port(struct ix_tcp *tcp, const struct ix_flow_key *key)
     uint32_t count = (uint32_t)(cfg->port_hi - cfg->port_lo) + 1;
     struct ix_flow_key probe = *key;
     probe.local_port = 0;
-    uint32_t offset = (uint32_t)ix_siphash(&tcp->port_key, &probe, sizeof probe);
+    /* RFC 6056 algorithm 4: with one counter for all a peer would learn how many connections went
+     * to others between two of his. */
+    uint64_t hash = ix_siphash(&tcp->port_key, &probe, sizeof probe);
+    uint32_t offset = (uint32_t)hash;
+    uint32_t *counter = &tcp->port_counters[(hash >> 32) % IX_PORT_COUNTERS];
     for (uint32_t tries = 0; tries < count; tries++) {
-        probe.local_port = (uint16_t)(cfg->port_lo + (offset + tcp->port_counter++) % count);
+        probe.local_port = (uint16_t)(cfg->port_lo + (offset + (*counter)++) % count);
         if (arrives_here(cfg, &probe) && !ix_tcp_find(tcp, &probe, ix_tcp_hash(tcp, &probe)))
             return probe.local_port;
     }

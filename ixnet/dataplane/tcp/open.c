@@ -18,8 +18,7 @@ struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key
     return wild;
 }
 
-/* The least shift with which a window of `bytes` fits into 16 bits (RFC 7323 2.3). */
-static uint8_t scale_for(uint32_t bytes)
+uint8_t ix_tcp_scale_for(uint32_t bytes)
 {
     uint8_t shift = 0;
     while (shift < 14 && bytes >> shift > 65535)
@@ -31,11 +30,11 @@ static uint8_t scale_for(uint32_t bytes)
 static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     tcb->flags |= IX_TF_TS | IX_TF_SACK | IX_TF_WSCALE;
-    tcb->rcv_wscale = scale_for(tcb->rcvbuf_bytes);
+    tcb->rcv_wscale = ix_tcp_scale_for(tcb->rcvbuf_bytes);
     tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
     tcb->iss = ix_tcp_isn(tcp, &tcb->key);
     tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
-    tcb->mss = (uint16_t)IX_MIN(tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES, 65535u);
+    tcb->mss = ix_tcp_own_mss(tcp);
     tcb->flags |= IX_TF_SYN_DUE;
     ix_tcp_want_output(tcp, tcb);
 }
@@ -60,18 +59,14 @@ void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struc
     }
 }
 
-void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
-                         const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
-                         const struct ix_flow_key *key, uint64_t hash)
+struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener,
+                                const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
+                                const struct ix_flow_key *key, uint64_t hash)
 {
-    if (listener->pending >= listener->backlog) {
-        tcp->counters->drop_tcp_backlog++;
-        return;
-    }
     struct ix_tcb *tcb = ix_tcp_new(tcp, key, hash);
     if (!tcb) {
         tcp->counters->drop_tcp_flows++;
-        return;
+        return NULL;
     }
     listener->pending++;
     tcb->listener = (uint32_t)(listener - tcp->listeners);
@@ -90,6 +85,33 @@ void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
     offer(tcp, tcb);
     ix_tcp_take_syn_options(tcp, tcb, hdr);
     ix_ecn_take_syn(tcp, tcb, hdr->flags, pkt->ip.tos & IX_ECN_MASK);
+    return tcb;
+}
+
+/* A listener remembers as many half-open connections as its backlog has room for, and the shard a
+ * limit of its own; beyond that the peer has to. One whose application does not ACCEPT gets no
+ * more of either kind. */
+void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
+                         const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
+                         const struct ix_flow_key *key, uint64_t hash)
+{
+    if (listener->complete >= listener->backlog) {
+        tcp->counters->drop_tcp_accept_full++;
+        return;
+    }
+    bool full = listener->pending >= listener->backlog;
+    bool crowded = tcp->half_open >= tcp->cfg->max_half_open;
+    uint8_t cookies = tcp->cfg->syn_cookies;
+    if (cookies == IX_COOKIES_ALWAYS || ((full || crowded) && cookies != IX_COOKIES_NEVER)) {
+        ix_cookie_answer(tcp, listener, pkt, hdr, key);
+        return;
+    }
+    if (full)
+        tcp->counters->drop_tcp_backlog++;
+    else if (crowded)
+        tcp->counters->drop_tcp_half_open++;
+    else
+        (void)ix_tcp_half_open(tcp, listener, pkt, hdr, key, hash);
 }
 
 static int pick_addresses(struct ix_tcp *tcp, const struct ix_call *call, struct ix_flow_key *key)
@@ -144,6 +166,8 @@ void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->state == IX_TCP_SYN_RCVD)
         tcp->half_open--;
+    if (tcb->listener != IX_NONE)
+        tcp->listeners[tcb->listener].complete++;
     tcb->state = IX_TCP_ESTABLISHED;
     tcb->cwnd = ix_cc_initial_window(ix_tcb_mss(tcb));
     ix_cc_choose(tcb, tcb->cc); /* rounds are counted from here */

@@ -15,7 +15,7 @@ static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_h
         hdr->ts_ecr = tcb->ts_recent;
     }
     if (hdr->flags & IX_TCP_SYN) {
-        hdr->mss = (uint16_t)(tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES); /* RFC 6691 */
+        hdr->mss = ix_tcp_own_mss(tcp);
         /* A shift of 0 is said too: silence would forbid the peer's shift (RFC 7323 2.2). */
         hdr->wscale = tcb->flags & IX_TF_WSCALE ? (int8_t)tcb->rcv_wscale : -1;
         hdr->sack_ok = tcb->flags & IX_TF_SACK;
@@ -180,19 +180,18 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     return true;
 }
 
-/* A segment without a TCB behind it. */
-static void send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr)
+bool ix_tcp_send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr)
 {
     struct ix_net *net = tcp->net;
     uint32_t frame = ix_net_tx_room(net) ? ix_net_alloc(net) : IX_NONE;
     if (frame == IX_NONE)
-        return;
+        return false;
     uint8_t *segment = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
     uint32_t bytes = ix_tcp_emit(segment, hdr, pkt->ip.dst, pkt->ip.src, 0, 0);
     ix_net_output4(net, frame, segment, bytes, IX_PROTO_TCP, 0, pkt->ip.dst, pkt->ip.src,
                    &pkt->eth.src);
     net->counters->tcp_out++;
-    net->counters->tcp_rst_out++;
+    return true;
 }
 
 void ix_tcp_send_reset_for(struct ix_tcp *tcp, const struct ix_packet *pkt,
@@ -209,7 +208,7 @@ void ix_tcp_send_reset_for(struct ix_tcp *tcp, const struct ix_packet *pkt,
         reset.ack = hdr->seq + payload_bytes + !!(hdr->flags & IX_TCP_SYN) +
                     !!(hdr->flags & IX_TCP_FIN);
     }
-    send_bare(tcp, pkt, &reset);
+    tcp->counters->tcp_rst_out += ix_tcp_send_bare(tcp, pkt, &reset);
 }
 
 void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -223,9 +222,29 @@ void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb)
         tcp->counters->tcp_rst_out++;
 }
 
+/* RFC 5961 section 7 wants a limit for all connections together. A fixed one tells whoever counts
+ * the challenges that he gets himself how many others got (CVE-2016-5696): so each second's is
+ * drawn anew, from half of the limit to one and a half. */
+static bool challenge_budget(struct ix_tcp *tcp)
+{
+    uint32_t second = (uint32_t)(tcp->now_ns / 1000000000), limit = tcp->cfg->challenge_acks;
+    if (tcp->challenge_s != second) {
+        tcp->challenge_s = second;
+        uint64_t random = ix_siphash(&tcp->cookie_key, &second, sizeof second);
+        tcp->challenge_left = limit / 2 + (uint32_t)(random % (limit + 1));
+    }
+    if (tcp->challenge_left == 0) {
+        tcp->counters->tcp_challenge_limited++;
+        return false;
+    }
+    tcp->challenge_left--;
+    return true;
+}
+
 void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (tcb->challenge_ms && tcp->now_ms - tcb->challenge_ms < CHALLENGE_MS)
+    if ((tcb->challenge_ms && tcp->now_ms - tcb->challenge_ms < CHALLENGE_MS) ||
+        !challenge_budget(tcp))
         return;
     tcb->challenge_ms = tcp->now_ms ? tcp->now_ms : 1;
     tcp->counters->tcp_challenge_acks++;

@@ -76,6 +76,7 @@ enum ix_tcp_timer {
 /* Numbers that more than one file goes by. */
 enum {
     IX_CWND_MAX = 1 << 30, /* so that sums don't wrap */
+    IX_PORT_COUNTERS = 64,         /* RFC 6056 3.3.4: a table of counters */
     IX_TCP_DUP_THRESH = 3,         /* DupThresh (RFC 5681 3.2, RFC 6675 section 2) */
     IX_TCP_RTO_MAX_US = 120000000, /* RFC 6298 (2.5) allows any maximum of 60 s or more */
 };
@@ -257,7 +258,7 @@ struct ix_tcb {
         uint32_t iss;       /* until the handshake is over: initial send sequence number */
         uint32_t rack_fack; /* after it: RACK.fack, the highest number that arrived */
     };
-    uint16_t mss; /* largest segment payload to the peer, options not subtracted (RFC 6691) */
+    uint16_t mss; /* largest payload that the peer takes, options not subtracted (RFC 6691) */
     uint8_t dupacks;
     uint8_t cc;            /* enum ix_congestion; never IX_CC_DEFAULT */
     uint8_t ecn;           /* enum ix_ecn_flag */
@@ -267,6 +268,7 @@ struct ix_tcb {
     uint8_t rack;          /* enum ix_rack_flag */
     uint8_t reo_mult, reo_persist; /* RACK.reo_wnd_mult, RACK.reo_wnd_persist (RFC 8985 5.3) */
     uint8_t quick_acks;    /* data segments still to be acknowledged without delay */
+    uint8_t soft_error;    /* what ICMP last said, an errno; 0 nothing */
     uint16_t rec_count;    /* records in the list from rec_head on */
     uint16_t min_rtt_s;    /* when min_rtt_us was measured, s */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
@@ -310,8 +312,10 @@ struct ix_listener {
     uint8_t family;
     uint8_t cc; /* enum ix_congestion of its connections */
     uint32_t backlog;
-    uint32_t pending; /* connections in SYN_RCVD or not yet ACCEPTed */
+    uint32_t pending;  /* connections in SYN_RCVD or not yet ACCEPTed */
+    uint32_t complete; /* of those the ones whose handshake is over */
     uint64_t cookie;
+    uint64_t cookie_ns; /* when the last SYN cookie left; 0: none yet */
 };
 
 /* A list of flows linked by an index field. */
@@ -347,8 +351,10 @@ struct ix_tcp {
     struct ix_flow_list events; /* have something to tell */
     struct ix_flow_list tw;     /* TIME_WAIT, oldest first */
 
-    struct ix_key flow_key, isn_key, port_key, ts_key;
-    uint32_t port_counter;
+    struct ix_key flow_key, isn_key, port_key, ts_key, cookie_key;
+    uint32_t port_counters[IX_PORT_COUNTERS];
+    uint32_t challenge_s;    /* the second that challenge_left counts for */
+    uint32_t challenge_left; /* challenge ACKs that may still leave in it */
     const struct ix_config *cfg;
     uint32_t listener_count; /* slots in use lie below this */
     struct ix_listener listeners[IX_LISTENERS_MAX];
@@ -373,10 +379,23 @@ static inline uint32_t ix_tcb_timer(const struct ix_tcp *tcp, const struct ix_tc
 {
     return ix_tcb_index(tcp, tcb) * IX_TIMERS_PER_FLOW + kind;
 }
+/* IP and TCP header without options. */
+static inline uint32_t ix_tcb_headers(const struct ix_tcb *tcb)
+{
+    return (tcb->key.family == 6 ? 40u : 20u) + IX_TCP_BYTES;
+}
+/* What the path, too, takes at this time; options not subtracted. */
+static inline uint32_t ix_tcb_mss_now(const struct ix_tcb *tcb)
+{
+    uint32_t headers = ix_tcb_headers(tcb);
+    if (IX_UNLIKELY(tcb->dst.mtu && tcb->dst.mtu < tcb->mss + headers))
+        return tcb->dst.mtu - headers;
+    return tcb->mss;
+}
 /* Payload bytes that fit beside the timestamp option. */
 static inline uint32_t ix_tcb_mss(const struct ix_tcb *tcb)
 {
-    return tcb->mss - (tcb->flags & IX_TF_TS ? 12u : 0u);
+    return ix_tcb_mss_now(tcb) - (tcb->flags & IX_TF_TS ? 12u : 0u);
 }
 static inline bool ix_tcb_synchronized(const struct ix_tcb *tcb)
 {

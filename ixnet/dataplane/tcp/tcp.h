@@ -41,16 +41,48 @@ struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key
 void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
                          const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
                          const struct ix_flow_key *key, uint64_t hash);
+/* The TCB of a connection in SYN_RCVD whose SYN-ACK is due; NULL (counted) if there is none. */
+struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener,
+                                const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
+                                const struct ix_flow_key *key, uint64_t hash);
+/* The least shift with which a window of `bytes` fits into 16 bits (RFC 7323 2.3). */
+uint8_t ix_tcp_scale_for(uint32_t bytes);
+/* The MSS that our SYNs say (RFC 6691). */
+static inline uint16_t ix_tcp_own_mss(const struct ix_tcp *tcp)
+{
+    uint32_t mss = tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES;
+    return (uint16_t)IX_MIN(mss, tcp->cfg->mss_max);
+}
 int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call);
 /* Takes MSS, window scale, SACK-permitted and timestamps from the peer's SYN. */
 void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
 /* Handshake complete: ESTABLISHED, and the event that says so. */
 void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb);
 
+/* ---- cookie.c: SYN cookies (RFC 4987 3.6) */
+uint32_t ix_cookie_make(const struct ix_tcp *tcp, const struct ix_flow_key *key, uint32_t peer_iss,
+                        uint32_t mss);
+enum ix_cookie {
+    IX_COOKIE_BAD = 0,
+    IX_COOKIE_EARLY, /* ours, but not with this ISS: the segment is not the first one after the SYN,
+                        which was lost or found no room and will come again */
+    IX_COOKIE_GOOD,
+};
+enum ix_cookie ix_cookie_check(const struct ix_tcp *tcp, const struct ix_flow_key *key,
+                               uint32_t peer_iss, uint32_t cookie, uint32_t *mss);
+/* Answers a SYN with a cookie. */
+void ix_cookie_answer(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
+                      const struct ix_tcp_hdr *syn, const struct ix_flow_key *key);
+/* An ACK that belongs to no flow. False: it brings no cookie of ours. Else *opened is the
+ * connection, in SYN_RCVD, for which the segment now is; or NULL, and it is dropped. */
+bool ix_cookie_ack(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
+                   const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key, uint64_t hash,
+                   struct ix_tcb **opened);
+
 /* ---- isn.c */
 uint32_t ix_tcp_isn(struct ix_tcp *tcp, const struct ix_flow_key *key);
 uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key);
-/* A free outgoing port whose replies arrive on this shard's queue (RFC 6056 algorithm 3); 0 if
+/* A free outgoing port whose replies arrive on this shard's queue (RFC 6056 algorithm 4); 0 if
  * there is none. */
 uint16_t ix_tcp_choose_port(struct ix_tcp *tcp, const struct ix_flow_key *key);
 
@@ -189,12 +221,22 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb);
  * no frame is to be had. */
 bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
                          uint8_t flags, bool in_place);
+/* A segment without a TCB behind it, back to where pkt came from. False if it can't be sent. */
+bool ix_tcp_send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt,
+                      const struct ix_tcp_hdr *hdr);
 /* An RST for a segment that belongs to no connection (RFC 9293 3.10.7.1). */
 void ix_tcp_send_reset_for(struct ix_tcp *tcp, const struct ix_packet *pkt,
                            const struct ix_tcp_hdr *hdr, uint32_t payload_bytes);
 void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb);
-/* A challenge ACK (RFC 5961 section 3), at most two a second a flow. */
+/* A challenge ACK (RFC 5961 section 3): at most two a second a flow, and about
+ * config.challenge_acks a second in all, a number that nobody can count out. */
 void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- pmtu.c */
+/* A router says that a segment was too long. */
+void ix_tcp_path_mtu(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_icmp_error *error);
+/* A segment was lost again and again: are its like too long, and nobody says so (RFC 4821 7.7)? */
+void ix_tcp_black_hole(struct ix_tcp *tcp, struct ix_tcb *tcb);
 
 /* ---- timer.c */
 /* FIN_WAIT_2 of an application that has closed and gone: how long its peer may keep its half open.

@@ -79,7 +79,7 @@ static void give_up(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcp->counters->tcp_timeouts++;
     if (ix_tcb_synchronized(tcb))
         ix_tcp_send_reset(tcp, tcb);
-    ix_tcp_finish(tcp, tcb, -IX_ETIMEDOUT);
+    ix_tcp_finish(tcp, tcb, tcb->soft_error ? -(int32_t)tcb->soft_error : -IX_ETIMEDOUT);
 }
 
 /* Moves a connection in SYN_SENT to another local port. */
@@ -188,6 +188,7 @@ static void data_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     ix_recovery_timeout(tcp, tcb);
     tcb->retries++;
     tcb->flags &= ~IX_TF_MORE;
+    ix_tcp_black_hole(tcp, tcb);
     if (closed_window) {
         tcb->flags &= ~IX_TF_REXMIT_ONE;
         probe(tcp, tcb);
