@@ -328,6 +328,14 @@ def run(
         str,
         typer.Option(metavar="WHEN", help="ECN: accept it, request it with CONNECT too, off."),
     ] = "accept",
+    syn_cookies: Annotated[
+        str,
+        typer.Option(metavar="WHEN", help="SYN cookies: when the backlog is full, never, always."),
+    ] = "full",
+    mss_max: Annotated[
+        int | None,
+        typer.Option(metavar="BYTES", help="No segment is larger, in neither direction."),
+    ] = None,
     pcap: Annotated[
         Path | None,
         typer.Option(
@@ -374,6 +382,8 @@ def run(
             restart_workers=restart_workers,
             congestion=congestion,
             ecn=ecn,
+            syn_cookies=syn_cookies,
+            mss_max=mss_max,
             pcap=pcap,
             snaplen=snaplen,
         )

@@ -232,9 +232,32 @@ class BufferEvent:
         """Off: small segments are held while others are in flight (RFC 9293 3.7.4). On at first."""
         self._check(lib.ix_bev_option(self._c, lib.IX_OPT_NODELAY, on))
 
-    def set_keepalive(self, seconds: float) -> None:
-        """Probes the peer after so long without a sign of it (RFC 9293 3.8.4); 0: never."""
+    def set_keepalive(self, seconds: float, interval: float = 0, probes: int = 0) -> None:
+        """Probes the peer after so long without a sign of it (RFC 9293 3.8.4); 0: never.
+
+        interval: seconds between probes; 0: 75, but not more than `seconds`. probes: how many go
+        unanswered before the connection ends with ETIMEDOUT; 0: 9.
+        """
+        every = _nanoseconds(interval)
+        self._check(lib.ix_bev_option(self._c, lib.IX_OPT_KEEPALIVE_INTERVAL_NS, every))
+        self._check(lib.ix_bev_option(self._c, lib.IX_OPT_KEEPALIVE_PROBES, probes))
         self._check(lib.ix_bev_option(self._c, lib.IX_OPT_KEEPALIVE_NS, _nanoseconds(seconds)))
+
+    def set_linger(self, seconds: float) -> None:
+        """After close() what the peer hasn't acknowledged in so long is given up by a reset; 0: as
+        long as retransmissions take. abort() is a linger of no time.
+        """
+        self._check(lib.ix_bev_option(self._c, lib.IX_OPT_LINGER_NS, _nanoseconds(seconds)))
+
+    def set_buffers(self, receive: int | None = None, send: int | None = None) -> None:
+        """Fixes the receive window, and how much may be sent and not yet acknowledged, in bytes;
+        they no longer grow with use. None: left as it is. Errors: IxError below 536, above 1 GiB.
+        """
+        for option, size in ((lib.IX_OPT_RCVBUF, receive), (lib.IX_OPT_SNDBUF, send)):
+            if size is not None:
+                if not 536 <= size <= 1 << 30:
+                    raise from_errno(-errno.EINVAL, f"set a buffer of {size} bytes")
+                self._check(lib.ix_bev_option(self._c, option, size))
 
     def set_user_timeout(self, seconds: float) -> None:
         """Aborts when data stays unacknowledged for so long (RFC 9293 3.8.3); 0: the default."""
@@ -320,6 +343,7 @@ class Listener:
         callback: AcceptCallback,
         backlog: int = 0,
         congestion: str | None = None,
+        connections: int = 0,
     ) -> None:
         """Claims the address for the instance and listens on it in this shard.
 
@@ -327,6 +351,7 @@ class Listener:
         callback(listener, bev): a peer has connected; give bev callbacks and enable(EV_READ) it.
         Closing or aborting bev there refuses the peer. backlog: how many may wait; 0: 1,024.
         congestion: of its connections, as in BufferEvent.set_congestion(); None: the instance's.
+        connections: how many there may be at a time; 0: any number.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
         number = congestion_number(congestion)
@@ -344,9 +369,12 @@ class Listener:
             text, _, cure = ffi.string(why).decode(errors="replace").partition(" (cure: ")
             what = f"listen on port {port}" + (f": {text}" if text else "")
             raise from_errno(code, what, cure.removesuffix(")"))
-        if number:
-            option = lib.IX_OPT_CONGESTION
-            lib.ix_app_listen_option(base._app, ip.encode() or ffi.NULL, port, option, number)
+        for option, value in (
+            (lib.IX_OPT_CONGESTION, number),
+            (lib.IX_OPT_CONNECTIONS, connections),
+        ):
+            if value:
+                lib.ix_app_listen_option(base._app, ip.encode() or ffi.NULL, port, option, value)
         base._listeners[self._id] = self
 
     def close(self) -> None:

@@ -45,8 +45,14 @@ OPT_KEEPALIVE_NS: int = lib.IX_OPT_KEEPALIVE_NS
 OPT_USER_TIMEOUT_NS: int = lib.IX_OPT_USER_TIMEOUT_NS
 OPT_RCVBUF: int = lib.IX_OPT_RCVBUF
 OPT_CONGESTION: int = lib.IX_OPT_CONGESTION
+OPT_SNDBUF: int = lib.IX_OPT_SNDBUF
+OPT_LINGER_NS: int = lib.IX_OPT_LINGER_NS
+OPT_KEEPALIVE_INTERVAL_NS: int = lib.IX_OPT_KEEPALIVE_INTERVAL_NS
+OPT_KEEPALIVE_PROBES: int = lib.IX_OPT_KEEPALIVE_PROBES
+OPT_CONNECTIONS: int = lib.IX_OPT_CONNECTIONS
 
 _RECORD_BYTES = 64
+_UDP_MORE: int = lib.IX_UDP_MORE
 # struct ix_event: type, offset, bytes, handle, cookie, frame, peer_port, local_port.
 _EVENT = struct.Struct("<BxHIQQIHH32x")
 # struct ix_call without and with its union taken as `local`.
@@ -99,7 +105,8 @@ class Event:
     """One event as an object, for when that is worth its cost; fields as in struct ix_event.
 
     address: UMEM offset of the payload, bytes. status: 0 or -errno. peer, local: (address, port) of
-    the events that have them. What an event type does not name is 0.
+    the events that have them. more: UDP_RECV, the datagram goes on in the next event. What an event
+    type does not name is 0.
     """
 
     type: int
@@ -110,6 +117,7 @@ class Event:
     status: int
     peer: tuple[str, int]
     local: tuple[str, int]
+    more: bool = False
 
 
 class EventBatch:
@@ -214,6 +222,12 @@ class EventBatch:
                 give_back = calls.udp_recv_done if kind == EV_UDP_RECV else calls.recv_done
                 give_back(handle, address, length)
 
+    def more(self, index: int) -> bool:
+        """Is event `index` a part of a datagram that goes on in the next event? So it is with those
+        that came in fragments.
+        """
+        return bool(self.raw[index].type == EV_UDP_RECV and self.raw[index].family & _UDP_MORE)
+
     def event(self, index: int) -> Event:
         """Event `index` as an object of its own, which outlives the batch."""
         if not 0 <= index < self.count:
@@ -228,6 +242,7 @@ class EventBatch:
             status=raw.status if raw.type in (EV_CONNECTED, EV_DEAD) else 0,
             peer=(_address_text(raw.peer), raw.peer_port),
             local=(_address_text(raw.local), raw.local_port),
+            more=self.more(index),
         )
 
 
@@ -479,12 +494,14 @@ class Shard:
         cookie: int = 0,
         backlog: int = 0,
         congestion: str | None = None,
+        connections: int = 0,
     ) -> None:
         """Claims TCP ip:port (None: every local address) for the instance and listens in this
         shard.
 
         cookie: comes with each KNOCK. backlog: connections not yet accepted at most; 0: 1,024.
         congestion: of its connections, "cubic", "newreno" or "dctcp"; None: the instance's.
+        connections: how many there may be at a time; 0: any number.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
         number = congestion_number(congestion)
@@ -492,9 +509,10 @@ class Shard:
         address = ffi.NULL if ip is None else ip.encode()
         code = lib.ix_app_listen(self.app, address, port, cookie, backlog, why, _REASON_BYTES)
         _check(code, f"listen on port {port}", why)
-        if number:
-            code = lib.ix_app_listen_option(self.app, address, port, OPT_CONGESTION, number)
-            _check(code, f"set the congestion control of port {port}")
+        for option, value in ((OPT_CONGESTION, number), (OPT_CONNECTIONS, connections)):
+            if value:
+                code = lib.ix_app_listen_option(self.app, address, port, option, value)
+                _check(code, f"set option {option} of port {port}")
 
     def unlisten(self, port: int, ip: str | None = None) -> None:
         """Ends what `listen` began; established connections stay."""

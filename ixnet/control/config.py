@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "zerocopy", "copy", "generic")
 HUGE_PAGES = ("auto", "yes", "no")
+SYN_COOKIES = ("full", "never", "always")  # the order is enum ix_cookies'
+MSS_MIN = 88
 PLACEMENTS = ("inline", "dune")
 KICKS = ("exit", "thread")
 
@@ -50,7 +52,8 @@ class RunConfig:
     before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
     frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
     own_address: an address that only the dataplane has. ports: the first and last of the outgoing
-    ones. congestion: of connections that say no other; ecn: accept, request or off. kick: who makes
+    ones. congestion: of connections that say no other; ecn: accept, request or off. syn_cookies:
+    full, never or always; mss_max: bytes, None no limit. kick: who makes
     the system calls that push the NIC along in the dune placement: exit, the guest itself, or
     thread, one of the control process; None: exit. pcap: where frames are recorded; snaplen: bytes
     kept of each, None or 0 all.
@@ -75,6 +78,8 @@ class RunConfig:
     restart_workers: bool = True
     congestion: str = "cubic"
     ecn: str = "accept"
+    syn_cookies: str = "full"
+    mss_max: int | None = None
     pcap: Path | None = None
     snaplen: int | None = None
 
@@ -84,6 +89,9 @@ class RunConfig:
         _one_of("placement", self.placement, PLACEMENTS)
         _one_of("congestion", self.congestion, tuple(CONGESTION))
         _one_of("ecn", self.ecn, tuple(ECN))
+        _one_of("syn-cookies", self.syn_cookies, SYN_COOKIES)
+        if self.mss_max is not None:
+            _within("mss-max", self.mss_max, MSS_MIN, 65_535)
         _within("batch", self.batch, 1, BATCH_MAX)
         _within("frames", self.frames, FRAMES_MIN, FRAMES_MAX)
         _within("max-flows", self.max_flows, 64, FLOWS_MAX)

@@ -29,7 +29,7 @@ from typing import Any
 
 from ixnet._core import ffi, lib
 from ixnet.congestion import CONGESTION, ECN
-from ixnet.control.config import RING_ENTRIES, RunConfig
+from ixnet.control.config import RING_ENTRIES, SYN_COOKIES, RunConfig
 from ixnet.control.errors import IxError, from_errno
 from ixnet.control.guest import FRAMES_UNIT, Guest, PlacedRegion, PlacedUmem
 from ixnet.control.nic import Nic
@@ -146,6 +146,7 @@ def fill_config(plan: WorkerPlan, config: RunConfig, nic: Nic) -> Any:
     c.all_port_lo, c.all_port_hi = plan.all_ports
     c.own_address = 1 if config.own_address else 0
     c.sg_inplace = 1 if config.placement == "inline" else 0
+    c.syn_cookies, c.mss_max = SYN_COOKIES.index(config.syn_cookies), config.mss_max or 0
     c.congestion, c.ecn = CONGESTION[config.congestion], ECN[config.ecn]
     if nic.rss and nic.rss.function == "toeplitz" and len(nic.rss.indirection) <= 512:
         c.rss_key_bytes = min(len(nic.rss.key), 64)

@@ -122,7 +122,7 @@ int ix_bev_option(struct ix_bev *bev, uint32_t which, uint64_t value)
     if (which < 1 || which > IX_BEV_OPTIONS)
         return -EINVAL;
     bev->option_value[which - 1] = value;
-    bev->options |= (uint8_t)(1u << (which - 1));
+    bev->options |= (uint16_t)(1u << (which - 1));
     queue(bev);
     return 0;
 }
@@ -261,7 +261,7 @@ static bool flush_open(struct ix_bev *bev)
         memcpy(call->peer, bev->peer, sizeof call->peer);
         if (bev->options & 1u << (IX_OPT_CONGESTION - 1)) { /* its SYN may have to ask for ECN */
             call->bytes = (uint32_t)bev->option_value[IX_OPT_CONGESTION - 1];
-            bev->options &= (uint8_t) ~(1u << (IX_OPT_CONGESTION - 1));
+            bev->options &= (uint16_t) ~(1u << (IX_OPT_CONGESTION - 1));
         }
     }
     return true;
@@ -277,7 +277,7 @@ static bool flush_options(struct ix_bev *bev)
             return false;
         call->bytes = i + 1;
         call->value = bev->option_value[i];
-        bev->options &= (uint8_t) ~(1u << i);
+        bev->options &= (uint16_t) ~(1u << i);
     }
     return true;
 }

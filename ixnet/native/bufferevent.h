@@ -55,7 +55,7 @@ enum ix_bev_todo {
     IX_BEV_TODO_ABORT = 16
 };
 
-enum { IX_BEV_OPTIONS = 5 };
+enum { IX_BEV_OPTIONS = 9 };
 
 struct ix_bev {
     struct ix_evowner changed; /* first: the pool's queue of the changed leads here */
@@ -79,7 +79,7 @@ struct ix_bev {
     uint8_t blocked;   /* 1: the dataplane took less than all: wait for SENT */
     uint8_t eof;       /* 1: FIN came; 2: and was told */
     uint8_t family;    /* 4, or 0 without addresses */
-    uint8_t options;   /* bit n-1: option n is to be set */
+    uint16_t options;  /* bit n-1: option n is to be set */
     uint16_t peer_port, local_port;
     uint8_t peer[16], local[16]; /* network byte order, IPv4 in the first 4 bytes */
     int32_t error;               /* why it ended: errno, 0 for an orderly end */

@@ -61,6 +61,8 @@ static void configure(struct sim_world *w, uint32_t i)
         .fill_target = plan->fill_target,
         .rcvbuf_bytes = plan->rcvbuf_bytes,
         .sndbuf_bytes = plan->sndbuf_bytes,
+        .rcvbuf_max_bytes = plan->rcvbuf_bytes * (w->c->grow ? 8 : 1),
+        .sndbuf_max_bytes = plan->sndbuf_bytes * (w->c->grow ? 8 : 1),
         .time_wait_ms = plan->time_wait_ms,
         .syn_cookies = w->c->cookies ? IX_COOKIES_ALWAYS : IX_COOKIES_NEVER,
         .mtu = plan->mtu,

@@ -59,6 +59,7 @@ struct ix_simd_case {
     uint64_t faults_until_ns; /* every fault is over by then */
     bool cookies; /* every connection is opened by a SYN cookie; all keep themselves alive, as an
                    * opener whose last ACK was lost may have nothing to say */
+    bool grow; /* windows grow with use, up to eight times what they are at first */
     bool own_address;         /* neighbours by ARP over the wire, else they are told */
     bool wrap_isn;            /* sequence numbers of the first connection wrap around early */
     uint32_t conns;           /* connections in all */

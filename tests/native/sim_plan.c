@@ -205,6 +205,7 @@ void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
     plan_congestion(r, c, faulty);
     uint64_t cookie_state = state_for(seed, cookie_stream);
     c->cookies = sim_chance(&cookie_state, 100000);
+    c->grow = sim_chance(&cookie_state, 400000);
 }
 
 /* ---- its connections --------------------------------------------------------------- */

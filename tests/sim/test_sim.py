@@ -174,7 +174,7 @@ def calm(
     case.pattern = 1 + lib.SIM_ONE_WAY
     case.odd_ppm = case.pause_ppm = case.nonsense_ppm = case.upset_count = case.check_every = 0
     case.spread_ns = 1
-    case.own_address = case.cookies = False
+    case.own_address = case.cookies = case.grow = False
     case.wire_frames = 8192
     for i in range(2):
         case.path[i] = ffi.new("struct ix_sim_path *", {"delay_ns": delay_ns, **path})[0]

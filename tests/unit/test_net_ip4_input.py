@@ -142,14 +142,13 @@ def test_source_of_another_local_address_is_a_lie_too() -> None:
     assert drops(stack) == {"drop_ip_src": 1}
 
 
-def test_fragments_are_counted() -> None:
+def test_fragments_of_a_datagram_are_put_together_and_of_a_segment_counted() -> None:
     stack = endpoint()
-    whole = IP(src=REMOTE, dst=LOCAL) / UDP(sport=9, dport=7) / Raw(bytes(2000))
-    parts = fragment(whole, fragsize=1000)
-    for part in parts:
-        stack.inject(ethernet(bytes(part)))
-    stack.expect_no_event()
-    assert drops(stack) == {"drop_ip_frag": len(parts)}
+    for l4, dropped in ((UDP(sport=9, dport=7), 0), (TCP(sport=9, dport=7), 3)):
+        parts = fragment(IP(src=REMOTE, dst=LOCAL) / l4 / Raw(bytes(2000)), fragsize=1000)
+        for part in parts:
+            stack.inject(ethernet(bytes(part)))
+        assert stack.counters("ip_reassembled", "drop_ip_frag") == [1, dropped]
 
 
 @pytest.mark.parametrize("proto", [0, 2, 47, 50, 132, 255])

@@ -50,7 +50,7 @@ enum ix_event_type {
 /* One event. 64 bytes: one cache line. Fields that an event type does not name are 0. */
 struct ix_event {
     uint8_t type;    /* enum ix_event_type */
-    uint8_t family;  /* 4 or 6 where peer and local are set */
+    uint8_t family;  /* 4 or 6 where peer and local are set; UDP_RECV: and IX_UDP_MORE */
     uint16_t offset; /* RECV, UDP_*: payload's offset in its frame, bytes */
     uint32_t bytes;  /* RECV, UDP_*: payload length; SENT: bytes acknowledged */
     uint64_t handle; /* the connection, UDP endpoint or timer */
@@ -108,14 +108,26 @@ enum ix_call_flags {
     IX_TIMER_CANCEL = 1 /* TIMER_SET */
 };
 
+/* A datagram that came in fragments is told in several UDP_RECV events, one after the other in the
+ * same array: all but the last have this in `family` beside the family. */
+enum { IX_UDP_MORE = 0x80 };
+
 enum ix_option {
     IX_OPT_NODELAY = 1,      /* 0: Nagle's algorithm (RFC 9293 3.7.4); default 1. Either lets go of
                               * what IX_SEND_MORE holds */
     IX_OPT_KEEPALIVE_NS = 2, /* idle time before the first probe; 0 off (default) */
     IX_OPT_USER_TIMEOUT_NS =
         3,            /* unacknowledged for so long: abort (RFC 9293 3.8.3); 0: default of RTOs */
-    IX_OPT_RCVBUF = 4, /* receive window limit, bytes */
+    IX_OPT_RCVBUF = 4, /* receive window limit, bytes; it no longer grows by itself */
     IX_OPT_CONGESTION = 5, /* enum ix_congestion */
+    IX_OPT_SNDBUF = 6,     /* most bytes borrowed at a time; it no longer grows by itself */
+    /* CLOSE: what is not acknowledged after so long is given up by a reset, and DEAD says
+     * -ETIMEDOUT; 0: as long as retransmissions take (default). ABORT is a linger of no time. */
+    IX_OPT_LINGER_NS = 7,
+    IX_OPT_KEEPALIVE_INTERVAL_NS = 8, /* between probes; 0: 75 s, but not more than KEEPALIVE_NS */
+    IX_OPT_KEEPALIVE_PROBES = 9,      /* unanswered ones that end the connection; 0: 9 */
+    /* Only of listeners: connections at a time, of all that it ever accepted; 0: no limit. */
+    IX_OPT_CONNECTIONS = 10,
     /* So many data segments are acknowledged without delay, unless the application answers one
      * before; an ACK that waits goes at once (default 0) */
     IX_OPT_QUICKACK = 16
@@ -195,7 +207,8 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns);
 int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                     uint64_t cookie, uint32_t backlog);
 int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port);
-/* What later connections of that listener begin with. option: IX_OPT_CONGESTION. Returns 0,
+/* What later connections of that listener begin with (IX_OPT_CONGESTION), or how many there may be
+ * (IX_OPT_CONNECTIONS). Returns 0,
  * -ENOENT, -EINVAL. */
 int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                            uint32_t option, uint64_t value);

@@ -30,8 +30,11 @@ struct ix_config {
     uint32_t arena_frames; /* UMEM frames of the application's send arena (may be 0) */
     uint32_t batch;        /* 1..256 frames a cycle (64) */
     uint32_t fill_target;  /* frames kept on FILL (half of pool_frames, at most 2,048) */
-    uint32_t rcvbuf_bytes; /* receive window limit of a connection (262,144) */
-    uint32_t sndbuf_bytes; /* most bytes of a connection borrowed at a time (1,048,576) */
+    uint32_t rcvbuf_bytes; /* receive window of a connection, at first (262,144) */
+    uint32_t sndbuf_bytes; /* most bytes of a connection borrowed at a time, at first (1,048,576) */
+    /* How far these grow when a connection has use for it. Where the first value is the default: a
+     * quarter of the pool and half of the UMEM, 4 MiB at most; else not at all. */
+    uint32_t rcvbuf_max_bytes, sndbuf_max_bytes;
     uint32_t time_wait_ms; /* 2 MSL (60,000) */
     uint32_t mtu;          /* IP bytes a frame can carry (1,500) */
     uint16_t port_lo,

@@ -39,7 +39,11 @@
     X(drop_ip_version, "IP version field not 4")                                              \
     X(drop_ip_header, "bad IPv4 header length")                                               \
     X(drop_ip_csum, "bad IPv4 header checksums")                                              \
-    X(drop_ip_frag, "IPv4 fragments (not reassembled yet)")                                   \
+    X(drop_ip_frag, "fragments that are malformed, of another protocol than UDP, or repeated")  \
+    X(ip_reassembled, "datagrams put together from fragments")                                \
+    X(drop_reass_timeout, "datagrams given up: their fragments did not all come in time")      \
+    X(drop_reass_overlap, "datagrams given up: their fragments overlap (RFC 5722)")            \
+    X(drop_reass_full, "datagrams given up for newer ones: too many were incomplete")          \
     X(drop_ip_src, "impossible IPv4 source addresses (broadcast, multicast, own: land)")      \
     X(drop_ip_dst, "IPv4 packets to an address that is not this shard's")                     \
     X(drop_ip_proto, "IPv4 protocols that the core does not speak")                           \
@@ -84,6 +88,7 @@
     X(tcp_probes, "zero-window probes sent")                                                  \
     X(tcp_keepalives, "keepalive probes sent")                                                \
     X(tcp_challenge_acks, "challenge ACKs sent (RFC 5961)")                                   \
+    X(tcp_linger_resets, "connections reset because their linger time was over")               \
     X(tcp_challenge_limited, "challenge ACKs not sent because of the shard's limit")           \
     X(tcp_cookies_sent, "SYNs answered with a cookie: no room for a half-open connection")     \
     X(tcp_cookies_good, "connections opened by a cookie that came back")                      \
@@ -108,6 +113,7 @@
     X(drop_tcp_backlog, "SYNs dropped because the listener's backlog is full")                \
     X(drop_tcp_accept_full, "handshakes not begun or completed: too many wait for ACCEPT")     \
     X(drop_tcp_half_open, "SYNs dropped because the shard has too many half-open connections") \
+    X(drop_tcp_connections, "handshakes not begun or completed: the listener has its connections") \
     X(drop_tcp_flows, "SYNs dropped because the flow table is full")                          \
     X(drop_tcp_seq, "segments outside the receive window")                                    \
     X(drop_tcp_ack, "segments with an unacceptable ACK")                                      \

@@ -28,6 +28,29 @@ static enum ix_verdict count_parse(struct ix_net *net, enum ix_parse parse)
     return IX_VERDICT_DROP;
 }
 
+/* Only UDP's are put together: TCP has no need of fragments, as each of its segments has DF. */
+static enum ix_verdict fragment_input(struct ix_net *net, struct ix_packet *pkt)
+{
+    if (pkt->ip.proto != IX_PROTO_UDP) {
+        net->counters->drop_ip_frag++;
+        return IX_VERDICT_DROP;
+    }
+    const uint8_t *payload = pkt->data + IX_ETH_BYTES + pkt->ip.header_bytes;
+    const struct ix_fragment fragment = {
+        .src = ix_ip_from_v4(pkt->ip.src),
+        .dst = ix_ip_from_v4(pkt->ip.dst),
+        .id = pkt->ip.id,
+        .at = pkt->ip.frag_bytes,
+        .bytes = (uint32_t)pkt->ip.total_bytes - pkt->ip.header_bytes,
+        .offset = (uint16_t)(payload - ix_net_frame_ptr(net, pkt->frame)),
+        .family = 4,
+        .more = pkt->ip.more_fragments,
+    };
+    if (!ix_reass_add(net, &fragment, pkt->frame, &pkt->fragments))
+        return IX_VERDICT_DROP;
+    return pkt->fragments == IX_NONE ? IX_VERDICT_KEPT : IX_VERDICT_UDP;
+}
+
 static enum ix_verdict ip4_input(struct ix_net *net, struct ix_packet *pkt)
 {
     struct ix_counters *n = net->counters;
@@ -47,10 +70,9 @@ static enum ix_verdict ip4_input(struct ix_net *net, struct ix_packet *pkt)
         n->drop_ip_src++;
         return IX_VERDICT_DROP;
     }
-    if (IX_UNLIKELY(pkt->ip.more_fragments || pkt->ip.frag_bytes)) {
-        n->drop_ip_frag++;
-        return IX_VERDICT_DROP;
-    }
+    pkt->fragments = IX_NONE;
+    if (IX_UNLIKELY(pkt->ip.more_fragments || pkt->ip.frag_bytes))
+        return fragment_input(net, pkt);
     pkt->l4 = pkt->data + IX_ETH_BYTES + pkt->ip.header_bytes;
     pkt->l4_bytes = (uint32_t)pkt->ip.total_bytes - pkt->ip.header_bytes;
     switch (pkt->ip.proto) {

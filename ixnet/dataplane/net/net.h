@@ -15,6 +15,7 @@
 #include "mem/frame.h"
 #include "net/addr.h"
 #include "net/pmtu.h"
+#include "net/reass.h"
 #include "wire/arp.h"
 #include "wire/eth.h"
 #include "wire/ipv4.h"
@@ -29,6 +30,9 @@ struct ix_packet {
     struct ix_ipv4 ip;
     uint8_t *l4;       /* first byte after the IP header */
     uint32_t l4_bytes; /* to the end of the IP packet; padding is cut off */
+    /* UDP, of a datagram that came in fragments: its frames (net/reass.h), of which this is one.
+     * IX_NONE: it is whole. */
+    uint32_t fragments;
 };
 
 /* What a layer's input function says of a packet. */
@@ -102,6 +106,7 @@ struct ix_net {
     uint32_t neigh_purged; /* epoch in which those that are gone were last taken out of `neigh` */
     struct ix_key neigh_key;
     struct ix_pmtu_cache pmtu;
+    struct ix_reass reass;
 };
 
 /* ---- tables (tables.c) */

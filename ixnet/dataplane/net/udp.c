@@ -68,11 +68,108 @@ int ix_udp_unbind(struct ix_udp_table *udp, uint64_t handle)
     return 0;
 }
 
+/* The event of a datagram's payload, or of a part of it. */
+static void put_event(struct ix_udp_table *udp, const struct ix_udp_end *end,
+                      const struct ix_packet *pkt, const struct ix_udp *hdr,
+                      struct ix_event *event, uint32_t frame, uint32_t offset, uint32_t bytes)
+{
+    uint64_t handle =
+        ix_handle_make(IX_HANDLE_UDP, (uint32_t)(end - udp->ends), end->generation);
+    event->family = 4;
+    event->bytes = bytes;
+    event->handle = handle;
+    event->cookie = end->cookie;
+    event->frame = frame;
+    event->offset = (uint16_t)offset;
+    event->peer_port = hdr->src_port;
+    event->local_port = hdr->dst_port;
+    __builtin_memcpy(event->peer, &pkt->ip.src, 4);
+    __builtin_memcpy(event->local, &pkt->ip.dst, 4);
+    if (bytes) /* else nothing to lend: the event alone tells of an empty datagram */
+        ix_frame_lend(udp->net->frames, frame, handle, (uint16_t)offset, (uint16_t)bytes);
+}
+
+static struct ix_udp_end *endpoint_of(struct ix_udp_table *udp, const struct ix_packet *pkt,
+                                      const struct ix_udp *hdr)
+{
+    struct ix_ip local = ix_ip_from_v4(pkt->ip.dst);
+    struct ix_udp_end *end = find(udp, &local, 4, hdr->dst_port);
+    if (!end)
+        udp->net->counters->drop_udp_port++;
+    return end;
+}
+
+/* Header and checksum of a datagram whose parts lie in several frames. The first holds the header;
+ * all but the last are multiples of 8 bytes, so their sums add up. */
+static bool parse_parts(struct ix_udp_table *udp, const struct ix_packet *pkt, struct ix_udp *hdr)
+{
+    struct ix_net *net = udp->net;
+    const struct ix_frame *meta = net->frames->meta;
+    uint32_t bytes = 0, sum = 0;
+    for (uint32_t i = pkt->fragments; i != IX_NONE; i = meta[i].next) {
+        sum = ix_csum_add(ix_net_frame_ptr(net, i) + meta[i].offset, meta[i].bytes, sum);
+        bytes += meta[i].bytes;
+    }
+    const uint8_t *header = ix_net_frame_ptr(net, pkt->fragments) + meta[pkt->fragments].offset;
+    *hdr = (struct ix_udp){.src_port = ix_load_be16(header),
+                           .dst_port = ix_load_be16(header + 2),
+                           .total_bytes = ix_load_be16(header + 4),
+                           .has_csum = ix_load_be16(header + 6)};
+    if (hdr->total_bytes != bytes) {
+        net->counters->drop_udp_short++;
+        return false;
+    }
+    uint32_t pseudo = ix_csum_pseudo4(pkt->ip.src, pkt->ip.dst, IX_PROTO_UDP, bytes);
+    if (hdr->has_csum && ix_csum_finish(ix_csum_fold((uint64_t)sum + pseudo)) != 0) {
+        net->counters->drop_udp_csum++;
+        return false;
+    }
+    return true;
+}
+
+/* All parts or none: an event each, in order. */
+static void deliver_parts(struct ix_udp_table *udp, const struct ix_packet *pkt)
+{
+    struct ix_frames *frames = udp->net->frames;
+    struct ix_frame *first = &frames->meta[pkt->fragments];
+    uint32_t parts = 0, head = pkt->fragments;
+    struct ix_udp hdr;
+    struct ix_udp_end *end = parse_parts(udp, pkt, &hdr) ? endpoint_of(udp, pkt, &hdr) : NULL;
+    for (uint32_t i = head; i != IX_NONE; i = frames->meta[i].next)
+        parts++;
+    bool room = udp->io->max_events - udp->io->n_events >= parts &&
+                frames->count[IX_FRAME_APP] + parts <= frames->lend_max;
+    if (end && !room)
+        udp->net->counters->drop_udp_full++;
+    if (!end || !room) {
+        ix_reass_free(udp->net, head);
+        return;
+    }
+    first->offset = (uint16_t)(first->offset + IX_UDP_BYTES);
+    first->bytes = (uint16_t)(first->bytes - IX_UDP_BYTES);
+    udp->net->counters->udp_in++;
+    while (head != IX_NONE) {
+        uint32_t frame = head, bytes = frames->meta[frame].bytes;
+        head = frames->meta[frame].next;
+        if (bytes == 0) { /* the first held the header and no more */
+            ix_frame_free(frames, frame);
+            continue;
+        }
+        struct ix_event *event = ix_io_event(udp->io, IX_EV_UDP_RECV);
+        put_event(udp, end, pkt, &hdr, event, frame, frames->meta[frame].offset, bytes);
+        event->family = head == IX_NONE ? 4 : 4 | IX_UDP_MORE;
+    }
+}
+
 enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
 {
     struct ix_net *net = udp->net;
     struct ix_counters *n = net->counters;
     struct ix_udp hdr;
+    if (IX_UNLIKELY(pkt->fragments != IX_NONE)) {
+        deliver_parts(udp, pkt);
+        return IX_VERDICT_KEPT;
+    }
     enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, pkt->ip.src, pkt->ip.dst, &hdr);
     if (parse != IX_PARSE_OK) {
         if (parse != IX_PARSE_CSUM)
@@ -81,39 +178,23 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
             n->drop_udp_csum++;
         return IX_VERDICT_DROP;
     }
-    struct ix_ip local = ix_ip_from_v4(pkt->ip.dst);
-    struct ix_udp_end *end = find(udp, &local, 4, hdr.dst_port);
+    struct ix_udp_end *end = endpoint_of(udp, pkt, &hdr);
     if (!end) {
-        n->drop_udp_port++;
         ix_icmp4_unreachable(net, pkt, IX_ICMP4_PORT); /* RFC 1122 4.1.3.1 */
         return IX_VERDICT_DROP;
     }
-    uint32_t bytes = (uint32_t)hdr.total_bytes - IX_UDP_BYTES;
     struct ix_event *event =
         ix_frame_may_lend(net->frames) ? ix_io_event(udp->io, IX_EV_UDP_RECV) : NULL;
     if (!event) {
         n->drop_udp_full++;
         return IX_VERDICT_DROP;
     }
-    uint8_t *payload = pkt->l4 + IX_UDP_BYTES;
-    event->family = 4;
-    event->bytes = bytes;
-    uint64_t handle =
-        ix_handle_make(IX_HANDLE_UDP, (uint32_t)(end - udp->ends), end->generation);
-    uint16_t offset = (uint16_t)(payload - ix_net_frame_ptr(net, pkt->frame));
-    event->handle = handle;
-    event->cookie = end->cookie;
-    event->frame = pkt->frame;
-    event->offset = offset;
-    event->peer_port = hdr.src_port;
-    event->local_port = hdr.dst_port;
-    __builtin_memcpy(event->peer, &pkt->ip.src, 4);
-    __builtin_memcpy(event->local, &pkt->ip.dst, 4);
+    const uint8_t *payload = pkt->l4 + IX_UDP_BYTES;
+    uint32_t offset = (uint32_t)(payload - ix_net_frame_ptr(net, pkt->frame));
+    uint32_t bytes = (uint32_t)hdr.total_bytes - IX_UDP_BYTES;
+    put_event(udp, end, pkt, &hdr, event, pkt->frame, offset, bytes);
     n->udp_in++;
-    if (bytes == 0) /* nothing to lend: the event alone tells of an empty datagram */
-        return IX_VERDICT_DROP;
-    ix_frame_lend(net->frames, pkt->frame, handle, offset, (uint16_t)bytes);
-    return IX_VERDICT_KEPT;
+    return bytes ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
 }
 
 bool ix_net_sendable(const struct ix_net *net, uint64_t addr, uint32_t bytes)

@@ -10,6 +10,23 @@ static uint32_t or_default(uint32_t value, uint32_t fallback)
     return value ? value : fallback;
 }
 
+/* The limits of what windows grow to follow from the memory that there is: a frame of the pool
+ * holds a segment of 1,448 bytes. */
+static void buffer_defaults(struct ix_config *cfg)
+{
+    const uint32_t rcvbuf = 262144, sndbuf = 1048576, most = 4u << 20;
+    uint64_t pool = (uint64_t)cfg->pool_frames / 4 * 1448;
+    uint64_t umem = ((uint64_t)cfg->pool_frames + cfg->arena_frames) << (IX_FRAME_SHIFT_MIN - 1);
+    uint32_t rcv_max = (uint32_t)IX_MAX(IX_MIN(pool, (uint64_t)most), (uint64_t)rcvbuf);
+    uint32_t snd_max = (uint32_t)IX_MAX(IX_MIN(umem, (uint64_t)most), (uint64_t)sndbuf);
+    cfg->rcvbuf_max_bytes =
+        or_default(cfg->rcvbuf_max_bytes, cfg->rcvbuf_bytes ? cfg->rcvbuf_bytes : rcv_max);
+    cfg->sndbuf_max_bytes =
+        or_default(cfg->sndbuf_max_bytes, cfg->sndbuf_bytes ? cfg->sndbuf_bytes : snd_max);
+    cfg->rcvbuf_bytes = or_default(cfg->rcvbuf_bytes, rcvbuf);
+    cfg->sndbuf_bytes = or_default(cfg->sndbuf_bytes, sndbuf);
+}
+
 static void apply_defaults(struct ix_config *cfg)
 {
     cfg->shard_count = or_default(cfg->shard_count, 1);
@@ -20,8 +37,7 @@ static void apply_defaults(struct ix_config *cfg)
     cfg->max_extents = or_default(cfg->max_extents, 4 * cfg->pool_frames);
     cfg->batch = or_default(cfg->batch, IX_BATCH_DEFAULT);
     cfg->fill_target = or_default(cfg->fill_target, IX_MIN(cfg->pool_frames / 2, 2048u));
-    cfg->rcvbuf_bytes = or_default(cfg->rcvbuf_bytes, 262144);
-    cfg->sndbuf_bytes = or_default(cfg->sndbuf_bytes, 1048576);
+    buffer_defaults(cfg);
     cfg->time_wait_ms = or_default(cfg->time_wait_ms, 60000);
     cfg->mtu = or_default(cfg->mtu, 1500);
     cfg->max_half_open = or_default(cfg->max_half_open, IX_MAX(cfg->max_flows / 2, 1u));
@@ -37,8 +53,9 @@ static bool valid(const struct ix_config *cfg)
            cfg->pool_frames >= 1024 && cfg->pool_frames <= IX_FRAMES_MAX &&
            cfg->arena_frames <= IX_FRAMES_MAX && cfg->batch <= IX_BATCH_MAX &&
            cfg->fill_target <= cfg->pool_frames - cfg->pool_frames / 16 &&
-           cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= 1u << 30 &&
-           cfg->sndbuf_bytes >= IX_MSS_DEFAULT && cfg->sndbuf_bytes <= 1u << 30 &&
+           cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= cfg->rcvbuf_max_bytes &&
+           cfg->sndbuf_bytes >= IX_MSS_DEFAULT && cfg->sndbuf_bytes <= cfg->sndbuf_max_bytes &&
+           cfg->rcvbuf_max_bytes <= 1u << 30 && cfg->sndbuf_max_bytes <= 1u << 30 &&
            cfg->congestion <= IX_CC_DCTCP && cfg->ecn <= IX_ECN_REQUEST &&
            cfg->mtu >= IX_MTU_MIN && cfg->syn_cookies <= IX_COOKIES_ALWAYS &&
            cfg->challenge_acks <= 1u << 30 && cfg->mss_max >= IX_MSS_MIN &&
@@ -144,6 +161,7 @@ static void init_net(struct ix_shard *shard)
     net->mtu = shard->cfg.mtu;
     net->epoch = 1;
     ix_pmtu_init(&net->pmtu);
+    ix_reass_init(&net->reass);
     net->ip_id = (uint16_t)ix_random(&net->random);
     net->neigh_key = (struct ix_key){{ix_random(&net->random), ix_random(&net->random)}};
 }
@@ -260,6 +278,14 @@ static struct ix_listener *find_listener(struct ix_shard *shard, const struct ix
     return NULL;
 }
 
+/* The listener's slot will be another's: its connections count for nobody any more. */
+static void forget_connections(struct ix_tcp *tcp, struct ix_listener *l)
+{
+    for (uint32_t i = 0; i < tcp->max_flows && l->connections; i++)
+        if (tcp->flows[i].hash && tcp->flows[i].accepted_by == l - tcp->listeners + 1)
+            ix_tcp_leave_listener(tcp, &tcp->flows[i]);
+}
+
 int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port)
 {
     struct ix_ip address;
@@ -269,6 +295,7 @@ int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family,
     if (!l)
         return -IX_ENOENT;
     l->port = 0; /* connections that still knock keep the slot through `pending` */
+    forget_connections(&shard->tcp, l);
     return 0;
 }
 
@@ -276,12 +303,17 @@ int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t fa
                            uint32_t option, uint64_t value)
 {
     struct ix_ip address;
-    if (!take_ip(ip, family, &address) || option != IX_OPT_CONGESTION || !ix_cc_known(value))
+    bool congestion = option == IX_OPT_CONGESTION && ix_cc_known(value);
+    bool connections = option == IX_OPT_CONNECTIONS && value <= IX_FLOWS_MAX;
+    if (!take_ip(ip, family, &address) || !(congestion || connections))
         return -IX_EINVAL;
     struct ix_listener *l = find_listener(shard, &address, family, port);
     if (!l)
         return -IX_ENOENT;
-    l->cc = (uint8_t)value;
+    if (congestion)
+        l->cc = (uint8_t)value;
+    else
+        l->max_connections = (uint32_t)value;
     return 0;
 }
 

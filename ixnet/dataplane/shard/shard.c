@@ -201,6 +201,8 @@ static void begin(struct ix_shard *shard, uint64_t now_ns)
     shard->tcp.now_us = (uint32_t)(shard->now_ns / 1000);
     if (IX_UNLIKELY(shard->now_ns >= shard->net.pmtu.next_ns))
         ix_pmtu_age(&shard->net);
+    if (IX_UNLIKELY(shard->now_ns >= shard->net.reass.next_ns))
+        ix_reass_expire(&shard->net);
     shard->io.n_events = 0;
     shard->counters.cycles++;
 }
@@ -257,5 +259,5 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
         return now_ns;
     uint64_t timer_ns = ix_wheel_next_ns(&shard->wheel);
     uint64_t reclaim_ns = next_reclaim_ns(shard, now_ns);
-    return IX_MIN(timer_ns, reclaim_ns);
+    return IX_MIN(IX_MIN(timer_ns, reclaim_ns), shard->net.reass.next_ns);
 }

@@ -54,6 +54,8 @@ const char *ix_shard_check(struct ix_shard *shard)
     if (!wrong)
         wrong = ix_wheel_check(&shard->wheel);
     if (!wrong)
+        wrong = ix_reass_check(&shard->net);
+    if (!wrong)
         wrong = ix_tcp_check(&shard->tcp);
     return wrong;
 }

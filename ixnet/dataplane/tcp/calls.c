@@ -55,6 +55,7 @@ static int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
         IX_ASSERT(tcb->lent_bytes >= call->bytes);
         tcb->lent_bytes -= call->bytes;
         tcb->held_frames -= tcp->net->frames->meta[frame].handle != call->handle;
+        ix_tcp_tune_receive(tcp, tcb);
         if (ix_tcp_window_update_due(tcp, tcb))
             ix_tcp_ack_now(tcp, tcb);
     }
@@ -93,13 +94,41 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
         break;
     }
     tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~IX_TF_MORE;
+    if (ix_tcb_lingers(tcb))
+        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                     tcp->now_ns + tcb->linger_ms * 1000000ull);
     ix_tcp_want_output(tcp, tcb);
+    return 0;
+}
+
+static int option_keepalive(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t ms)
+{
+    tcb->keepalive_ms = (uint32_t)ms;
+    /* That timer may already wait for the peer's FIN, or for the end of lingering. */
+    if ((tcb->state == IX_TCP_FIN_WAIT_2 && tcb->flags & IX_TF_CLOSED_RD) || ix_tcb_lingers(tcb))
+        return 0;
+    if (tcb->keepalive_ms && tcb->state != IX_TCP_TIME_WAIT && tcb->state != IX_TCP_CLOSED)
+        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                     tcp->now_ns + (uint64_t)tcb->keepalive_ms * 1000000);
+    return 0;
+}
+
+/* Options that are times: of 0, or from 1 ms to 12 days. */
+static int option_time(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
+{
+    uint64_t ms = call->value ? IX_MAX(call->value / 1000000, (uint64_t)1) : 0;
+    if (ms > 1u << 30)
+        return -IX_EINVAL;
+    if (call->bytes == IX_OPT_KEEPALIVE_NS)
+        return option_keepalive(tcp, tcb, ms);
+    *(call->bytes == IX_OPT_USER_TIMEOUT_NS ? &tcb->user_timeout_ms
+      : call->bytes == IX_OPT_LINGER_NS     ? &tcb->linger_ms
+                                            : &tcb->keepalive_interval_ms) = (uint32_t)ms;
     return 0;
 }
 
 static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
 {
-    uint64_t ms = call->value / 1000000;
     switch (call->bytes) {
     case IX_OPT_NODELAY:
         tcb->flags = call->value ? tcb->flags & ~IX_TF_NAGLE : tcb->flags | IX_TF_NAGLE;
@@ -107,19 +136,19 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
         ix_tcp_want_output(tcp, tcb);
         return 0;
     case IX_OPT_KEEPALIVE_NS:
-        if (ms > 1u << 30)
-            return -IX_EINVAL;
-        tcb->keepalive_ms = (uint32_t)(call->value && ms == 0 ? 1 : ms);
-        if (tcb->state == IX_TCP_FIN_WAIT_2 && tcb->flags & IX_TF_CLOSED_RD)
-            return 0; /* that timer already waits for the peer's FIN */
-        if (tcb->keepalive_ms && tcb->state != IX_TCP_TIME_WAIT && tcb->state != IX_TCP_CLOSED)
-            ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
-                         tcp->now_ns + (uint64_t)tcb->keepalive_ms * 1000000);
-        return 0;
+    case IX_OPT_KEEPALIVE_INTERVAL_NS:
     case IX_OPT_USER_TIMEOUT_NS:
-        if (ms > 1u << 30)
+    case IX_OPT_LINGER_NS:
+        return option_time(tcp, tcb, call);
+    case IX_OPT_KEEPALIVE_PROBES:
+        if (call->value > 127)
             return -IX_EINVAL;
-        tcb->user_timeout_ms = (uint32_t)ms;
+        tcb->keepalive_probes = (uint8_t)call->value;
+        return 0;
+    case IX_OPT_SNDBUF:
+        if (call->value < IX_MSS_DEFAULT || call->value > 1u << 30)
+            return -IX_EINVAL;
+        tcb->sndbuf_bytes = (uint32_t)call->value;
         return 0;
     case IX_OPT_CONGESTION:
         if (!ix_cc_known(call->value))
@@ -130,6 +159,7 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
         if (call->value < IX_MSS_DEFAULT || call->value > 1u << 30)
             return -IX_EINVAL;
         tcb->rcvbuf_bytes = (uint32_t)IX_MIN(call->value, 65535ull << tcb->rcv_wscale);
+        tcb->drs_bytes = UINT32_MAX;
         return 0;
     case IX_OPT_QUICKACK:
         tcb->quick_acks = (uint8_t)IX_MIN(call->value, 255ull);

@@ -108,7 +108,7 @@ void ix_cookie_answer(struct ix_tcp *tcp, struct ix_listener *listener, const st
         hdr.ts_ecr = syn->ts_val;
         hdr.sack_ok = syn->sack_ok;
         if (syn->wscale >= 0)
-            hdr.wscale = (int8_t)ix_tcp_scale_for(rcvbuf_bytes);
+            hdr.wscale = (int8_t)ix_tcp_scale_for(tcp->cfg->rcvbuf_max_bytes);
     }
     listener->cookie_ns = tcp->now_ns ? tcp->now_ns : 1;
     if (ix_tcp_send_bare(tcp, pkt, &hdr))
@@ -155,6 +155,10 @@ bool ix_cookie_ack(struct ix_tcp *tcp, struct ix_listener *listener, const struc
     }
     if (listener->complete >= listener->backlog) { /* the peer's data bring the cookie again */
         tcp->counters->drop_tcp_accept_full++;
+        return true;
+    }
+    if (ix_listener_full(listener)) {
+        tcp->counters->drop_tcp_connections++;
         return true;
     }
     struct ix_tcp_hdr syn = syn_of(hdr, mss);

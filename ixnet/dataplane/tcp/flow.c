@@ -179,7 +179,7 @@ struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uin
         .generation = tcb->generation,
         .hash = hash,
         .rcvbuf_bytes = tcp->cfg->rcvbuf_bytes,
-        .sndbuf_bytes = tcp->cfg->sndbuf_bytes,
+        .drs_bytes = ix_cc_initial_window(IX_MSS_DEFAULT),
         .wait_head = IX_NONE,
         .wait_tail = IX_NONE,
         .ooo_head = IX_NONE,
@@ -208,6 +208,13 @@ void ix_tcp_leave_backlog(struct ix_tcp *tcp, struct ix_tcb *tcb)
     listener->pending--;
     listener->complete -= tcb->state != IX_TCP_SYN_RCVD;
     tcb->listener = IX_NONE;
+}
+
+void ix_tcp_leave_listener(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (tcb->accepted_by)
+        tcp->listeners[tcb->accepted_by - 1].connections--;
+    tcb->accepted_by = 0;
 }
 
 static void cancel_timers(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -241,6 +248,7 @@ void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
     tw_remove(tcp, tcb);
     cancel_timers(tcp, tcb);
     ix_tcp_leave_backlog(tcp, tcb);
+    ix_tcp_leave_listener(tcp, tcb);
     tcb->state = IX_TCP_CLOSED;
     ix_sendq_drop(tcp, tcb);
     ix_rec_drop(tcp, tcb);
@@ -266,6 +274,7 @@ void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb)
         cancel_timers(tcp, tcb);
         ix_sendq_drop(tcp, tcb);
         ix_rec_drop(tcp, tcb);
+        ix_tcp_leave_listener(tcp, tcb);
         tw_append(tcp, tcb);
         if (!(tcb->flags & IX_TF_DETACHED)) {
             tcb->dead_status = 0;

@@ -30,7 +30,7 @@ uint8_t ix_tcp_scale_for(uint32_t bytes)
 static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     tcb->flags |= IX_TF_TS | IX_TF_SACK | IX_TF_WSCALE;
-    tcb->rcv_wscale = ix_tcp_scale_for(tcb->rcvbuf_bytes);
+    tcb->rcv_wscale = ix_tcp_scale_for(tcp->cfg->rcvbuf_max_bytes);
     tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
     tcb->iss = ix_tcp_isn(tcp, &tcb->key);
     tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
@@ -69,6 +69,8 @@ struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener
         return NULL;
     }
     listener->pending++;
+    listener->connections++;
+    tcb->accepted_by = (uint16_t)(listener - tcp->listeners + 1);
     tcb->listener = (uint32_t)(listener - tcp->listeners);
     tcb->cookie = listener->cookie;
     tcb->state = IX_TCP_SYN_RCVD;
@@ -97,6 +99,10 @@ void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
 {
     if (listener->complete >= listener->backlog) {
         tcp->counters->drop_tcp_accept_full++;
+        return;
+    }
+    if (ix_listener_full(listener)) {
+        tcp->counters->drop_tcp_connections++;
         return;
     }
     bool full = listener->pending >= listener->backlog;
@@ -177,6 +183,8 @@ void ix_tcp_established(struct ix_tcp *tcp, struct ix_tcb *tcb)
         tcb->retries = 0;
     }
     tcb->flags &= ~IX_TF_SYN_DUE;
+    tcb->drs_seq = tcb->rcv_nxt;
+    tcb->drs_ms = tcp->now_ms;
     tcp->counters->tcp_established++;
     ix_tcp_want_event(tcp, tcb, tcb->flags & IX_TF_PASSIVE ? IX_TF_EV_KNOCK : IX_TF_EV_CONNECTED);
     if (tcb->flags & IX_TF_CLOSED_WR) { /* closed while the handshake ran */

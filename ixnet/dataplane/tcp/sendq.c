@@ -7,8 +7,8 @@
 
 uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
 {
-    uint32_t room =
-        tcb->sndbuf_bytes > tcb->queued_bytes ? tcb->sndbuf_bytes - tcb->queued_bytes : 0;
+    uint32_t limit = ix_tcp_send_limit(tcp, tcb);
+    uint32_t room = limit > tcb->queued_bytes ? limit - tcb->queued_bytes : 0;
     uint32_t taken = IX_MIN(bytes, room);
     /* Without a free extent not even what the last one could hold: the record before this may have
      * been refused for want of one, and the stream must not skip it. */

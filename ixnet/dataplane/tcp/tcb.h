@@ -299,11 +299,18 @@ struct ix_tcb {
     uint32_t challenge_ms; /* when the last challenge ACK was sent */
     uint32_t keepalive_ms; /* 0: off */
     uint32_t user_timeout_ms; /* 0: default */
-    uint32_t sndbuf_bytes;
+    uint32_t keepalive_interval_ms; /* 0: default */
+    uint32_t linger_ms;    /* after CLOSE; 0: without end */
+    uint32_t sndbuf_bytes; /* 0: as ix_tcp_send_limit() finds right */
+    /* Dynamic right-sizing: since drs_ms, when the application had taken all before drs_seq. */
+    uint32_t drs_ms, drs_seq;
+    uint32_t drs_bytes;    /* taken in the round trip before; UINT32_MAX: rcvbuf_bytes is fixed */
+    uint16_t accepted_by;  /* listener that counts it among its connections, plus 1; 0: none */
+    uint8_t keepalive_probes; /* 0: default */
     uint32_t retransmits;  /* segments, in all */
     int32_t dead_status;   /* of the DEAD or CONNECTED event to come */
 } IX_ALIGNED(IX_CACHE_LINE);
-IX_STATIC_ASSERT(sizeof(struct ix_tcb) <= 384,
+IX_STATIC_ASSERT(sizeof(struct ix_tcb) <= 448,
                  "an idle connection costs at most 1 KiB, tables included");
 
 struct ix_listener {
@@ -314,9 +321,15 @@ struct ix_listener {
     uint32_t backlog;
     uint32_t pending;  /* connections in SYN_RCVD or not yet ACCEPTed */
     uint32_t complete; /* of those the ones whose handshake is over */
+    uint32_t connections, max_connections; /* of all states but TIME_WAIT; 0: no limit */
     uint64_t cookie;
     uint64_t cookie_ns; /* when the last SYN cookie left; 0: none yet */
 };
+
+static inline bool ix_listener_full(const struct ix_listener *listener)
+{
+    return listener->max_connections && listener->connections >= listener->max_connections;
+}
 
 /* A list of flows linked by an index field. */
 struct ix_flow_list {
@@ -406,6 +419,13 @@ static inline bool ix_tcb_receives(const struct ix_tcb *tcb)
 {
     return tcb->state == IX_TCP_ESTABLISHED || tcb->state == IX_TCP_FIN_WAIT_1 ||
            tcb->state == IX_TCP_FIN_WAIT_2;
+}
+/* Closed, and something not acknowledged yet whose time is limited. */
+static inline bool ix_tcb_lingers(const struct ix_tcb *tcb)
+{
+    return tcb->linger_ms && tcb->flags & IX_TF_CLOSED_RD &&
+           (tcb->state == IX_TCP_FIN_WAIT_1 || tcb->state == IX_TCP_CLOSING ||
+            tcb->state == IX_TCP_LAST_ACK);
 }
 /* The sequence number after the last queued byte: where the FIN goes. */
 static inline uint32_t ix_tcb_data_end(const struct ix_tcb *tcb)

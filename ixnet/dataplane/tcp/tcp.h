@@ -28,6 +28,8 @@ void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* The connection no longer counts against its listener's backlog. */
 void ix_tcp_leave_backlog(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* ... nor among its connections. */
+void ix_tcp_leave_listener(struct ix_tcp *tcp, struct ix_tcb *tcb);
 const char *ix_tcp_check(struct ix_tcp *tcp);
 
 /* ---- input.c: RFC 9293 3.10.7 */
@@ -231,6 +233,12 @@ void ix_tcp_send_reset(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* A challenge ACK (RFC 5961 section 3): at most two a second a flow, and about
  * config.challenge_acks a second in all, a number that nobody can count out. */
 void ix_tcp_challenge(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
+/* ---- autotune.c */
+/* The application gave payload back: is the receive window large enough? */
+void ix_tcp_tune_receive(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Most bytes that may be borrowed. */
+uint32_t ix_tcp_send_limit(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
 
 /* ---- pmtu.c */
 /* A router says that a segment was too long. */

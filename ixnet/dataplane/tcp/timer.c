@@ -258,7 +258,8 @@ static void ack_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t idle_ms = tcp->now_ms - tcb->last_rx_ms;
-    uint32_t wait_ms = tcb->keepalive_ms;
+    uint32_t wait_ms = tcb->keepalive_ms, interval_ms = tcb->keepalive_interval_ms;
+    uint32_t most = tcb->keepalive_probes ? tcb->keepalive_probes : (uint32_t)KEEPALIVE_PROBES;
     if (wait_ms == 0)
         return;
     /* What probes a window shows as well that the peer is there, and has the count to itself. */
@@ -266,7 +267,7 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (idle_ms >= tcb->keepalive_ms && ix_tcb_flight(tcb) == 0 && !probing) {
         bool patience_over = tcb->user_timeout_ms
                                  ? idle_ms >= tcb->keepalive_ms + tcb->user_timeout_ms
-                                 : tcb->retries >= KEEPALIVE_PROBES;
+                                 : tcb->retries >= most;
         if (tcb->retries && patience_over) {
             give_up(tcp, tcb);
             return;
@@ -275,12 +276,19 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
             tcb->rtx_start_ms = tcp->now_ms; /* of data that is sent before the answer comes, too */
         tcp->counters->tcp_keepalives++;
         probe(tcp, tcb);
-        wait_ms = IX_MIN((uint32_t)KEEPALIVE_INTERVAL_MS, tcb->keepalive_ms);
+        wait_ms = interval_ms ? interval_ms : IX_MIN((uint32_t)KEEPALIVE_INTERVAL_MS, wait_ms);
     } else if (idle_ms < tcb->keepalive_ms) {
         wait_ms -= idle_ms;
     }
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
                  tcp->now_ns + wait_ms * 1000000ull);
+}
+
+static void linger_over(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    tcp->counters->tcp_linger_resets++;
+    ix_tcp_send_reset(tcp, tcb);
+    ix_tcp_finish(tcp, tcb, -IX_ETIMEDOUT);
 }
 
 void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer)
@@ -299,6 +307,8 @@ void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer)
             ix_tcp_finish(tcp, tcb, 0);
         else if (tcb->state == IX_TCP_FIN_WAIT_2 && tcb->flags & IX_TF_CLOSED_RD)
             ix_tcp_finish(tcp, tcb, 0); /* the peer never closed; the application has long gone */
+        else if (ix_tcb_lingers(tcb))
+            linger_over(tcp, tcb);
         else
             keepalive_fired(tcp, tcb);
     }
