@@ -22,6 +22,8 @@ enum {
     FDS = 4096,
     PORT_LO = 32768, /* Linux: ip_local_port_range */
     PORT_HI = 60999,
+    RCVBUF_MAX = 6 << 20, /* Linux: tcp_rmem; so a SYN's window scale is Linux's, 7 */
+    SNDBUF_MAX = 4 << 20, /* Linux: tcp_wmem */
     LOCALS_MAX = 16,
 };
 #define START_NS 1700000000000000000ull
@@ -464,6 +466,10 @@ static struct stack *make(const char *flags)
         cfg.secret[i] = (i + 1) * 0x9e3779b97f4a7c15ull;
     memcpy(cfg.mac, ix_wire_mac, sizeof cfg.mac);
     read_flags(flags, &cfg, &local);
+    if (!cfg.rcvbuf_bytes)
+        cfg.rcvbuf_max_bytes = RCVBUF_MAX;
+    if (!cfg.sndbuf_bytes)
+        cfg.sndbuf_max_bytes = SNDBUF_MAX;
     size_t bytes = ix_shard_bytes(&cfg);
     if (!st || !bytes)
         fail("the settings in --so_flags can't be");

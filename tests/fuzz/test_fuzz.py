@@ -24,7 +24,7 @@ def inputs(target: str) -> list[Path]:
 def test_corpus_plays_without_a_fault(target: str) -> None:
     play = getattr(lib, f"ix_fuzz_{target}")
     files = inputs(target)
-    assert len(files) > 20
+    assert len(files) >= 20
     for path in files:
         LAST_INPUT.write_text(f"fuzz: {target}: {path.relative_to(ROOT)}\n")
         data = path.read_bytes()

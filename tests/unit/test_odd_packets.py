@@ -134,7 +134,7 @@ def test_tcp_data_offset_wrong(offset: int) -> None:
 @pytest.mark.parametrize("kind", [0, *range(2, 9), 15, 19, 28, 29, 30, 34, 69, 253, 254, 255])
 def test_tcp_option_of_every_length_is_survived(kind: int) -> None:
     # In a SYN and in data: refused where it makes no sense, else skipped or taken.
-    stack = Stack(listen=80, max_flows=64)
+    stack = Stack(listen=80, max_flows=64, max_half_open=64)
     for size in range(39):
         option = (bytes([kind, size]) + bytes(range(size - 2))).ljust(40, b"\1")
         for flags, sport in ((2, 1000 + size), (16, 2000 + size)):

@@ -112,7 +112,8 @@ def test_abort_all_resets_every_connection() -> None:
 
 
 def test_abort_all_of_more_connections_than_the_stage_holds() -> None:
-    stack = Stack(listen=80, max_flows=1024, max_events=1024, pool=4096, fill_target=256, ring=1024)
+    room = {"max_flows": 1024, "max_half_open": 1024, "max_events": 1024}
+    stack = Stack(listen=80, pool=4096, fill_target=256, ring=1024, **room)
     for i in range(600):
         peer = Peer(stack, sport=10000 + i)
         peer.send("S")
