@@ -43,7 +43,6 @@ LEFT_OUT = (
     r"^\.git$", r"^\.hypothesis", r"^\.mypy_cache", r"^\.ruff_cache",
     r"^build/(san|core|hosted|cffi|dune/(shim|lib))",
     r"^\.venv/lib/[^/]*/site-packages/(mypy|mypyc|pip|setuptools|ruff)", r"^\.venv/bin/ruff",
-    r"__pycache__",
 )  # fmt: skip
 
 MEMORY = "3G"
@@ -89,7 +88,8 @@ def run_settings(command: Sequence[str], names: Sequence[str], out: Path | None)
     archive.add("settings", settings.encode())
     script = (
         "export PATH=/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8\n"
-        "export IX_LAB=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1\n"
+        # Python may write bytecode: what each start compiled anew would be most of its time here.
+        "export IX_LAB=1 PYTHONUNBUFFERED=1\n"
         f"{f'export IX_LAB_OUT={GUEST_OUT}' if out else 'unset IX_LAB_OUT'}\n"
         f"cd {shlex.quote(str(ROOT))}\nexec {shlex.join(command)}\n"
     )
