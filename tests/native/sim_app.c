@@ -416,7 +416,7 @@ static void act_nonsense(struct sim_world *w, struct sim_side *side)
     c->handle = live ? end->handle : ix_random(&w->random);
     c->addr = side->io->umem_bytes - (what == 0 ? 1 : 0);
     c->bytes = what == 1 ? 0 : 2;
-    c->family = 6;
+    c->family = 5;
     if (what == 3) { /* a frame that is lent to somebody else, or to nobody */
         c->addr = sim_range(&w->random, 0, side->io->arena_frame - 1) << side->io->frame_shift;
         c->handle ^= 1ull << 40;

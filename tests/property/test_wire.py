@@ -298,3 +298,70 @@ def test_other_headers_any_bytes_parse_within_bounds(data: bytes, src: int, dst:
     out = unwritten("struct ix_udp")
     if lib.ix_udp_parse(buffer, size, src, dst, out) == OK:
         assert 8 <= out.total_bytes <= size
+
+
+# ---- IPv6 ----------------------------------------------------------------------------------
+
+address6 = st.binary(min_size=16, max_size=16).map(list)
+
+
+@wire
+@given(
+    st.fixed_dictionaries(
+        {
+            "src": address6,
+            "dst": address6,
+            "flow_label": st.integers(0, 0xFFFFF),
+            "next": u8,
+            "hop_limit": u8,
+            "traffic_class": u8,
+        }
+    ),
+    payloads,
+)
+def test_ipv6_parse_of_emit_is_identity(fields: dict[str, Any], payload: bytes) -> None:
+    header = ffi.new("struct ix_ipv6 *", fields | {"payload_bytes": len(payload)})
+    packet = exact(bytes(40) + payload)
+    lib.ix_ipv6_emit(packet, header)
+    out = unwritten("struct ix_ipv6")
+    assert lib.ix_ipv6_parse(packet, 40 + len(payload), out) == OK
+    for name in [*fields, "payload_bytes"]:
+        got, want = getattr(out, name), getattr(header, name)
+        assert (list(got) == list(want)) if name in ("src", "dst") else got == want
+    walk = ffi.new("struct ix_ipv6_walk *")
+    lib.ix_ipv6_walk(packet, out, walk)
+    assert walk.l4_at <= 40 + len(payload)
+
+
+@wire
+@given(u8, u8, u32, payloads, u32, u32)
+def test_icmp6_parse_of_emit_is_identity(
+    kind: int, code: int, rest: int, data: bytes, src: int, dst: int
+) -> None:
+    fields = {"type": kind, "code": code, "rest": rest, "data_bytes": len(data)}
+    message, out = exact(bytes(8) + data), unwritten("struct ix_icmp6")
+    lib.ix_icmp6_emit(message, ffi.new("struct ix_icmp6 *", fields), src, dst)
+    assert lib.ix_icmp6_parse(message, 8 + len(data), src, dst, out) == OK
+    assert {name: getattr(out, name) for name in fields} == fields
+
+
+@wire
+@given(st.booleans(), st.integers(0, 7), st.booleans(), address6, macs)
+def test_nd_parse_of_emit_is_identity(
+    advert: bool, flags: int, has_mac: bool, target: list[int], address: bytes
+) -> None:
+    target[0] = min(target[0], 254)  # a group has no neighbour
+    fields = {
+        "type": 136 if advert else 135,
+        "flags": flags << 5 if advert else 0,
+        "has_mac": has_mac,
+        "target": target,
+        "mac": mac(address if has_mac else bytes(6)),
+    }
+    message, out = exact(32), unwritten("struct ix_nd")
+    size = lib.ix_nd_emit(message, ffi.new("struct ix_nd *", fields), 1, 2)
+    assert size == (32 if has_mac else 24)
+    assert lib.ix_nd_parse(exact(bytes(ffi.buffer(message, size))), size, out) == OK
+    assert (out.type, out.flags, out.has_mac) == (fields["type"], fields["flags"], has_mac)
+    assert list(out.target) == target
+    assert bytes(out.mac.b) == (address if has_mac else bytes(6))

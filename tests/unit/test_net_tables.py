@@ -31,6 +31,10 @@ def text(address: int) -> str:
     return socket.inet_ntoa(address.to_bytes(4, "little"))
 
 
+def v4(address: int) -> Any:
+    return ffi.new("struct ix_ip *", {"q": [address, 0]})
+
+
 def mac_of(number: int) -> Any:
     mac = ffi.new("struct ix_mac *")
     mac.b = list(number.to_bytes(6, "big"))
@@ -46,21 +50,25 @@ class Net:
 
     def route_set(self, cidr: str, gateway: str = "0.0.0.0", source: str = "0.0.0.0") -> int:
         dst, prefix = cidr.split("/")
-        return int(lib.ix_net_route_set(self.net, raw(dst), int(prefix), raw(gateway), raw(source)))
+        return int(
+            lib.ix_net_route_set(
+                self.net, 4, ix_ip(dst), int(prefix), ix_ip(gateway), ix_ip(source)
+            )
+        )
 
     def route_del(self, cidr: str) -> None:
         dst, prefix = cidr.split("/")
-        lib.ix_net_route_del(self.net, raw(dst), int(prefix))
+        lib.ix_net_route_del(self.net, 4, ix_ip(dst), int(prefix))
 
     def route(self, dst: str) -> str | None:
-        found = lib.ix_net_route(self.net, raw(dst))
-        return None if found == ffi.NULL else f"{text(found.dst)}/{found.prefix}"
+        found = lib.ix_net_route(self.net, 4, ix_ip(dst))
+        return None if found == ffi.NULL else f"{text(found.dst.v4)}/{found.prefix}"
 
     def neigh_set(self, ip: int, mac: int) -> None:
-        lib.ix_net_neigh_set(self.net, ip, mac_of(mac))
+        lib.ix_net_neigh_set(self.net, 4, v4(ip), mac_of(mac))
 
     def neigh(self, ip: int) -> int | None:
-        found = lib.ix_net_neigh(self.net, ip)
+        found = lib.ix_net_neigh(self.net, 4, v4(ip))
         return None if found == ffi.NULL else int.from_bytes(bytes(found.mac.b), "big")
 
 
@@ -84,7 +92,7 @@ def test_route_is_masked_replaced_and_deleted() -> None:
     epoch = net.net.epoch
     net.route_set("10.0.0.0/8", gateway=ROUTER)
     assert net.net.route_count == 1
-    assert net.net.routes[0].gateway == raw(ROUTER)
+    assert net.net.routes[0].gateway.v4 == raw(ROUTER)
     assert net.net.epoch == epoch + 1
     net.route_del("10.0.0.0/9")
     net.route_del("10.0.0.0/33")
@@ -152,13 +160,13 @@ def ix_ip(dotted: str) -> Any:
 
 def test_source_is_the_routes_or_the_first_address() -> None:
     net = Net()
-    assert lib.ix_net_source_for(net.net, raw(REMOTE)) == 0
+    assert lib.ix_net_source_for(net.net, 4, ix_ip(REMOTE)).v4 == 0
     lib.ix_net_addr_add(net.net, 4, ix_ip("10.0.0.7"), False)
     lib.ix_net_addr_add(net.net, 4, ix_ip("10.0.0.8"), False)
     net.route_set("0.0.0.0/0")
     net.route_set("10.0.0.0/8", source="10.0.0.8")
-    assert text(lib.ix_net_source_for(net.net, raw("192.0.2.1"))) == "10.0.0.7"
-    assert text(lib.ix_net_source_for(net.net, raw(REMOTE))) == "10.0.0.8"
+    assert text(lib.ix_net_source_for(net.net, 4, ix_ip("192.0.2.1")).v4) == "10.0.0.7"
+    assert text(lib.ix_net_source_for(net.net, 4, ix_ip(REMOTE)).v4) == "10.0.0.8"
 
 
 # ---- neighbours -----------------------------------------------------------------------
@@ -173,7 +181,7 @@ def test_neighbours_match_a_model() -> None:
             model[ip] = rng.randrange(2**48)
             net.neigh_set(ip, model[ip])
         else:
-            lib.ix_net_neigh_del(net.net, ip)
+            lib.ix_net_neigh_del(net.net, 4, v4(ip))
             model.pop(ip, None)
         probe = rng.randrange(1, 1000)
         assert net.neigh(probe) == model.get(probe)
@@ -186,7 +194,7 @@ def test_neighbours_full_keeps_those_there_are() -> None:
     net.neigh_set(99999, 1)
     assert net.neigh(99999) is None
     assert all(net.neigh(ip) == ip for ip in range(1, lib.IX_NEIGH_MAX + 1))
-    lib.ix_net_neigh_del(net.net, 5)
+    lib.ix_net_neigh_del(net.net, 4, v4(5))
     net.neigh_set(7, 700)
     assert net.neigh(7) == 700
 
@@ -199,7 +207,7 @@ def test_neighbours_that_come_and_go_for_ever_leave_room() -> None:
     for ip in range(1000, 6000):
         net.neigh_set(ip, ip)
         assert net.neigh(ip) == ip
-        lib.ix_net_neigh_del(net.net, ip)
+        lib.ix_net_neigh_del(net.net, 4, v4(ip))
         assert net.neigh(ip) is None
     assert all(net.neigh(ip) == ip for ip in range(1, 301))
     for ip in range(301, lib.IX_NEIGH_MAX + 1):
@@ -210,9 +218,9 @@ def test_neighbours_that_come_and_go_for_ever_leave_room() -> None:
 def test_learned_neighbours_that_went_count_no_more() -> None:
     net = Net()
     for ip in range(1, 3000):
-        lib.ix_net_neigh_learn(net.net, ip, mac_of(ip))
+        lib.ix_net_neigh_learn(net.net, 4, v4(ip), mac_of(ip))
         assert net.neigh(ip) == ip
-        lib.ix_net_neigh_del(net.net, ip)
+        lib.ix_net_neigh_del(net.net, 4, v4(ip))
     assert net.net.neigh_learned <= lib.IX_NEIGH_MAX // 2
 
 
@@ -221,7 +229,7 @@ def test_same_neighbour_again_changes_nothing() -> None:
     net.neigh_set(5, 1)
     epoch = net.net.epoch
     net.neigh_set(5, 1)
-    lib.ix_net_neigh_del(net.net, 6)
+    lib.ix_net_neigh_del(net.net, 4, v4(6))
     assert net.net.epoch == epoch
 
 

@@ -79,10 +79,10 @@ def test_endpoints_have_a_limit() -> None:
     assert bind(stack, port=1) == -ENOSPC
 
 
-def test_ipv6_is_refused_for_now() -> None:
+def test_unknown_family_is_refused() -> None:
     stack = Stack()
     out = ffi.new("uint64_t *")
-    assert lib.ix_shard_udp_bind(stack.shard, ffi.NULL, 6, 53, 0, out) == -EINVAL
+    assert lib.ix_shard_udp_bind(stack.shard, ffi.NULL, 5, 53, 0, out) == -EINVAL
 
 
 def test_exact_endpoint_comes_before_the_wildcard() -> None:
@@ -244,7 +244,8 @@ def test_empty_datagram_leaves_whatever_its_address() -> None:
 @pytest.mark.parametrize(
     "fields, error",
     [
-        ({"family": 6}, EINVAL),
+        ({"family": 5}, EINVAL),
+        ({"family": 6}, EINVAL),  # the endpoint is an IPv4 one
         ({"family": 0}, EINVAL),
         ({"peer_port": 0}, EINVAL),
         ({"addr": 0, "bytes": 1}, EINVAL),

@@ -153,7 +153,7 @@ enum ix_ecn {
 /* One call. 64 bytes: one cache line. */
 struct ix_call {
     uint8_t op;     /* enum ix_call_op */
-    uint8_t family; /* CONNECT, UDP_SENDV: 4 (6 later) */
+    uint8_t family; /* CONNECT, UDP_SENDV: 4 or 6 */
     uint16_t flags; /* enum ix_call_flags */
     int32_t result; /* filled in by the dataplane: >= 0, or -errno */
     uint64_t handle;
@@ -201,7 +201,8 @@ struct ix_io *ix_shard_io(struct ix_shard *shard);
  * UINT64_MAX. A caller may sleep until then or until the link is readable. */
 uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns);
 
-/* Listens on ip:port (ip NULL or 0.0.0.0: every local address). KNOCKs carry `cookie`.
+/* Listens on ip:port (ip NULL or all 0: every local address of `family`; family 0: of both, and
+ * only with such an ip). KNOCKs carry `cookie`.
  * backlog: the most connections not yet ACCEPTed (0: default). Returns 0,
  * -EADDRINUSE, -ENOSPC. */
 int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
@@ -213,7 +214,7 @@ int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family,
 int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                            uint32_t option, uint64_t value);
 
-/* Opens a UDP endpoint on ip:port. *handle is filled in. */
+/* Opens a UDP endpoint on ip:port, as above. *handle is filled in. */
 int ix_shard_udp_bind(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                       uint64_t cookie, uint64_t *handle);
 int ix_shard_udp_unbind(struct ix_shard *shard, uint64_t handle);

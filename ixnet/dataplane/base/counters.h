@@ -30,13 +30,16 @@
     X(drop_arp_bad, "malformed ARP packets")                                                  \
     X(arp_requests_in, "ARP requests for an own address")                                     \
     X(arp_replies_out, "ARP replies sent")                                                    \
-    X(arp_learned, "neighbours learned from ARP")                                             \
+    X(arp_learned, "neighbours learned from ARP or ND")                                       \
+    X(drop_nd_bad, "malformed neighbor solicitations and advertisements")                     \
+    X(nd_solicits_in, "neighbor solicitations for an own address")                            \
+    X(nd_adverts_out, "neighbor advertisements sent")                                         \
     X(neigh_misses, "packets whose next hop had no known MAC address")                        \
     X(drop_no_route, "packets without a route")                                               \
     X(drop_neigh, "packets not sent because the next hop is unresolved")                      \
-    /* ipv4 */                                                                                \
-    X(drop_ip_short, "truncated IPv4 headers or packets")                                     \
-    X(drop_ip_version, "IP version field not 4")                                              \
+    /* ip */                                                                                  \
+    X(drop_ip_short, "truncated IP headers or packets")                                       \
+    X(drop_ip_version, "IP version field wrong")                                              \
     X(drop_ip_header, "bad IPv4 header length")                                               \
     X(drop_ip_csum, "bad IPv4 header checksums")                                              \
     X(drop_ip_frag, "fragments that are malformed, of another protocol than UDP, or repeated")  \
@@ -44,9 +47,11 @@
     X(drop_reass_timeout, "datagrams given up: their fragments did not all come in time")      \
     X(drop_reass_overlap, "datagrams given up: their fragments overlap (RFC 5722)")            \
     X(drop_reass_full, "datagrams given up for newer ones: too many were incomplete")          \
-    X(drop_ip_src, "impossible IPv4 source addresses (broadcast, multicast, own: land)")      \
-    X(drop_ip_dst, "IPv4 packets to an address that is not this shard's")                     \
-    X(drop_ip_proto, "IPv4 protocols that the core does not speak")                           \
+    X(drop_ip_src, "impossible source addresses (broadcast, multicast, own: land)")           \
+    X(drop_ip_dst, "IP packets to an address that is not this shard's")                       \
+    X(drop_ip_proto, "IP protocols that the core does not speak")                             \
+    X(ip6_extensions, "IPv6 packets with extension headers")                                  \
+    X(drop_ip6_extension, "IPv6 packets with malformed, unknown or too many extension headers") \
     /* icmp */                                                                                \
     X(icmp_in, "ICMP messages received")                                                      \
     X(icmp_echo_replies, "ICMP echo replies sent")                                            \

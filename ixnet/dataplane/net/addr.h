@@ -22,9 +22,20 @@ static inline bool ix_ip_equal(const struct ix_ip *a, const struct ix_ip *b)
 {
     return a->q[0] == b->q[0] && a->q[1] == b->q[1];
 }
+/* Group addresses: 224.0.0.0 and above, ff00::/8. */
+static inline bool ix_ip_is_group(const struct ix_ip *a, uint8_t family)
+{
+    return family == 6 ? a->b[0] == 0xff : a->b[0] >= 224;
+}
 static inline bool ix_ip_is_zero(const struct ix_ip *a)
 {
     return (a->q[0] | a->q[1]) == 0;
+}
+
+/* Could something of family a take what comes with family b? 0 is both. */
+static inline bool ix_families_meet(uint8_t a, uint8_t b)
+{
+    return a == b || a == 0 || b == 0;
 }
 
 /* Both ends of a connection as this side sees it. 40 bytes, compared as five words. */

@@ -4,10 +4,8 @@
 
 static bool is_own(const struct ix_net *net, uint32_t ip)
 {
-    for (uint32_t i = 0; i < net->addr_count; i++)
-        if (net->addrs[i].own && net->addrs[i].family == 4 && net->addrs[i].ip.v4 == ip)
-            return true;
-    return false;
+    struct ix_ip address = ix_ip_from_v4(ip);
+    return ix_net_is_own(net, 4, &address);
 }
 
 static void send(struct ix_net *net, const struct ix_mac *to, const struct ix_arp *arp)
@@ -24,9 +22,10 @@ static void send(struct ix_net *net, const struct ix_mac *to, const struct ix_ar
 void ix_arp_ask(struct ix_net *net, uint32_t ip)
 {
     static const struct ix_mac broadcast = {{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}};
+    struct ix_ip target = ix_ip_from_v4(ip);
     struct ix_arp arp = {.op = IX_ARP_REQUEST,
                          .sender_mac = net->mac,
-                         .sender_ip = ix_net_source_for(net, ip),
+                         .sender_ip = ix_net_source_for(net, 4, &target).v4,
                          .target_ip = ip};
     if (arp.sender_ip)
         send(net, &broadcast, &arp);
@@ -44,8 +43,9 @@ void ix_arp_input(struct ix_net *net, const struct ix_packet *pkt)
         return;
     /* RFC 826: merge what the sender says of itself. A sender of 0 only probes (RFC 5227), and one
      * that claims our address is not to be believed. */
-    if (arp.sender_ip && !is_own(net, arp.sender_ip))
-        ix_net_neigh_learn(net, arp.sender_ip, &arp.sender_mac);
+    struct ix_ip sender = ix_ip_from_v4(arp.sender_ip);
+    if (arp.sender_ip && !ix_net_is_own(net, 4, &sender))
+        ix_net_neigh_learn(net, 4, &sender, &arp.sender_mac);
     if (arp.op != IX_ARP_REQUEST)
         return;
     net->counters->arp_requests_in++;

@@ -1,6 +1,7 @@
 /* ICMP for IPv4: echo for own addresses, errors in both directions. */
 #include "net/net.h"
 #include "wire/icmp4.h"
+#include "wire/icmp6.h"
 #include "wire/tcp.h"
 #include "wire/udp.h"
 
@@ -92,7 +93,7 @@ bool ix_icmp4_input(struct ix_net *net, const struct ix_packet *pkt, struct ix_i
 
 /* A token bucket kept as time: each error costs ICMP_ERROR_COST_NS of credit, of which at most
  * ICMP_ERROR_BURST_NS is saved up. */
-static bool may_send_error(struct ix_net *net)
+bool ix_icmp_may_send(struct ix_net *net)
 {
     uint64_t floor = net->now_ns > ICMP_ERROR_BURST_NS ? net->now_ns - ICMP_ERROR_BURST_NS : 0;
     if (net->icmp_tokens_ns < floor)
@@ -109,7 +110,7 @@ void ix_icmp4_unreachable(struct ix_net *net, const struct ix_packet *pkt, uint8
 {
     /* RFC 1122 3.2.2: never about an ICMP error, a broadcast, or a fragment other than the first.
      */
-    if (pkt->ip.proto == IX_PROTO_ICMP || ix_mac_is_group(&pkt->eth.dst) || !may_send_error(net))
+    if (pkt->ip.proto == IX_PROTO_ICMP || ix_mac_is_group(&pkt->eth.dst) || !ix_icmp_may_send(net))
         return;
     uint32_t frame = ix_net_tx_room(net) ? ix_net_alloc(net) : IX_NONE;
     if (frame == IX_NONE)
@@ -122,4 +123,12 @@ void ix_icmp4_unreachable(struct ix_net *net, const struct ix_packet *pkt, uint8
                                               .data_bytes = (uint16_t)quote});
     send(net, pkt, frame, message, IX_ICMP4_BYTES + quote);
     net->counters->icmp_errors_out++;
+}
+
+void ix_icmp_port_unreachable(struct ix_net *net, const struct ix_packet *pkt)
+{
+    if (pkt->family == 6)
+        ix_icmp6_error(net, pkt, IX_ICMP6_UNREACHABLE, IX_ICMP6_PORT, 0, false);
+    else
+        ix_icmp4_unreachable(net, pkt, IX_ICMP4_PORT);
 }

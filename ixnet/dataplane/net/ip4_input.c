@@ -10,7 +10,7 @@ static bool source_impossible(uint32_t src)
     return first == 0 || first == 127 || first >= 224;
 }
 
-static enum ix_verdict count_parse(struct ix_net *net, enum ix_parse parse)
+enum ix_verdict ix_ip_count_parse(struct ix_net *net, enum ix_parse parse)
 {
     switch (parse) {
     case IX_PARSE_VERSION:
@@ -29,22 +29,22 @@ static enum ix_verdict count_parse(struct ix_net *net, enum ix_parse parse)
 }
 
 /* Only UDP's are put together: TCP has no need of fragments, as each of its segments has DF. */
-static enum ix_verdict fragment_input(struct ix_net *net, struct ix_packet *pkt)
+enum ix_verdict ix_ip_fragment(struct ix_net *net, struct ix_packet *pkt, uint32_t id, uint32_t at,
+                               bool more)
 {
     if (pkt->ip.proto != IX_PROTO_UDP) {
         net->counters->drop_ip_frag++;
         return IX_VERDICT_DROP;
     }
-    const uint8_t *payload = pkt->data + IX_ETH_BYTES + pkt->ip.header_bytes;
     const struct ix_fragment fragment = {
-        .src = ix_ip_from_v4(pkt->ip.src),
-        .dst = ix_ip_from_v4(pkt->ip.dst),
-        .id = pkt->ip.id,
-        .at = pkt->ip.frag_bytes,
-        .bytes = (uint32_t)pkt->ip.total_bytes - pkt->ip.header_bytes,
-        .offset = (uint16_t)(payload - ix_net_frame_ptr(net, pkt->frame)),
-        .family = 4,
-        .more = pkt->ip.more_fragments,
+        .src = pkt->src,
+        .dst = pkt->dst,
+        .id = id,
+        .at = at,
+        .bytes = pkt->l4_bytes,
+        .offset = (uint16_t)(pkt->l4 - ix_net_frame_ptr(net, pkt->frame)),
+        .family = pkt->family,
+        .more = more,
     };
     if (!ix_reass_add(net, &fragment, pkt->frame, &pkt->fragments))
         return IX_VERDICT_DROP;
@@ -57,24 +57,26 @@ static enum ix_verdict ip4_input(struct ix_net *net, struct ix_packet *pkt)
     enum ix_parse parse =
         ix_ipv4_parse(pkt->data + IX_ETH_BYTES, pkt->bytes - IX_ETH_BYTES, &pkt->ip);
     if (IX_UNLIKELY(parse != IX_PARSE_OK))
-        return count_parse(net, parse);
-    struct ix_ip dst = ix_ip_from_v4(pkt->ip.dst);
-    if (IX_UNLIKELY(!ix_net_is_local(net, 4, &dst))) {
+        return ix_ip_count_parse(net, parse);
+    pkt->family = 4;
+    pkt->src = ix_ip_from_v4(pkt->ip.src);
+    pkt->dst = ix_ip_from_v4(pkt->ip.dst);
+    if (IX_UNLIKELY(!ix_net_is_local(net, 4, &pkt->dst))) {
         n->drop_ip_dst++;
         return IX_VERDICT_DROP;
     }
     /* A packet from one of our own addresses came from a liar (the land attack). */
-    struct ix_ip src = ix_ip_from_v4(pkt->ip.src);
-    bool own = pkt->ip.src == pkt->ip.dst || (net->addr_count > 1 && ix_net_is_local(net, 4, &src));
+    bool own = pkt->ip.src == pkt->ip.dst ||
+               (net->addr_count > 1 && ix_net_is_local(net, 4, &pkt->src));
     if (IX_UNLIKELY(source_impossible(pkt->ip.src) || own)) {
         n->drop_ip_src++;
         return IX_VERDICT_DROP;
     }
-    pkt->fragments = IX_NONE;
-    if (IX_UNLIKELY(pkt->ip.more_fragments || pkt->ip.frag_bytes))
-        return fragment_input(net, pkt);
     pkt->l4 = pkt->data + IX_ETH_BYTES + pkt->ip.header_bytes;
     pkt->l4_bytes = (uint32_t)pkt->ip.total_bytes - pkt->ip.header_bytes;
+    pkt->fragments = IX_NONE;
+    if (IX_UNLIKELY(pkt->ip.more_fragments || pkt->ip.frag_bytes))
+        return ix_ip_fragment(net, pkt, pkt->ip.id, pkt->ip.frag_bytes, pkt->ip.more_fragments);
     switch (pkt->ip.proto) {
     case IX_PROTO_TCP:
         return IX_VERDICT_TCP;
@@ -103,6 +105,8 @@ enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt)
     }
     if (IX_LIKELY(pkt->eth.type == IX_ETH_IPV4))
         return ip4_input(net, pkt);
+    if (pkt->eth.type == IX_ETH_IPV6)
+        return ix_ip6_input(net, pkt);
     if (pkt->eth.type == IX_ETH_ARP)
         ix_arp_input(net, pkt);
     else
@@ -113,7 +117,8 @@ enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt)
 bool ix_net_partial_csum(struct ix_net *net, const struct ix_packet *pkt, uint32_t field)
 {
     uint32_t pseudo =
-        ix_csum_pseudo4(pkt->ip.src, pkt->ip.dst, pkt->ip.proto, pkt->l4_bytes);
+        ix_csum_pseudo4(ix_csum_address(pkt->src.b), ix_csum_address(pkt->dst.b), pkt->ip.proto,
+                        pkt->l4_bytes);
     uint16_t stored;
     __builtin_memcpy(&stored, pkt->l4 + field, sizeof stored);
     if (!ix_csum_is_partial(stored, pseudo) && !(pkt->flags & IX_DESC_PARTIAL_CSUM))

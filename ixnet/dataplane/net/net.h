@@ -2,7 +2,7 @@
  *
  * Routes and neighbours are mirrors of the kernel's, kept by the control plane through
  * messages; the shard asks for what it lacks and never decides for itself, except in
- * own-address mode, where it also learns from ARP.
+ * own-address mode, where it also learns from ARP and Neighbor Discovery.
  */
 #ifndef IX_NET_NET_H
 #define IX_NET_NET_H
@@ -19,6 +19,7 @@
 #include "wire/arp.h"
 #include "wire/eth.h"
 #include "wire/ipv4.h"
+#include "wire/ipv6.h"
 
 /* A received frame on its way up. The parsed parts point into the frame. */
 struct ix_packet {
@@ -27,7 +28,10 @@ struct ix_packet {
     uint32_t frame;    /* which UMEM frame */
     uint32_t flags;    /* IX_DESC_* */
     struct ix_eth eth;
-    struct ix_ipv4 ip;
+    struct ix_ip src, dst;
+    uint8_t family;    /* 4 or 6 */
+    uint8_t hop_limit; /* IPv6 */
+    struct ix_ipv4 ip; /* of an IPv6 packet only proto, tos and total_bytes */
     uint8_t *l4;       /* first byte after the IP header */
     uint32_t l4_bytes; /* to the end of the IP packet; padding is cut off */
     /* UDP, of a datagram that came in fragments: its frames (net/reass.h), of which this is one.
@@ -42,6 +46,7 @@ enum ix_verdict {
     IX_VERDICT_TCP,  /* hand it to TCP, ... */
     IX_VERDICT_UDP,
     IX_VERDICT_ICMP,
+    IX_VERDICT_ICMP6,
 };
 
 struct ix_addr {
@@ -51,19 +56,20 @@ struct ix_addr {
 };
 
 struct ix_route {
-    uint32_t dst, mask;  /* as they lie in memory; dst is masked */
-    uint32_t gateway;    /* 0: on link */
-    uint32_t source;     /* preferred source address; 0: the first local one */
-    uint8_t prefix;
+    struct ix_ip dst, mask; /* dst is masked */
+    struct ix_ip gateway;   /* 0: on link */
+    struct ix_ip source;    /* preferred source address; 0: any local one */
+    uint8_t family, prefix;
 };
 
 enum ix_neigh_state { IX_NEIGH_EMPTY = 0, IX_NEIGH_WANTED, IX_NEIGH_KNOWN, IX_NEIGH_GONE };
 
 struct ix_neigh {
-    uint32_t ip;
+    struct ix_ip ip;
     struct ix_mac mac;
+    uint8_t family;
     uint8_t state;     /* enum ix_neigh_state; GONE keeps the probe chain */
-    bool learned;      /* from ARP, not from the kernel */
+    bool learned;      /* from ARP or ND, not from the kernel */
     uint64_t asked_ns; /* when resolution was last asked for; 0: not since it was known */
 };
 
@@ -85,7 +91,7 @@ struct ix_net {
     uint64_t now_ns;
     uint64_t random;        /* state of ix_random() */
     struct ix_mac mac;
-    bool own_address;       /* answers ARP for its own addresses */
+    bool own_address;       /* answers ARP, ND and echo for its own addresses */
     bool carrier;
     bool partial_csum_told;
     uint32_t mtu;
@@ -115,41 +121,63 @@ void ix_net_changed(struct ix_net *net);
 bool ix_net_is_local(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
 int ix_net_addr_add(struct ix_net *net, uint8_t family, const struct ix_ip *ip, bool own);
 void ix_net_addr_del(struct ix_net *net, uint8_t family, const struct ix_ip *ip);
-int ix_net_route_set(struct ix_net *net, uint32_t dst, uint8_t prefix, uint32_t gateway,
-                     uint32_t source);
-void ix_net_route_del(struct ix_net *net, uint32_t dst, uint8_t prefix);
-const struct ix_route *ix_net_route(const struct ix_net *net, uint32_t dst);
-void ix_net_neigh_set(struct ix_net *net, uint32_t ip, const struct ix_mac *mac);
-/* The same from ARP: at most half of the table, so that a liar can't keep the kernel's out. */
-void ix_net_neigh_learn(struct ix_net *net, uint32_t ip, const struct ix_mac *mac);
-void ix_net_neigh_del(struct ix_net *net, uint32_t ip);
-const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint32_t ip);
+int ix_net_route_set(struct ix_net *net, uint8_t family, const struct ix_ip *dst, uint8_t prefix,
+                     const struct ix_ip *gateway, const struct ix_ip *source);
+void ix_net_route_del(struct ix_net *net, uint8_t family, const struct ix_ip *dst, uint8_t prefix);
+const struct ix_route *ix_net_route(const struct ix_net *net, uint8_t family,
+                                    const struct ix_ip *dst);
+void ix_net_neigh_set(struct ix_net *net, uint8_t family, const struct ix_ip *ip,
+                      const struct ix_mac *mac);
+/* The same from ARP or ND: at most half of the table, so that a liar can't keep the kernel's out.
+ */
+void ix_net_neigh_learn(struct ix_net *net, uint8_t family, const struct ix_ip *ip,
+                        const struct ix_mac *mac);
+void ix_net_neigh_del(struct ix_net *net, uint8_t family, const struct ix_ip *ip);
+const struct ix_neigh *ix_net_neigh(const struct ix_net *net, uint8_t family,
+                                    const struct ix_ip *ip);
 /* Is there no route to ip, or did nobody answer when its next hop was asked for? */
-bool ix_net_unreachable(const struct ix_net *net, uint32_t ip);
-/* The source address for packets to dst: the route's, else the first local one; 0 if none. */
-uint32_t ix_net_source_for(const struct ix_net *net, uint32_t dst);
+bool ix_net_unreachable(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
+/* The source address for packets to dst: the route's, else a local one, of IPv6 the best by RFC
+ * 6724; 0 if none. */
+struct ix_ip ix_net_source_for(const struct ix_net *net, uint8_t family, const struct ix_ip *dst);
 /* Makes *dst usable for packets to `ip`: route, next hop, MAC. False if the MAC isn't known; then
  * it has been asked for (at most once a second a neighbour). A provisional MAC is used meanwhile.
  */
-bool ix_net_resolve(struct ix_net *net, uint32_t ip, struct ix_dst *dst);
-static inline bool ix_net_dst_ready(struct ix_net *net, uint32_t ip, struct ix_dst *dst)
+bool ix_net_resolve(struct ix_net *net, uint8_t family, const struct ix_ip *ip, struct ix_dst *dst);
+static inline bool ix_net_dst_ready(struct ix_net *net, const struct ix_flow_key *key,
+                                    struct ix_dst *dst)
 {
-    return IX_LIKELY(dst->epoch == net->epoch) || ix_net_resolve(net, ip, dst);
+    return IX_LIKELY(dst->epoch == net->epoch) ||
+           ix_net_resolve(net, key->family, &key->peer, dst);
 }
 
-/* ---- input (ip4_input.c, arp.c, icmp4.c) */
-/* Ethernet and IPv4: validates, and says whose packet it is. */
+/* ---- input (ip4_input.c, arp.c, icmp4.c, ip6_input.c, nd.c, icmp6.c) */
+/* Ethernet and IP: validates, and says whose packet it is. */
 enum ix_verdict ix_net_input(struct ix_net *net, struct ix_packet *pkt);
+enum ix_verdict ix_ip6_input(struct ix_net *net, struct ix_packet *pkt);
+enum ix_verdict ix_ip_count_parse(struct ix_net *net, enum ix_parse parse);
+/* A part of a longer packet: [at, at + l4_bytes) of what its headers carry. */
+enum ix_verdict ix_ip_fragment(struct ix_net *net, struct ix_packet *pkt, uint32_t id, uint32_t at,
+                               bool more);
 void ix_arp_input(struct ix_net *net, const struct ix_packet *pkt);
 /* Broadcasts a request for `ip`: own-address mode only. */
 void ix_arp_ask(struct ix_net *net, uint32_t ip);
+/* A neighbor solicitation or advertisement, `bytes` bytes, checksum verified: answers for own
+ * addresses, and learns. */
+void ix_nd_input(struct ix_net *net, const struct ix_packet *pkt);
+/* Solicits `ip`: own-address mode only. */
+void ix_nd_ask(struct ix_net *net, const struct ix_ip *ip);
+/* Is `group` the solicited-node multicast address (RFC 4291 2.7.1) of an own address? */
+bool ix_nd_is_group(const struct ix_net *net, const struct ix_ip *group);
+bool ix_net_is_own(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
 
 /* Was the bad checksum at `field` (offset in the segment) left to hardware that isn't there? Such a
  * sender puts the pseudo header's sum into the field. Counted, and the control plane is told once.
  */
 bool ix_net_partial_csum(struct ix_net *net, const struct ix_packet *pkt, uint32_t field);
 
-/* What an ICMP error says of a flow. */
+/* What an ICMP error says of a flow. ICMPv6 is put in ICMP's terms: type and code of IPv4 that mean
+ * the same, TOO_BIG as FRAG_NEEDED. */
 struct ix_icmp_error {
     uint8_t type, code, proto;
     struct ix_flow_key key;
@@ -163,6 +191,16 @@ bool ix_icmp4_input(struct ix_net *net, const struct ix_packet *pkt, struct ix_i
 /* Sends a destination unreachable with `code` about pkt, rate limited (RFC 1122 3.2.2, RFC
  * 1812 4.3.2.8). */
 void ix_icmp4_unreachable(struct ix_net *net, const struct ix_packet *pkt, uint8_t code);
+/* Shares its rate limit. True: an error may leave now. */
+bool ix_icmp_may_send(struct ix_net *net);
+/* As ix_icmp4_input(), and hands neighbor discovery on. */
+bool ix_icmp6_input(struct ix_net *net, const struct ix_packet *pkt, struct ix_icmp_error *error);
+/* Sends an ICMPv6 error about pkt unless RFC 4443 2.4 (e) forbids it. `rest`: see struct ix_icmp6.
+ * always: even if the packet went to a group. */
+void ix_icmp6_error(struct ix_net *net, const struct ix_packet *pkt, uint8_t type, uint8_t code,
+                    uint32_t rest, bool always);
+/* Nobody listens on the port: the error of pkt's family. */
+void ix_icmp_port_unreachable(struct ix_net *net, const struct ix_packet *pkt);
 
 /* ---- output (output.c) */
 static inline bool ix_net_tx_room(const struct ix_net *net)
@@ -181,6 +219,17 @@ static inline uint8_t *ix_net_frame_ptr(const struct ix_net *net, uint32_t frame
 void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
                     uint8_t proto, uint8_t tos, uint32_t src, uint32_t dst,
                     const struct ix_mac *to);
+/* The same with an IPv6 header. */
+void ix_net_output6(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                    const struct ix_ipv6 *ip, const struct ix_mac *to);
+/* Either, from one end of a flow to the other. */
+void ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                   uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
+                   const struct ix_mac *to);
+static inline uint32_t ix_ip_header_bytes(uint8_t family)
+{
+    return family == 6 ? IX_IPV6_BYTES : IX_IPV4_BYTES;
+}
 /* Stages a frame that is complete, `data` its first byte. */
 void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint32_t bytes);
 /* Hands staged frames to the link. Returns how many went. */

@@ -1,7 +1,7 @@
 /* The way out: headers, and the stage of frames that the cycle sends at its end. */
 #include "net/net.h"
 
-enum { IPV4_TTL = 64 }; /* RFC 1122 3.2.1.7, IANA's recommended default */
+enum { TTL = 64 }; /* RFC 1122 3.2.1.7, IANA's recommended default; IPv6's hop limit, too */
 
 uint32_t ix_net_alloc(struct ix_net *net)
 {
@@ -33,10 +33,45 @@ void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4
                                            .id = net->ip_id++,
                                            .proto = proto,
                                            .tos = tos,
-                                           .ttl = IPV4_TTL,
+                                           .ttl = TTL,
                                            .dont_fragment = true});
     ix_eth_emit(data, &(struct ix_eth){.dst = *to, .src = net->mac, .type = IX_ETH_IPV4});
     ix_net_stage(net, frame, data, IX_ETH_BYTES + IX_IPV4_BYTES + l4_bytes);
+}
+
+void ix_net_output6(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                    const struct ix_ipv6 *ip, const struct ix_mac *to)
+{
+    uint8_t *packet = l4 - IX_IPV6_BYTES;
+    uint8_t *data = packet - IX_ETH_BYTES;
+    struct ix_ipv6 header = *ip;
+    header.payload_bytes = (uint16_t)l4_bytes;
+    ix_ipv6_emit(packet, &header);
+    ix_eth_emit(data, &(struct ix_eth){.dst = *to, .src = net->mac, .type = IX_ETH_IPV6});
+    ix_net_stage(net, frame, data, IX_ETH_BYTES + IX_IPV6_BYTES + l4_bytes);
+}
+
+/* The same for all packets of a flow, and no help in guessing anything (RFC 6437 section 3). */
+static uint32_t flow_label(const struct ix_net *net, const struct ix_flow_key *key)
+{
+    return (uint32_t)ix_flow_hash(&net->neigh_key, key) & 0xfffff;
+}
+
+void ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                   uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
+                   const struct ix_mac *to)
+{
+    if (IX_LIKELY(key->family == 4)) {
+        ix_net_output4(net, frame, l4, l4_bytes, proto, tos, key->local.v4, key->peer.v4, to);
+        return;
+    }
+    struct ix_ipv6 ip = {.flow_label = flow_label(net, key),
+                         .next = proto,
+                         .hop_limit = TTL,
+                         .traffic_class = tos};
+    __builtin_memcpy(ip.src, key->local.b, 16);
+    __builtin_memcpy(ip.dst, key->peer.b, 16);
+    ix_net_output6(net, frame, l4, l4_bytes, &ip, to);
 }
 
 uint32_t ix_net_flush(struct ix_net *net)

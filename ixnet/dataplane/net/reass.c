@@ -3,7 +3,7 @@
 
 #include "net/net.h"
 
-enum { DATAGRAM_MAX = 65535 - IX_IPV4_BYTES, UDP_HEADER_BYTES = 8 };
+enum { LENGTH_MAX = 65535, UDP_HEADER_BYTES = 8 };
 #define WAIT_NS 30000000000ull /* Linux: ipfrag_time */
 
 void ix_reass_init(struct ix_reass *reass)
@@ -120,9 +120,11 @@ bool ix_reass_add(struct ix_net *net, const struct ix_fragment *f, uint32_t fram
     struct ix_counters *n = net->counters;
     struct ix_reass *reass = &net->reass;
     *head = IX_NONE;
+    /* IPv4's length counts its header, IPv6's does not. */
+    uint32_t most = f->family == 6 ? LENGTH_MAX : LENGTH_MAX - IX_IPV4_BYTES;
     /* RFC 791 3.2: all but the last are multiples of 8 bytes; one that cuts through the UDP header
      * is an evasion (RFC 1858). */
-    if (f->bytes == 0 || f->at + f->bytes > DATAGRAM_MAX || (f->more && f->bytes % 8) ||
+    if (f->bytes == 0 || f->at + f->bytes > most || (f->more && f->bytes % 8) ||
         (f->at == 0 && f->bytes < UDP_HEADER_BYTES)) {
         n->drop_ip_frag++;
         return false;

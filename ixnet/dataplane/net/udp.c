@@ -13,9 +13,9 @@ static struct ix_udp_end *find(struct ix_udp_table *udp, const struct ix_ip *loc
         return NULL;
     for (uint32_t i = 0; i < IX_UDP_MAX && udp->in_use; i++) {
         struct ix_udp_end *end = &udp->ends[i];
-        if (end->port != port || end->family != family)
+        if (end->port != port || (end->family && end->family != family))
             continue;
-        if (ix_ip_equal(&end->ip, local))
+        if (end->family && ix_ip_equal(&end->ip, local))
             return end; /* the exact address before the wildcard */
         if (ix_ip_is_zero(&end->ip))
             wild = end;
@@ -36,11 +36,12 @@ int ix_udp_bind(struct ix_udp_table *udp, const struct ix_ip *ip, uint8_t family
                 uint64_t cookie, uint64_t *handle)
 {
     struct ix_udp_end *free_end = NULL;
-    if (port == 0 || family != 4)
+    if (port == 0 || (family != 4 && family != 6 && (family || !ix_ip_is_zero(ip))))
         return -IX_EINVAL;
     for (uint32_t i = 0; i < IX_UDP_MAX; i++) {
         struct ix_udp_end *end = &udp->ends[i];
-        if (end->port == port && end->family == family && ix_ip_equal(&end->ip, ip))
+        if (end->port == port && ix_families_meet(end->family, family) &&
+            ix_ip_equal(&end->ip, ip))
             return -IX_EADDRINUSE;
         if (end->port == 0 && !free_end)
             free_end = end;
@@ -75,7 +76,7 @@ static void put_event(struct ix_udp_table *udp, const struct ix_udp_end *end,
 {
     uint64_t handle =
         ix_handle_make(IX_HANDLE_UDP, (uint32_t)(end - udp->ends), end->generation);
-    event->family = 4;
+    event->family = pkt->family;
     event->bytes = bytes;
     event->handle = handle;
     event->cookie = end->cookie;
@@ -83,8 +84,8 @@ static void put_event(struct ix_udp_table *udp, const struct ix_udp_end *end,
     event->offset = (uint16_t)offset;
     event->peer_port = hdr->src_port;
     event->local_port = hdr->dst_port;
-    __builtin_memcpy(event->peer, &pkt->ip.src, 4);
-    __builtin_memcpy(event->local, &pkt->ip.dst, 4);
+    __builtin_memcpy(event->peer, pkt->src.b, 16);
+    __builtin_memcpy(event->local, pkt->dst.b, 16);
     if (bytes) /* else nothing to lend: the event alone tells of an empty datagram */
         ix_frame_lend(udp->net->frames, frame, handle, (uint16_t)offset, (uint16_t)bytes);
 }
@@ -92,11 +93,16 @@ static void put_event(struct ix_udp_table *udp, const struct ix_udp_end *end,
 static struct ix_udp_end *endpoint_of(struct ix_udp_table *udp, const struct ix_packet *pkt,
                                       const struct ix_udp *hdr)
 {
-    struct ix_ip local = ix_ip_from_v4(pkt->ip.dst);
-    struct ix_udp_end *end = find(udp, &local, 4, hdr->dst_port);
+    struct ix_udp_end *end = find(udp, &pkt->dst, pkt->family, hdr->dst_port);
     if (!end)
         udp->net->counters->drop_udp_port++;
     return end;
+}
+
+/* RFC 8200 8.1: over IPv6 there is always one. */
+static bool csum_missing(const struct ix_packet *pkt, const struct ix_udp *hdr)
+{
+    return pkt->family == 6 && !hdr->has_csum;
 }
 
 /* Header and checksum of a datagram whose parts lie in several frames. The first holds the header;
@@ -115,11 +121,12 @@ static bool parse_parts(struct ix_udp_table *udp, const struct ix_packet *pkt, s
                            .dst_port = ix_load_be16(header + 2),
                            .total_bytes = ix_load_be16(header + 4),
                            .has_csum = ix_load_be16(header + 6)};
-    if (hdr->total_bytes != bytes) {
+    if (hdr->total_bytes != bytes || csum_missing(pkt, hdr)) {
         net->counters->drop_udp_short++;
         return false;
     }
-    uint32_t pseudo = ix_csum_pseudo4(pkt->ip.src, pkt->ip.dst, IX_PROTO_UDP, bytes);
+    uint32_t pseudo = ix_csum_pseudo4(ix_csum_address(pkt->src.b), ix_csum_address(pkt->dst.b),
+                                      IX_PROTO_UDP, bytes);
     if (hdr->has_csum && ix_csum_finish(ix_csum_fold((uint64_t)sum + pseudo)) != 0) {
         net->counters->drop_udp_csum++;
         return false;
@@ -157,7 +164,8 @@ static void deliver_parts(struct ix_udp_table *udp, const struct ix_packet *pkt)
         }
         struct ix_event *event = ix_io_event(udp->io, IX_EV_UDP_RECV);
         put_event(udp, end, pkt, &hdr, event, frame, frames->meta[frame].offset, bytes);
-        event->family = head == IX_NONE ? 4 : 4 | IX_UDP_MORE;
+        if (head != IX_NONE)
+            event->family |= IX_UDP_MORE;
     }
 }
 
@@ -170,7 +178,10 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
         deliver_parts(udp, pkt);
         return IX_VERDICT_KEPT;
     }
-    enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, pkt->ip.src, pkt->ip.dst, &hdr);
+    enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, ix_csum_address(pkt->src.b),
+                                       ix_csum_address(pkt->dst.b), &hdr);
+    if (parse == IX_PARSE_OK && csum_missing(pkt, &hdr))
+        parse = IX_PARSE_HEADER;
     if (parse != IX_PARSE_OK) {
         if (parse != IX_PARSE_CSUM)
             n->drop_udp_short++;
@@ -180,7 +191,7 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
     }
     struct ix_udp_end *end = endpoint_of(udp, pkt, &hdr);
     if (!end) {
-        ix_icmp4_unreachable(net, pkt, IX_ICMP4_PORT); /* RFC 1122 4.1.3.1 */
+        ix_icmp_port_unreachable(net, pkt); /* RFC 1122 4.1.3.1, RFC 4443 3.1 */
         return IX_VERDICT_DROP;
     }
     struct ix_event *event =
@@ -220,22 +231,28 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
     struct ix_udp_end *end = of_handle(udp, call->handle);
     if (!end)
         return -IX_ENOENT;
-    if (call->family != 4 || call->peer_port == 0 ||
-        (call->bytes && !ix_net_sendable(net, call->addr, call->bytes)))
+    if ((call->family != 4 && call->family != 6) || !ix_families_meet(end->family, call->family) ||
+        call->peer_port == 0 || (call->bytes && !ix_net_sendable(net, call->addr, call->bytes)))
         return -IX_EINVAL;
-    if (call->bytes > net->mtu - IX_UDP_BYTES - IX_IPV4_BYTES)
+    uint32_t headers = IX_UDP_BYTES + ix_ip_header_bytes(call->family);
+    if (call->bytes > net->mtu - headers)
         return -IX_EMSGSIZE;
-    uint32_t dst;
-    __builtin_memcpy(&dst, call->peer, 4);
-    uint32_t src = end->ip.v4 ? end->ip.v4 : ix_net_source_for(net, dst);
-    if (!src || !ix_net_route(net, dst))
-        return src ? -IX_ENETUNREACH : -IX_EADDRNOTAVAIL;
+    struct ix_flow_key key = {.local = end->ip,
+                              .peer_port = call->peer_port,
+                              .local_port = end->port,
+                              .family = call->family};
+    __builtin_memcpy(key.peer.b, call->peer, call->family == 6 ? 16 : 4);
+    if (ix_ip_is_zero(&key.local))
+        key.local = ix_net_source_for(net, key.family, &key.peer);
+    bool has_source = !ix_ip_is_zero(&key.local);
+    if (!has_source || !ix_net_route(net, key.family, &key.peer))
+        return has_source ? -IX_ENETUNREACH : -IX_EADDRNOTAVAIL;
     struct ix_dst to = {.epoch = 0};
-    if (!ix_net_resolve(net, dst, &to)) {
+    if (!ix_net_resolve(net, key.family, &key.peer, &to)) {
         net->counters->drop_neigh++;
         return -IX_EAGAIN; /* the neighbour is being resolved */
     }
-    if (call->bytes > to.mtu - (uint32_t)IX_UDP_BYTES - IX_IPV4_BYTES)
+    if (call->bytes > to.mtu - headers)
         return -IX_EMSGSIZE; /* the path is narrower than the link */
     if (!ix_net_tx_room(net) || udp->io->n_events == udp->io->max_events)
         return -IX_EAGAIN;
@@ -252,9 +269,8 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
                                  .dst_port = call->peer_port,
                                  .total_bytes = (uint16_t)(IX_UDP_BYTES + call->bytes),
                                  .has_csum = true},
-                src, dst, sum);
-    ix_net_output4(net, frame, datagram, IX_UDP_BYTES + call->bytes, IX_PROTO_UDP, 0, src, dst,
-                   &to.mac);
+                ix_csum_address(key.local.b), ix_csum_address(key.peer.b), sum);
+    ix_net_output(net, frame, datagram, IX_UDP_BYTES + call->bytes, IX_PROTO_UDP, 0, &key, &to.mac);
     net->counters->udp_out++;
     struct ix_event *event = ix_io_event(udp->io, IX_EV_UDP_SENT);
     event->handle = call->handle;

@@ -7,7 +7,7 @@
 struct ix_udp_end {
     struct ix_ip ip;   /* all 0: every local address */
     uint16_t port;     /* 0: the slot is free */
-    uint8_t family;
+    uint8_t family;    /* 4, 6, or 0: both, then ip is all 0 */
     uint32_t generation;
     uint64_t cookie;
 };

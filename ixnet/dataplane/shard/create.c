@@ -238,7 +238,7 @@ static bool take_ip(const uint8_t *ip, uint8_t family, struct ix_ip *out)
     *out = (struct ix_ip){.q = {0, 0}};
     if (ip)
         __builtin_memcpy(out->b, ip, family == 4 ? 4 : 16);
-    return family == 4;
+    return family == 4 || family == 6 || (family == 0 && ix_ip_is_zero(out));
 }
 
 int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
@@ -251,7 +251,7 @@ int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, u
         return -IX_EINVAL;
     for (uint32_t i = 0; i < IX_LISTENERS_MAX; i++) {
         struct ix_listener *l = &tcp->listeners[i];
-        if (l->port == port && l->family == family && ix_ip_equal(&l->ip, &address))
+        if (l->port == port && ix_families_meet(l->family, family) && ix_ip_equal(&l->ip, &address))
             return -IX_EADDRINUSE;
         if (l->port == 0 && l->pending == 0 && at == IX_LISTENERS_MAX)
             at = i;

@@ -52,33 +52,34 @@ static void abort_all(struct ix_shard *shard)
     }
 }
 
+static struct ix_ip ip_of(const uint8_t *bytes, uint8_t family)
+{
+    struct ix_ip ip = {.q = {0, 0}};
+    __builtin_memcpy(ip.b, bytes, family == 6 ? 16 : 4);
+    return ip;
+}
+
 static void apply(struct ix_shard *shard, const struct ix_ctl_msg *msg)
 {
     struct ix_net *net = &shard->net;
-    uint32_t ip4, gateway4, source4;
     struct ix_mac mac;
-    struct ix_ip ip;
-    __builtin_memcpy(&ip4, msg->ip, 4);
-    __builtin_memcpy(&gateway4, msg->gateway, 4);
-    __builtin_memcpy(&source4, msg->source, 4);
+    struct ix_ip ip = ip_of(msg->ip, msg->family), gateway = ip_of(msg->gateway, msg->family),
+                 source = ip_of(msg->source, msg->family);
     __builtin_memcpy(mac.b, msg->mac, 6);
-    __builtin_memcpy(ip.b, msg->ip, 16);
-    if (msg->family == 4)
-        ip = ix_ip_from_v4(ip4);
-    else if (msg->type <= IX_CTL_ROUTE_DEL)
-        return; /* IPv6 tables come with IPv6 */
+    if (msg->type <= IX_CTL_ADDR_DEL && msg->family != 4 && msg->family != 6)
+        return;
     switch (msg->type) {
     case IX_CTL_NEIGH_SET:
-        ix_net_neigh_set(net, ip4, &mac);
+        ix_net_neigh_set(net, msg->family, &ip, &mac);
         break;
     case IX_CTL_NEIGH_DEL:
-        ix_net_neigh_del(net, ip4);
+        ix_net_neigh_del(net, msg->family, &ip);
         break;
     case IX_CTL_ROUTE_SET:
-        (void)ix_net_route_set(net, ip4, msg->prefix, gateway4, source4);
+        (void)ix_net_route_set(net, msg->family, &ip, msg->prefix, &gateway, &source);
         break;
     case IX_CTL_ROUTE_DEL:
-        ix_net_route_del(net, ip4, msg->prefix);
+        ix_net_route_del(net, msg->family, &ip, msg->prefix);
         break;
     case IX_CTL_ADDR_ADD:
         (void)ix_net_addr_add(net, msg->family, &ip, msg->value);

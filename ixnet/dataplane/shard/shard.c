@@ -97,6 +97,10 @@ static enum ix_verdict input_one(struct ix_shard *shard, struct ix_packet *pkt)
         if (ix_icmp4_input(&shard->net, pkt, &error) && error.proto == IX_PROTO_TCP)
             ix_tcp_icmp_error(&shard->tcp, &error);
         return IX_VERDICT_DROP;
+    case IX_VERDICT_ICMP6:
+        if (ix_icmp6_input(&shard->net, pkt, &error) && error.proto == IX_PROTO_TCP)
+            ix_tcp_icmp_error(&shard->tcp, &error);
+        return IX_VERDICT_DROP;
     default:
         return verdict;
     }

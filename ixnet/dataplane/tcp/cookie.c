@@ -99,7 +99,7 @@ void ix_cookie_answer(struct ix_tcp *tcp, struct ix_listener *listener, const st
         .ack = syn->seq + 1,
         .window = (uint16_t)IX_MIN(rcvbuf_bytes, 65535u),
         .flags = IX_TCP_SYN | IX_TCP_ACK,
-        .mss = ix_tcp_own_mss(tcp),
+        .mss = ix_tcp_own_mss(tcp, key->family),
         .wscale = -1,
     };
     if (syn->has_ts) {

@@ -1,6 +1,7 @@
 /* Segment arrives: RFC 9293 3.10.7, in its order, one helper a check. */
 #include "tcp/tcp.h"
 
+#include "wire/csum.h"
 #include "wire/icmp4.h"
 
 enum {
@@ -347,16 +348,17 @@ static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct
 enum ix_verdict ix_tcp_input(struct ix_tcp *tcp, struct ix_packet *pkt)
 {
     struct ix_tcp_hdr hdr;
-    enum ix_parse parse = ix_tcp_parse(pkt->l4, pkt->l4_bytes, pkt->ip.src, pkt->ip.dst, &hdr);
+    enum ix_parse parse = ix_tcp_parse(pkt->l4, pkt->l4_bytes, ix_csum_address(pkt->src.b),
+                                       ix_csum_address(pkt->dst.b), &hdr);
     if (IX_UNLIKELY(parse != IX_PARSE_OK))
         return count_parse(tcp, pkt, parse);
     tcp->counters->tcp_in++;
     struct ix_flow_key key = {
-        .peer = ix_ip_from_v4(pkt->ip.src),
-        .local = ix_ip_from_v4(pkt->ip.dst),
+        .peer = pkt->src,
+        .local = pkt->dst,
         .peer_port = hdr.src_port,
         .local_port = hdr.dst_port,
-        .family = 4,
+        .family = pkt->family,
     };
     uint64_t hash = ix_tcp_hash(tcp, &key);
     struct ix_tcb *tcb = ix_tcp_find(tcp, &key, hash);

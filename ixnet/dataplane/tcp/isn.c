@@ -34,15 +34,16 @@ static uint32_t toeplitz(const uint8_t *key, const uint8_t *data, uint32_t bytes
 /* Will the NIC put the peer's packets of this connection on our queue? */
 static bool arrives_here(const struct ix_config *cfg, const struct ix_flow_key *key)
 {
-    uint8_t data[12];
-    if (cfg->shard_count == 1 || cfg->rss_key_bytes < sizeof data + 8 || cfg->rss_table_len == 0)
+    uint8_t data[36];
+    uint32_t ip_bytes = key->family == 6 ? 16 : 4, bytes = 2 * ip_bytes + 4;
+    if (cfg->shard_count == 1 || cfg->rss_key_bytes < bytes + 4 || cfg->rss_table_len == 0)
         return true; /* unknown: replies that arrive elsewhere make the SYN time out, and the next
                         port is tried */
-    __builtin_memcpy(data, &key->peer.v4, 4);
-    __builtin_memcpy(data + 4, &key->local.v4, 4);
-    ix_store_be16(data + 8, key->peer_port);
-    ix_store_be16(data + 10, key->local_port);
-    uint32_t hash = toeplitz(cfg->rss_key, data, sizeof data);
+    __builtin_memcpy(data, key->peer.b, ip_bytes);
+    __builtin_memcpy(data + ip_bytes, key->local.b, ip_bytes);
+    ix_store_be16(data + 2 * ip_bytes, key->peer_port);
+    ix_store_be16(data + 2 * ip_bytes + 2, key->local_port);
+    uint32_t hash = toeplitz(cfg->rss_key, data, bytes);
     return cfg->rss_table[hash % cfg->rss_table_len] == cfg->queue;
 }
 

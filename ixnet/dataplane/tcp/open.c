@@ -8,9 +8,9 @@ struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key
         return NULL;
     for (uint32_t i = 0; i < tcp->listener_count; i++) {
         struct ix_listener *l = &tcp->listeners[i];
-        if (l->port != key->local_port || l->family != key->family)
+        if (l->port != key->local_port || !ix_families_meet(l->family, key->family))
             continue;
-        if (ix_ip_equal(&l->ip, &key->local))
+        if (l->family && ix_ip_equal(&l->ip, &key->local))
             return l; /* the exact address before the wildcard */
         if (ix_ip_is_zero(&l->ip))
             wild = l;
@@ -34,7 +34,7 @@ static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
     tcb->iss = ix_tcp_isn(tcp, &tcb->key);
     tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
-    tcb->mss = ix_tcp_own_mss(tcp);
+    tcb->mss = ix_tcp_own_mss(tcp, tcb->key.family);
     tcb->flags |= IX_TF_SYN_DUE;
     ix_tcp_want_output(tcp, tcb);
 }
@@ -124,19 +124,22 @@ static int pick_addresses(struct ix_tcp *tcp, const struct ix_call *call, struct
 {
     *key = (struct ix_flow_key){
         .peer_port = call->peer_port, .local_port = call->local_port, .family = call->family};
-    __builtin_memcpy(&key->peer.v4, call->peer, 4);
-    __builtin_memcpy(&key->local.v4, call->local, 4);
-    if (call->family != 4 || key->peer_port == 0 || key->peer.v4 == 0 || key->peer.b[0] >= 224)
+    uint8_t family = call->family;
+    if (family != 4 && family != 6)
         return -IX_EINVAL;
-    if (key->local.v4 == 0)
-        key->local.v4 = ix_net_source_for(tcp->net, key->peer.v4);
-    if (!ix_net_is_local(tcp->net, 4, &key->local))
+    __builtin_memcpy(key->peer.b, call->peer, family == 6 ? 16 : 4);
+    __builtin_memcpy(key->local.b, call->local, family == 6 ? 16 : 4);
+    if (key->peer_port == 0 || ix_ip_is_zero(&key->peer) || ix_ip_is_group(&key->peer, family))
+        return -IX_EINVAL;
+    if (ix_ip_is_zero(&key->local))
+        key->local = ix_net_source_for(tcp->net, family, &key->peer);
+    if (!ix_net_is_local(tcp->net, family, &key->local))
         return -IX_EADDRNOTAVAIL;
     if (ix_ip_equal(&key->peer, &key->local))
         return -IX_EINVAL; /* frames to oneself never leave the NIC */
     if (!tcp->net->carrier)
         return -IX_ENETDOWN;
-    if (!ix_net_route(tcp->net, key->peer.v4))
+    if (!ix_net_route(tcp->net, family, &key->peer))
         return -IX_ENETUNREACH;
     if (key->local_port == 0)
         key->local_port = ix_tcp_choose_port(tcp, key);

@@ -228,7 +228,7 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->state == IX_TCP_CLOSED)
         return true;
-    if (IX_UNLIKELY(!ix_net_dst_ready(tcp->net, tcb->key.peer.v4, &tcb->dst))) {
+    if (IX_UNLIKELY(!ix_net_dst_ready(tcp->net, &tcb->key, &tcb->dst))) {
         /* The retransmission timer tries again; by then it is resolved. */
         tcp->counters->drop_neigh++;
         tcb->flags &= ~IX_TF_ACK_NOW;

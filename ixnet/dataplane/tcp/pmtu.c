@@ -36,7 +36,7 @@ void ix_tcp_path_mtu(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_icm
     tcp->counters->icmp_errors_in++;
     /* Whatever was too long is lost, and that is no sign of congestion (RFC 1191 section 6.4 asks
      * for the window to stay): cut anew from snd_una on. */
-    (void)ix_net_dst_ready(tcp->net, tcb->key.peer.v4, &tcb->dst);
+    (void)ix_net_dst_ready(tcp->net, &tcb->key, &tcb->dst);
     uint32_t at = tcb->snd_una;
     for (struct ix_tx_rec *r = ix_rec_first(tcp, tcb); r; r = ix_rec_next(tcp, tcb, r)) {
         if (r->state == IX_TX_OUT)
@@ -59,6 +59,6 @@ void ix_tcp_black_hole(struct ix_tcp *tcp, struct ix_tcb *tcb)
         return;
     if (ix_pmtu_lower(tcp->net, tcb->key.family, &tcb->key.peer, smaller + ix_tcb_headers(tcb))) {
         tcp->counters->pmtu_black_holes++;
-        (void)ix_net_dst_ready(tcp->net, tcb->key.peer.v4, &tcb->dst);
+        (void)ix_net_dst_ready(tcp->net, &tcb->key, &tcb->dst);
     }
 }

@@ -15,7 +15,7 @@ static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_h
         hdr->ts_ecr = tcb->ts_recent;
     }
     if (hdr->flags & IX_TCP_SYN) {
-        hdr->mss = ix_tcp_own_mss(tcp);
+        hdr->mss = ix_tcp_own_mss(tcp, tcb->key.family);
         /* A shift of 0 is said too: silence would forbid the peer's shift (RFC 7323 2.2). */
         hdr->wscale = tcb->flags & IX_TF_WSCALE ? (int8_t)tcb->rcv_wscale : -1;
         hdr->sack_ok = tcb->flags & IX_TF_SACK;
@@ -156,22 +156,23 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
 {
     struct ix_net *net = tcp->net;
     struct placed placed;
-    if (IX_UNLIKELY(!ix_net_tx_room(net) || !ix_net_dst_ready(net, tcb->key.peer.v4, &tcb->dst)))
+    if (IX_UNLIKELY(!ix_net_tx_room(net) || !ix_net_dst_ready(net, &tcb->key, &tcb->dst)))
         return false;
     bool new_data = bytes && !ix_seq_lt(seq, tcb->snd_max);
     if (tcb->ecn & IX_ECNF_ON && !(flags & (IX_TCP_SYN | IX_TCP_RST)))
         flags |= ix_ecn_flags(tcb, new_data);
     struct ix_tcp_hdr hdr = header(tcp, tcb, seq, flags);
     uint32_t header_bytes = ix_tcp_header_bytes(&hdr);
-    if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + IX_IPV4_BYTES + IX_ETH_BYTES,
-               &placed))
+    uint32_t lower_bytes = ix_ip_header_bytes(tcb->key.family) + IX_ETH_BYTES;
+    if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + lower_bytes, &placed))
         return false;
     uint8_t *segment = placed.payload - header_bytes;
-    ix_tcp_emit(segment, &hdr, tcb->key.local.v4, tcb->key.peer.v4, bytes, placed.sum);
+    ix_tcp_emit(segment, &hdr, ix_csum_address(tcb->key.local.b), ix_csum_address(tcb->key.peer.b),
+                bytes, placed.sum);
     bool ect = new_data && (tcb->ecn & (IX_ECNF_ON | IX_ECNF_MUTE)) == IX_ECNF_ON;
     uint8_t tos = ect ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
-    ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
-                   tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
+    ix_net_output(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos, &tcb->key,
+                  &tcb->dst.mac);
     net->counters->tcp_out++;
     /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due.
      */
@@ -187,9 +188,14 @@ bool ix_tcp_send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const str
     if (frame == IX_NONE)
         return false;
     uint8_t *segment = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
-    uint32_t bytes = ix_tcp_emit(segment, hdr, pkt->ip.dst, pkt->ip.src, 0, 0);
-    ix_net_output4(net, frame, segment, bytes, IX_PROTO_TCP, 0, pkt->ip.dst, pkt->ip.src,
-                   &pkt->eth.src);
+    struct ix_flow_key key = {.peer = pkt->src,
+                              .local = pkt->dst,
+                              .peer_port = hdr->dst_port,
+                              .local_port = hdr->src_port,
+                              .family = pkt->family};
+    uint32_t bytes = ix_tcp_emit(segment, hdr, ix_csum_address(pkt->dst.b),
+                                 ix_csum_address(pkt->src.b), 0, 0);
+    ix_net_output(net, frame, segment, bytes, IX_PROTO_TCP, 0, &key, &pkt->eth.src);
     net->counters->tcp_out++;
     return true;
 }

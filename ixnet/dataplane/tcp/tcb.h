@@ -316,7 +316,7 @@ IX_STATIC_ASSERT(sizeof(struct ix_tcb) <= 448,
 struct ix_listener {
     struct ix_ip ip; /* all 0: every local address */
     uint16_t port;   /* 0: free */
-    uint8_t family;
+    uint8_t family; /* 4, 6, or 0: both, then ip is all 0 */
     uint8_t cc; /* enum ix_congestion of its connections */
     uint32_t backlog;
     uint32_t pending;  /* connections in SYN_RCVD or not yet ACCEPTed */
@@ -395,7 +395,7 @@ static inline uint32_t ix_tcb_timer(const struct ix_tcp *tcp, const struct ix_tc
 /* IP and TCP header without options. */
 static inline uint32_t ix_tcb_headers(const struct ix_tcb *tcb)
 {
-    return (tcb->key.family == 6 ? 40u : 20u) + IX_TCP_BYTES;
+    return ix_ip_header_bytes(tcb->key.family) + IX_TCP_BYTES;
 }
 /* What the path, too, takes at this time; options not subtracted. */
 static inline uint32_t ix_tcb_mss_now(const struct ix_tcb *tcb)

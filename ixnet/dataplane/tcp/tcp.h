@@ -50,9 +50,9 @@ struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener
 /* The least shift with which a window of `bytes` fits into 16 bits (RFC 7323 2.3). */
 uint8_t ix_tcp_scale_for(uint32_t bytes);
 /* The MSS that our SYNs say (RFC 6691). */
-static inline uint16_t ix_tcp_own_mss(const struct ix_tcp *tcp)
+static inline uint16_t ix_tcp_own_mss(const struct ix_tcp *tcp, uint8_t family)
 {
-    uint32_t mss = tcp->net->mtu - IX_IPV4_BYTES - IX_TCP_BYTES;
+    uint32_t mss = tcp->net->mtu - ix_ip_header_bytes(family) - IX_TCP_BYTES;
     return (uint16_t)IX_MIN(mss, tcp->cfg->mss_max);
 }
 int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call);

@@ -114,7 +114,7 @@ static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     bool active = tcb->state == IX_TCP_SYN_SENT, in_doubt = port_in_doubt(tcp, tcb);
     uint32_t max = active ? SYN_RETRIES + (in_doubt ? PORT_TRIES : 0) : SYNACK_RETRIES;
-    if (active && ix_net_unreachable(tcp->net, tcb->key.peer.v4)) {
+    if (active && ix_net_unreachable(tcp->net, tcb->key.family, &tcb->key.peer)) {
         ix_tcp_finish(tcp, tcb, -IX_EHOSTUNREACH);
         return;
     }

@@ -46,7 +46,17 @@ static inline uint16_t ix_csum_finish(uint32_t sum)
     return (uint16_t)~sum;
 }
 
-/* The IPv4 pseudo header (RFC 9293 3.1, RFC 768). Addresses as they lie in memory. */
+/* An IP address's part of the pseudo header; of an IPv4 address followed by zeros the address
+ * itself. */
+static inline uint32_t ix_csum_address(const uint8_t ip[16])
+{
+    uint32_t w[4];
+    __builtin_memcpy(w, ip, sizeof w);
+    return ix_csum_fold((uint64_t)w[0] + w[1] + w[2] + w[3]);
+}
+
+/* The pseudo header (RFC 9293 3.1, RFC 768). src, dst: IPv4 addresses as they lie in memory, or
+ * ix_csum_address() of IPv6 ones, whose pseudo header (RFC 8200 8.1) adds up to the same. */
 static inline uint32_t ix_csum_pseudo4(uint32_t src, uint32_t dst, uint8_t proto, uint32_t l4_bytes)
 {
     return ix_csum_fold((uint64_t)src + dst + ((uint32_t)proto << 8) +

@@ -13,8 +13,9 @@ struct ix_udp {
     bool has_csum;
 };
 
-/* bytes: the size of the IP payload. The UDP length field is what counts, for the checksum too; it
- * may be smaller than `bytes`, but not larger. A zero checksum means that there is none. */
+/* src, dst: see ix_csum_pseudo4(). bytes: the size of the IP payload. The UDP length field is what
+ * counts, for the checksum too; it may be smaller than `bytes`, but not larger. A zero checksum
+ * means that there is none. */
 enum ix_parse ix_udp_parse(const uint8_t *datagram, size_t bytes, uint32_t src, uint32_t dst,
                            struct ix_udp *out);
 /* Writes the header. payload_sum: ix_csum_add() of the payload. A checksum of 0 is sent as 0xffff;
