@@ -398,22 +398,17 @@ int ix_steer_del_local_addr(struct ix_steer *steer, uint8_t family, const uint8_
 int ix_steer_add_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
 {
     struct ix_steer_addr key;
+    int e = make_addr(&key, family, addr);
 
-    /* An IPv6 address needs neighbour discovery steered as well, which it isn't. */
-    if (family != IX_STEER_IPV4)
-        return -EAFNOSUPPORT;
-    make_addr(&key, family, addr);
-    return add_key(steer->own_addrs_fd, &key);
+    return e ? e : add_key(steer->own_addrs_fd, &key);
 }
 
 int ix_steer_del_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
 {
     struct ix_steer_addr key;
+    int e = make_addr(&key, family, addr);
 
-    if (family != IX_STEER_IPV4)
-        return -EAFNOSUPPORT;
-    make_addr(&key, family, addr);
-    return del_key(steer->own_addrs_fd, &key);
+    return e ? e : del_key(steer->own_addrs_fd, &key);
 }
 
 /* ---- ranges ---------------------------------------------------------------------------- */

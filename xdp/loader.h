@@ -82,8 +82,8 @@ int ix_steer_del_range(struct ix_steer *steer, uint8_t family, uint8_t proto, co
 int ix_steer_add_local_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr);
 int ix_steer_del_local_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr);
 
-/* Addresses that only the dataplane has: everything sent to them is redirected, ARP for
- * them too. IPv4 only (-EAFNOSUPPORT). */
+/* Addresses that only the dataplane has: everything sent to them is redirected, ARP and
+ * neighbour discovery of them too. */
 int ix_steer_add_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr);
 int ix_steer_del_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr);
 

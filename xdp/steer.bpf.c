@@ -102,11 +102,11 @@ static __always_inline int is_local(const struct ix_steer_flow *flow)
     return bpf_map_lookup_elem(&local_addrs, &key) != NULL;
 }
 
-static __always_inline int is_own(__be32 addr)
+static __always_inline int is_own(const struct ix_steer_flow *flow)
 {
-    struct ix_steer_addr key = {.family = IX_STEER_IPV4};
+    struct ix_steer_addr key = {.family = flow->family};
 
-    __builtin_memcpy(key.addr, &addr, sizeof addr);
+    __builtin_memcpy(key.addr, flow->addr, sizeof key.addr);
     return bpf_map_lookup_elem(&own_addrs, &key) != NULL;
 }
 
@@ -234,6 +234,8 @@ enum {
     ICMP4_PARAMETER = 12,
     ICMP6_UNREACHABLE = 1,
     ICMP6_PARAMETER = 4,
+    ICMP6_SOLICIT = 135,
+    ICMP6_ADVERT = 136,
 };
 
 static __always_inline enum ix_steer_verdict on_icmp4(struct cursor *cur)
@@ -259,6 +261,19 @@ static __always_inline enum ix_steer_verdict on_icmp4(struct cursor *cur)
     return on_quoted(cur, &flow);
 }
 
+/* Solicitations of an own address come to a group; advertisements about one, to all nodes, are what
+ * another one says that has it, too. Those that answer our own questions come to the address. */
+static __always_inline enum ix_steer_verdict on_neighbour(struct cursor *cur)
+{
+    const struct in6_addr *target = take(cur, sizeof *target);
+    struct ix_steer_flow flow = {};
+
+    if (!target)
+        return IX_STEER_PASS_TRUNCATED;
+    set_ipv6(&flow, target);
+    return is_own(&flow) ? IX_STEER_REDIRECT_ND : IX_STEER_PASS_ICMP;
+}
+
 static __always_inline enum ix_steer_verdict on_icmp6(struct cursor *cur)
 {
     const struct icmp *icmp = take(cur, sizeof *icmp);
@@ -267,6 +282,8 @@ static __always_inline enum ix_steer_verdict on_icmp6(struct cursor *cur)
 
     if (!icmp)
         return IX_STEER_PASS_TRUNCATED;
+    if (icmp->type == ICMP6_SOLICIT || icmp->type == ICMP6_ADVERT)
+        return on_neighbour(cur);
     if (icmp->type < ICMP6_UNREACHABLE || icmp->type > ICMP6_PARAMETER)
         return IX_STEER_PASS_ICMP;
     quoted = take(cur, sizeof *quoted);
@@ -290,11 +307,11 @@ static __always_inline enum ix_steer_verdict on_ipv4(struct cursor *cur)
     if (!ip)
         return why;
     /* Before the look at fragments: the kernel has no use for any of it. */
-    if (is_own(ip->daddr))
+    set_ipv4(&flow, ip->daddr);
+    if (is_own(&flow))
         return IX_STEER_REDIRECT_OWN;
     if (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK | IPV4_MORE))
         return IX_STEER_PASS_FRAGMENT;
-    set_ipv4(&flow, ip->daddr);
     flow.proto = ip->protocol;
     switch (ip->protocol) {
     case IPPROTO_TCP:
@@ -307,28 +324,73 @@ static __always_inline enum ix_steer_verdict on_ipv4(struct cursor *cur)
     }
 }
 
+/* RFC 8200 4.2 to 4.6: what these have in common. `length` is that of the fragment header only by
+ * chance: there it is reserved. */
+struct extension {
+    __u8 next;
+    __u8 length; /* in 8 bytes, the first 8 not counted */
+    __be16 field; /* a fragment's offset and flag */
+    __be32 rest;
+};
+
+#define IPV6_EXTENSIONS_MAX 4 /* more than any sender has use for; the kernel may see to others */
+#define IPV6_OFFSET_OR_MORE 0xfff9
+
+/* Steps over those extension headers that the dataplane steps over, too. *next: the first header
+ * after them. False, and *why set, if the transport header isn't reached. */
+static __always_inline int take_extensions(struct cursor *cur, __u8 *next,
+                                           enum ix_steer_verdict *why)
+{
+    for (int i = 0; i <= IPV6_EXTENSIONS_MAX; i++) {
+        const struct extension *ext;
+
+        if (*next != IPPROTO_HOPOPTS && *next != IPPROTO_ROUTING && *next != IPPROTO_DSTOPTS &&
+            *next != IPPROTO_FRAGMENT)
+            return 1;
+        if (i == IPV6_EXTENSIONS_MAX)
+            break;
+        ext = take(cur, sizeof *ext);
+        *why = IX_STEER_PASS_TRUNCATED;
+        if (!ext)
+            return 0;
+        if (*next == IPPROTO_FRAGMENT) {
+            /* RFC 6946: one that is the whole packet is no fragment. */
+            *why = IX_STEER_PASS_FRAGMENT;
+            if (ext->field & bpf_htons(IPV6_OFFSET_OR_MORE))
+                return 0;
+        } else if (!take(cur, (ext->length * 8) & 0x7f8)) { /* the mask is for the verifier */
+            return 0;
+        }
+        *next = ext->next;
+    }
+    *why = IX_STEER_PASS_EXTENSION;
+    return 0;
+}
+
 static __always_inline enum ix_steer_verdict on_ipv6(struct cursor *cur)
 {
     const struct ipv6hdr *ip = take(cur, sizeof *ip);
     struct ix_steer_flow flow = {};
+    enum ix_steer_verdict why;
+    __u8 next;
 
     if (!ip)
         return IX_STEER_PASS_TRUNCATED;
     if (ip->version != 6)
         return IX_STEER_PASS_MALFORMED;
     set_ipv6(&flow, &ip->daddr);
-    flow.proto = ip->nexthdr;
-    switch (ip->nexthdr) {
+    if (is_own(&flow))
+        return IX_STEER_REDIRECT_OWN;
+    next = ip->nexthdr;
+    if (!take_extensions(cur, &next, &why))
+        return why;
+    flow.proto = next;
+    switch (next) {
     case IPPROTO_TCP:
     case IPPROTO_UDP:
         return on_transport(cur, &flow);
     case IPPROTO_ICMPV6:
         return on_icmp6(cur);
-    case IPPROTO_FRAGMENT:
-        return IX_STEER_PASS_FRAGMENT;
-    case IPPROTO_HOPOPTS:
-    case IPPROTO_ROUTING:
-    case IPPROTO_DSTOPTS:
     case IPPROTO_AH:
     case IPPROTO_MH:
         return IX_STEER_PASS_EXTENSION;
@@ -353,6 +415,7 @@ struct arp_ipv4 {
 static __always_inline enum ix_steer_verdict on_arp(struct cursor *cur)
 {
     const struct arp_ipv4 *arp = take(cur, sizeof *arp);
+    struct ix_steer_flow flow = {};
     __be32 target;
 
     if (!arp)
@@ -361,7 +424,8 @@ static __always_inline enum ix_steer_verdict on_arp(struct cursor *cur)
         arp->hardware_bytes != ETH_ALEN || arp->protocol_bytes != sizeof target)
         return IX_STEER_PASS_ARP;
     __builtin_memcpy(&target, arp->target_ip, sizeof target);
-    return is_own(target) ? IX_STEER_REDIRECT_ARP : IX_STEER_PASS_ARP;
+    set_ipv4(&flow, target);
+    return is_own(&flow) ? IX_STEER_REDIRECT_ARP : IX_STEER_PASS_ARP;
 }
 
 /* ---- link ----------------------------------------------------------------- */

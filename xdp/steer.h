@@ -64,7 +64,7 @@ struct ix_steer_range {
     X(PASS_TRUNCATED, "pass_truncated", 0, "ends inside a header")                                \
     X(PASS_MALFORMED, "pass_malformed", 0, "IP version or header length is wrong")                \
     X(PASS_FRAGMENT, "pass_fragment", 0, "fragment of an IP datagram")                            \
-    X(PASS_EXTENSION, "pass_extension", 0, "IPv6 extension header before the transport header")   \
+    X(PASS_EXTENSION, "pass_extension", 0, "IPv6 extension headers that are too many or unknown") \
     X(PASS_PROTOCOL, "pass_protocol", 0, "neither TCP, UDP nor ICMP")                             \
     X(PASS_ICMP, "pass_icmp", 0, "ICMP that concerns no claimed flow")                            \
     X(PASS_UNCLAIMED, "pass_unclaimed", 0, "TCP or UDP that nobody claimed")                      \
@@ -72,8 +72,9 @@ struct ix_steer_range {
     X(REDIRECT_CLAIM, "redirect_claim", 1, "to a claimed port")                                   \
     X(REDIRECT_RANGE, "redirect_range", 1, "to a port of a claimed range")                        \
     X(REDIRECT_ICMP, "redirect_icmp", 1, "ICMP error about a claimed flow")                       \
-    X(REDIRECT_OWN, "redirect_own", 1, "IPv4 to an address that only the dataplane has")          \
-    X(REDIRECT_ARP, "redirect_arp", 1, "ARP for an address that only the dataplane has")
+    X(REDIRECT_OWN, "redirect_own", 1, "IP to an address that only the dataplane has")            \
+    X(REDIRECT_ARP, "redirect_arp", 1, "ARP for an address that only the dataplane has")          \
+    X(REDIRECT_ND, "redirect_nd", 1, "neighbour discovery of such an address")
 
 #define IX_STEER_ENUMERATOR(e, name, redirected, text) IX_STEER_##e,
 enum ix_steer_verdict { IX_STEER_VERDICTS(IX_STEER_ENUMERATOR) IX_STEER_N_VERDICTS };

@@ -242,11 +242,12 @@ class Steering:
             )
         self._local = wanted
 
-    def add_own(self, ip: ipaddress.IPv4Address) -> None:
-        """Redirects everything to `ip`, ARP for it too: an address that only the dataplane has."""
+    def add_own(self, ip: IpAddress) -> None:
+        """Redirects everything to `ip`, ARP or neighbour discovery of it too: an address that only
+        the dataplane has."""
         self._check(lib.ix_steer_add_own_addr(self._open, *_key(ip)), f"take own address {ip}")
 
-    def del_own(self, ip: ipaddress.IPv4Address) -> None:
+    def del_own(self, ip: IpAddress) -> None:
         """Gives an own address up."""
         self._forgive(lib.ix_steer_del_own_addr(self._open, *_key(ip)), f"give up own address {ip}")
 

@@ -21,6 +21,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
+    ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6PacketTooBig,
     ICMPv6Unknown,
@@ -29,6 +30,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
+    PadN,
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
@@ -45,6 +47,7 @@ OWN = ipaddress.IPv4Address("10.0.0.50")
 PEER = ipaddress.IPv4Address("10.0.0.99")
 HOST6 = ipaddress.IPv6Address("fd00::1")
 PEER6 = ipaddress.IPv6Address("fd00::99")
+OWN6 = ipaddress.IPv6Address("fd00::50")
 CLAIMED, ANYWHERE, LO, HI = 7000, 7001, 61000, 61999
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to load a BPF program")
@@ -53,7 +56,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to load a 
 @pytest.fixture(scope="module")
 def steering() -> Iterator[Steering]:
     """HOST:CLAIMED and *:ANYWHERE are claimed for TCP and UDP, LO-HI for TCP to any local address;
-    HOST, HOST2 and HOST6 are local; OWN is the dataplane's own."""
+    HOST, HOST2 and HOST6 are local; OWN and OWN6 are the dataplane's own."""
     with Steering.open() as s, socket.socket(AF_XDP, socket.SOCK_RAW) as xsk:
         s.set_socket(0, xsk.fileno())
         s.sync_local([HOST, HOST2, HOST6])
@@ -65,6 +68,7 @@ def steering() -> Iterator[Steering]:
         s.add_range(Proto.TCP, None, LO, HI)
         s.add_range(Proto.UDP, HOST, LO, LO)
         s.add_own(OWN)
+        s.add_own(OWN6)
         yield s
 
 
@@ -87,7 +91,7 @@ def ip(dst: ipaddress.IPv4Address = HOST, **fields: object) -> Packet:
     return ether() / IP(src=str(PEER), dst=str(dst), **fields)
 
 
-def ip6(dst: ipaddress.IPv6Address = HOST6) -> Packet:
+def ip6(dst: ipaddress.IPv6Address | str = HOST6) -> Packet:
     return ether() / IPv6(src=str(PEER6), dst=str(dst))
 
 
@@ -109,6 +113,16 @@ QUOTED6 = bytes(IPv6(src=str(HOST6), dst=str(PEER6)) / TCP(sport=CLAIMED))[:48]
 
 def icmp_error(kind: int, quote: bytes) -> Packet:
     return ip() / ICMP(type=kind, code=1) / Raw(quote)
+
+
+def five(extension: Packet) -> Packet:
+    frame = ip6()
+    for _ in range(5):
+        frame = frame / extension.copy()
+    return frame
+
+
+LONG_OPTIONS = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(200))])
 
 
 # ---- claims ------------------------------------------------------------------------------
@@ -135,6 +149,24 @@ def icmp_error(kind: int, quote: bytes) -> Packet:
             ip(ipaddress.IPv4Address("255.255.255.255")) / udp(ANYWHERE),
             "pass_unclaimed",
             id="any-not-for-broadcast",
+        ),
+        pytest.param(
+            ip6() / IPv6ExtHdrHopByHop() / tcp(CLAIMED), "redirect_claim", id="hop-by-hop"
+        ),
+        pytest.param(ip6() / LONG_OPTIONS / tcp(CLAIMED), "redirect_claim", id="long-options6"),
+        pytest.param(ip6() / IPv6ExtHdrRouting() / tcp(CLAIMED), "redirect_claim", id="routing"),
+        pytest.param(
+            ip6() / IPv6ExtHdrFragment(m=0) / udp(CLAIMED), "redirect_claim", id="atomic-fragment"
+        ),
+        pytest.param(
+            ip6()
+            / IPv6ExtHdrHopByHop()
+            / IPv6ExtHdrDestOpt()
+            / IPv6ExtHdrRouting()
+            / IPv6ExtHdrFragment()
+            / tcp(CLAIMED),
+            "redirect_claim",
+            id="four-extensions",
         ),
         pytest.param(ip(proto=132) / Raw(bytes(tcp(CLAIMED))), "pass_protocol", id="sctp"),
         pytest.param(
@@ -225,12 +257,24 @@ def test_range_deleted_before_another_leaves_the_other(steering: Steering) -> No
             ip6() / IPv6ExtHdrFragment(m=1) / udp(CLAIMED), "pass_fragment", id="fragment6"
         ),
         pytest.param(
-            ip6() / IPv6ExtHdrHopByHop() / tcp(CLAIMED), "pass_extension", id="hop-by-hop"
+            ip6() / IPv6ExtHdrFragment(offset=9) / Raw(bytes(tcp(CLAIMED))),
+            "pass_fragment",
+            id="last-fragment6",
         ),
         pytest.param(
-            ip6() / IPv6ExtHdrDestOpt() / tcp(CLAIMED), "pass_extension", id="destination"
+            ip6() / IPv6ExtHdrHopByHop() / IPv6ExtHdrFragment(m=1) / udp(CLAIMED),
+            "pass_fragment",
+            id="fragment6-after-hop-by-hop",
         ),
-        pytest.param(ip6() / IPv6ExtHdrRouting() / tcp(CLAIMED), "pass_extension", id="routing"),
+        pytest.param(
+            five(IPv6ExtHdrDestOpt()) / tcp(CLAIMED), "pass_extension", id="five-extensions"
+        ),
+        pytest.param(
+            ether() / IPv6(src=str(PEER6), dst=str(HOST6), nh=51) / tcp(CLAIMED),
+            "pass_extension",
+            id="authentication",
+        ),
+        pytest.param(ip6() / IPv6ExtHdrDestOpt() / tcp(22), "pass_unclaimed", id="unclaimed6"),
         pytest.param(ip6() / ICMPv6EchoRequest(), "pass_icmp", id="ping6"),
         pytest.param(ip6() / ICMPv6ND_NS(tgt=str(HOST6)), "pass_icmp", id="neighbour-solicitation"),
         pytest.param(
@@ -326,6 +370,26 @@ def test_icmp_error_about_other_packet_verdict(
         pytest.param(
             ether() / ARP(op=2, psrc=str(OWN), pdst=str(PEER)), "pass_arp", id="arp-between-others"
         ),
+        pytest.param(ip6(OWN6) / tcp(1), "redirect_own", id="any-tcp-port6"),
+        pytest.param(ip6(OWN6) / ICMPv6EchoRequest(), "redirect_own", id="ping6"),
+        pytest.param(ip6(OWN6) / IPv6ExtHdrFragment(m=1) / udp(1), "redirect_own", id="fragment6"),
+        pytest.param(
+            ip6(OWN6) / ICMPv6ND_NA(tgt=str(PEER6)), "redirect_own", id="answered-solicitation"
+        ),
+        pytest.param(
+            ip6("ff02::1:ff00:50") / ICMPv6ND_NS(tgt=str(OWN6)), "redirect_nd", id="solicitation"
+        ),
+        pytest.param(
+            ip6("ff02::1") / ICMPv6ND_NA(tgt=str(OWN6)), "redirect_nd", id="rival's-advertisement"
+        ),
+        pytest.param(
+            ip6("ff02::1:ff00:50") / ICMPv6ND_NS(tgt="fd00:1::50"),
+            "pass_icmp",
+            id="solicitation-of-another-in-the-group",
+        ),
+        pytest.param(
+            ip6("ff02::1") / ICMPv6ND_NA(tgt=str(PEER6)), "pass_icmp", id="other's-advertisement"
+        ),
         pytest.param(
             ether() / ARP(hwtype=6, hwlen=6, pdst=str(OWN)) / Raw(bytes(18)),
             "pass_arp",
@@ -365,6 +429,18 @@ _NEEDED = [
     ),
     pytest.param(ip6() / tcp(CLAIMED), 14 + 40 + 4, "redirect_claim", id="tcp6"),
     pytest.param(ether() / ARP(pdst=str(OWN)), 14 + 28, "redirect_arp", id="arp"),
+    pytest.param(
+        ip6() / LONG_OPTIONS / IPv6ExtHdrFragment() / tcp(CLAIMED),
+        14 + 40 + 208 + 8 + 4,
+        "redirect_claim",
+        id="extensions",
+    ),
+    pytest.param(
+        ip6("ff02::1:ff00:50") / ICMPv6ND_NS(tgt=str(OWN6)),
+        14 + 40 + 24,
+        "redirect_nd",
+        id="solicitation",
+    ),
     pytest.param(
         icmp_error(3, quoted(HOST, TCP(sport=CLAIMED))),
         14 + 20 + 8 + 20 + 4,
@@ -410,7 +486,7 @@ def test_random_bytes_arrive_nothing_unclaimed_is_redirected(
     action = steering.test_run(frame)
     assert action in (PASS, REDIRECT)
     if action == REDIRECT:
-        known = [a.packed for a in (HOST, HOST2, HOST6, OWN)]
+        known = [a.packed for a in (HOST, HOST2, HOST6, OWN, OWN6)]
         assert any(address in frame for address in known)
 
 
@@ -482,11 +558,6 @@ def test_seventeenth_range_is_refused(fresh: Steering) -> None:
 def test_range_without_ports_is_refused(fresh: Steering, lo: int, hi: int) -> None:
     with pytest.raises(IxError):
         fresh.add_range(Proto.TCP, HOST, lo, hi)
-
-
-def test_own_address_of_ipv6_is_refused(fresh: Steering) -> None:
-    with pytest.raises(IxError):
-        fresh.add_own(HOST6)  # type: ignore[arg-type]
 
 
 def test_verdict_names_are_those_of_the_header() -> None:
