@@ -21,10 +21,9 @@ import typer
 from ixnet import __version__
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Interface
-
     from ixnet.control.doctor import Finding
     from ixnet.control.lab import LabConfig, LabFacts
+    from ixnet.control.nic import IpInterface
 
 EXIT_ERROR = 2
 
@@ -286,8 +285,11 @@ def run(
         str, typer.Option(metavar="WHICH", help="Huge pages: auto, yes, no.")
     ] = "auto",
     own_address: Annotated[
-        str | None,
-        typer.Option(metavar="IP/PREFIX", help="An address that only the dataplane has."),
+        list[str] | None,
+        typer.Option(
+            metavar="IP/PREFIX",
+            help="An address that only the dataplane has; one of IPv4 and one of IPv6, if wanted.",
+        ),
     ] = None,
     placement: Annotated[
         str,
@@ -373,7 +375,7 @@ def run(
             batch=batch,
             frames=frames,
             huge_pages=huge_pages,
-            own_address=_parse_address(own_address),
+            own_addresses=tuple(map(_parse_address, own_address or [])),
             placement=placement,
             kick=kick,
             name=name,
@@ -415,20 +417,18 @@ def _parse_ports(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _parse_address(text: str | None) -> IPv4Interface | None:
-    from ipaddress import IPv4Interface
+def _parse_address(text: str) -> IpInterface:
+    from ipaddress import ip_interface
 
     from ixnet.control.config import ConfigError
 
-    if text is None:
-        return None
     try:
         if "/" not in text:
             raise ValueError("no prefix length")
-        return IPv4Interface(text)
+        return ip_interface(text)
     except ValueError as error:
         raise ConfigError(
-            f"--own-address {text}: {error}", "write it like 192.0.2.1/24 (IPv4)"
+            f"--own-address {text}: {error}", "write it like 192.0.2.1/24 or 2001:db8::1/64"
         ) from error
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import sys
 import traceback
 from collections import deque
@@ -36,6 +35,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ixnet._core import ffi, lib
+from ixnet.address import ip_text, listen_ip, pack_ip
 from ixnet.congestion import congestion_number
 from ixnet.control.errors import from_errno
 from ixnet.evbuffer import (
@@ -202,18 +202,15 @@ class BufferEvent:
         return self.input.remove(n)
 
     def connect(self, address: Address) -> None:
-        """Opens a connection to (dotted IPv4 address, port); eventcb hears CONNECTED or ERROR.
+        """Opens a connection to (IP address, port); eventcb hears CONNECTED or ERROR.
 
         Errors: ValueError (no address), OSError EISCONN (in use already).
         """
         ip, port = address
-        try:
-            packed = socket.inet_pton(socket.AF_INET, ip)
-        except OSError:
-            raise ValueError(f"{ip!r} is not a dotted IPv4 address") from None
+        family, packed = pack_ip(ip)
         if not 0 < port < 65536:
             raise ValueError(f"{port} is not a port")
-        self._check(lib.ix_bev_connect(self._c, 4, packed, port))
+        self._check(lib.ix_bev_connect(self._c, family, packed, port))
 
     def setwatermark(self, events: int, low: int = 0, high: int = 0) -> None:
         """EV_READ: readcb from low input bytes on, and input takes no more than high (0: no limit);
@@ -324,8 +321,7 @@ class BufferEvent:
         c = self._c
         if not c or not c.family:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        packed = bytes(ffi.buffer(getattr(c, which), 4))
-        return socket.inet_ntop(socket.AF_INET, packed), getattr(c, which + "_port")
+        return ip_text(getattr(c, which), c.family), getattr(c, which + "_port")
 
     def __repr__(self) -> str:
         return f"<BufferEvent {self.index}{' closed' if self.closed else ''}>"
@@ -334,7 +330,7 @@ class BufferEvent:
 class Listener:
     """Takes connections to a TCP address (evconnlistener)."""
 
-    __slots__ = ("_base", "_callback", "_id", "address")
+    __slots__ = ("_base", "_callback", "_id", "_ip", "address")
 
     def __init__(
         self,
@@ -344,10 +340,12 @@ class Listener:
         backlog: int = 0,
         congestion: str | None = None,
         connections: int = 0,
+        v6only: bool = False,
     ) -> None:
         """Claims the address for the instance and listens on it in this shard.
 
-        address: (dotted IPv4 address or "" for every local one, port).
+        address: (IP address, port). "" or "::" is every local address, of IPv6 alone with v6only;
+        "0.0.0.0" every one of IPv4.
         callback(listener, bev): a peer has connected; give bev callbacks and enable(EV_READ) it.
         Closing or aborting bev there refuses the peer. backlog: how many may wait; 0: 1,024.
         congestion: of its connections, as in BufferEvent.set_congestion(); None: the instance's.
@@ -360,11 +358,10 @@ class Listener:
         self.address = address
         self._id = base._next_id()
         why = ffi.new("char[]", _WHY_BYTES)
-        ip, port = address
+        port = address[1]
+        self._ip = ip = listen_ip(address[0], v6only)
         cookie = lib.IX_EVLOOP_LISTENER | self._id
-        code = base._listen(
-            base._app, ip.encode() or ffi.NULL, port, cookie, backlog, why, _WHY_BYTES
-        )
+        code = base._listen(base._app, ip, port, cookie, backlog, why, _WHY_BYTES)
         if code < 0:
             text, _, cure = ffi.string(why).decode(errors="replace").partition(" (cure: ")
             what = f"listen on port {port}" + (f": {text}" if text else "")
@@ -374,14 +371,13 @@ class Listener:
             (lib.IX_OPT_CONNECTIONS, connections),
         ):
             if value:
-                lib.ix_app_listen_option(base._app, ip.encode() or ffi.NULL, port, option, value)
+                lib.ix_app_listen_option(base._app, ip, port, option, value)
         base._listeners[self._id] = self
 
     def close(self) -> None:
         """Ends listening; connections stay. Closing twice does nothing."""
         if self._base._listeners.pop(self._id, None):
-            ip, port = self.address
-            lib.ix_app_unlisten(self._base._app, ip.encode() or ffi.NULL, port)
+            lib.ix_app_unlisten(self._base._app, self._ip, self.address[1])
 
 
 def _nanoseconds(seconds: float) -> int:

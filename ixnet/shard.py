@@ -24,10 +24,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
 from ixnet._core import ffi, lib
+from ixnet.address import ip_text, listen_ip, pack_ip
 from ixnet.congestion import congestion_number
 from ixnet.control.errors import IxError, from_errno
 
@@ -55,8 +55,8 @@ _RECORD_BYTES = 64
 _UDP_MORE: int = lib.IX_UDP_MORE
 # struct ix_event: type, offset, bytes, handle, cookie, frame, peer_port, local_port.
 _EVENT = struct.Struct("<BxHIQQIHH32x")
-# struct ix_call without and with its union taken as `local`.
-_CALL = struct.Struct("<BBHiQQQQIHH16s")
+# struct ix_call with its union taken as `local`, and without addresses.
+_CALL = struct.Struct("<BBHiQQ16sIHH16s")
 _CALL_NO_PEER = struct.Struct("<BBHiQQQQIHH16x")
 _REASON_BYTES = 320
 
@@ -240,8 +240,8 @@ class EventBatch:
             bytes=raw.bytes,
             address=self.address(index) if raw.type not in (EV_CONNECTED, EV_DEAD) else 0,
             status=raw.status if raw.type in (EV_CONNECTED, EV_DEAD) else 0,
-            peer=(_address_text(raw.peer), raw.peer_port),
-            local=(_address_text(raw.local), raw.local_port),
+            peer=(ip_text(raw.peer, raw.family), raw.peer_port),
+            local=(ip_text(raw.local, raw.family), raw.local_port),
             more=self.more(index),
         )
 
@@ -309,10 +309,13 @@ class CallBatch:
         at = self.count
         if at >= self._limit:
             raise CallsFull(f"{at} calls wait already", "poll first")
-        local = int.from_bytes(IPv4Address(local_ip).packed, "little") if local_ip else 0
+        family, peer = pack_ip(ip)
+        local_family, local = pack_ip(local_ip) if local_ip else (family, bytes(16))
+        if local_family != family:
+            raise ValueError(f"{local_ip} can't be the own address towards {ip}")
         _CALL.pack_into(
-            self._buffer, at * 64, _OP_CONNECT, 4, 0, 0, 0, cookie, local, 0,
-            congestion_number(congestion), port, local_port, IPv4Address(ip).packed,
+            self._buffer, at * 64, _OP_CONNECT, family, 0, 0, 0, cookie, local,
+            congestion_number(congestion), port, local_port, peer,
         )  # fmt: skip
         self.count = at + 1
         return at
@@ -371,9 +374,10 @@ class CallBatch:
         at = self.count
         if at >= self._limit:
             raise CallsFull(f"{at} calls wait already", "poll first")
+        family, peer = pack_ip(ip)
         _CALL.pack_into(
-            self._buffer, at * 64, _OP_UDP_SENDV, 4, 0, 0, handle, 0, address, 0, length, port, 0,
-            IPv4Address(ip).packed,
+            self._buffer, at * 64, _OP_UDP_SENDV, family, 0, 0, handle, 0,
+            address.to_bytes(16, "little"), length, port, 0, peer,
         )  # fmt: skip
         self.count = at + 1
         return at
@@ -495,9 +499,10 @@ class Shard:
         backlog: int = 0,
         congestion: str | None = None,
         connections: int = 0,
+        v6only: bool = False,
     ) -> None:
-        """Claims TCP ip:port (None: every local address) for the instance and listens in this
-        shard.
+        """Claims TCP ip:port for the instance and listens in this shard. ip: None or "::" is every
+        local address, of IPv6 alone with v6only; "0.0.0.0" every one of IPv4.
 
         cookie: comes with each KNOCK. backlog: connections not yet accepted at most; 0: 1,024.
         congestion: of its connections, "cubic", "newreno" or "dctcp"; None: the instance's.
@@ -506,7 +511,7 @@ class Shard:
         """
         number = congestion_number(congestion)
         why = ffi.new("char[]", _REASON_BYTES)
-        address = ffi.NULL if ip is None else ip.encode()
+        address = listen_ip(ip, v6only)
         code = lib.ix_app_listen(self.app, address, port, cookie, backlog, why, _REASON_BYTES)
         _check(code, f"listen on port {port}", why)
         for option, value in ((OPT_CONGESTION, number), (OPT_CONNECTIONS, connections)):
@@ -514,23 +519,29 @@ class Shard:
                 code = lib.ix_app_listen_option(self.app, address, port, option, value)
                 _check(code, f"set option {option} of port {port}")
 
-    def unlisten(self, port: int, ip: str | None = None) -> None:
+    def unlisten(self, port: int, ip: str | None = None, v6only: bool = False) -> None:
         """Ends what `listen` began; established connections stay."""
-        address = ffi.NULL if ip is None else ip.encode()
+        address = listen_ip(ip, v6only)
         _check(lib.ix_app_unlisten(self.app, address, port), f"end listening on port {port}")
 
-    def udp_bind(self, port: int, ip: str | None = None, cookie: int = 0) -> int:
-        """Claims UDP ip:port for the instance; returns the endpoint's handle. Errors as listen."""
+    def udp_bind(
+        self, port: int, ip: str | None = None, cookie: int = 0, v6only: bool = False
+    ) -> int:
+        """Claims UDP ip:port for the instance; returns the endpoint's handle. Addresses and errors
+        as with listen.
+        """
         why = ffi.new("char[]", _REASON_BYTES)
         handle = ffi.new("uint64_t *")
-        address = ffi.NULL if ip is None else ip.encode()
+        address = listen_ip(ip, v6only)
         code = lib.ix_app_udp_bind(self.app, address, port, cookie, handle, why, _REASON_BYTES)
         _check(code, f"bind UDP port {port}", why)
         return int(handle[0])
 
-    def udp_unbind(self, handle: int, port: int, ip: str | None = None) -> None:
+    def udp_unbind(
+        self, handle: int, port: int, ip: str | None = None, v6only: bool = False
+    ) -> None:
         """Ends what `udp_bind` began."""
-        address = ffi.NULL if ip is None else ip.encode()
+        address = listen_ip(ip, v6only)
         code = lib.ix_app_udp_unbind(self.app, handle, address, port)
         _check(code, f"release UDP port {port}")
 
@@ -560,7 +571,3 @@ def _check(code: int, doing: str, why: Any = None) -> None:
     text = ffi.string(why).decode(errors="replace") if why is not None else ""
     message, _, cure = text.removesuffix(")").partition(" (cure: ")
     raise from_errno(code, f"{doing}: {message}" if message else doing, cure)
-
-
-def _address_text(raw: Any) -> str:
-    return str(IPv4Address(bytes(ffi.buffer(raw, 4))))

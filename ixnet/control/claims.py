@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ class KernelSocket:
 
 @dataclass(frozen=True)
 class PortRange:
-    """Local ports of outgoing flows, lo to hi, both included."""
+    """Local ports of outgoing flows, lo to hi, both included. families: of which they are."""
 
     proto: Proto
     ip: IpAddress | None
+    families: tuple[int, ...]
     lo: int
     hi: int
 
@@ -71,10 +72,11 @@ class PortRange:
 @dataclass
 class _Claim:
     users: int
-    holders: list[socket.socket]
+    holders: dict[IpAddress, socket.socket]
 
 
-_Key = tuple[Proto, IpAddress | None, int]
+_Key = tuple[Proto, IpAddress | None, int, int]
+_FAMILIES = (4, 6)
 
 
 class Claims:
@@ -83,11 +85,10 @@ class Claims:
     own: addresses that only the dataplane has; the kernel's sockets are no matter to them.
     """
 
-    def __init__(
-        self, steering: Steering, nic: Nic, own: Iterable[ipaddress.IPv4Address] = ()
-    ) -> None:
+    def __init__(self, steering: Steering, nic: Nic, own: Iterable[IpAddress] = ()) -> None:
         self._steering = steering
-        self._nic = nic
+        self._ifindex = nic.ifindex
+        self._addresses = nic.ips
         self._own = frozenset(own)
         self._claims: dict[_Key, _Claim] = {}
         self._ranges: list[PortRange] = []
@@ -100,11 +101,12 @@ class Claims:
 
     def close(self) -> None:
         """Ends all claims. Safe to repeat."""
-        for (proto, ip, port), claim in self._claims.items():
-            self._steering.unclaim(proto, ip, port)
+        for key, claim in self._claims.items():
+            self._unsteer(key)
             _close_all(claim.holders)
         for ports in self._ranges:
-            self._steering.del_range(ports.proto, ports.ip, ports.lo, ports.hi)
+            for family in ports.families:
+                self._steering.del_range(ports.proto, ports.ip, ports.lo, ports.hi, family)
         self.forget()
 
     def forget(self) -> None:
@@ -116,8 +118,9 @@ class Claims:
 
     # ---- single ports ----------------------------------------------------------------
 
-    def claim(self, proto: Proto, ip: IpAddress | None, port: int) -> None:
-        """Redirects proto/ip/port to the dataplane. ip None: every address of the interface.
+    def claim(self, proto: Proto, ip: IpAddress | None, port: int, family: int = 0) -> None:
+        """Redirects proto/ip/port to the dataplane. ip None: every address of the interface, of
+        one family, or of both (0).
 
         The same claim again (another worker of this instance) counts, and needs as many
         unclaim()s. Errors: PortTaken when a kernel socket or another dataplane has the port, or
@@ -125,43 +128,76 @@ class Claims:
         """
         if not 0 < port <= _LAST_PORT:
             raise IxError(f"there is no port {port} to claim", "name one of 1 to 65535")
-        key = (proto, ip, port)
+        key = (proto, ip, port, family if ip is None else ip.version)
         if key in self._claims:
             self._claims[key].users += 1
             return
-        self._refuse_overlap(proto, ip, port)
-        addresses = self._kernel_addresses(ip)
+        self._refuse_overlap(key)
+        addresses = self._kernel_addresses(ip, _families(key))
         self._refuse_kernel_socket(proto, addresses, port)
         holders = self._hold(proto, addresses, port)
         try:
-            self._steering.claim(proto, ip, port)
+            for each in _families(key):
+                self._steering.claim(proto, ip, port, each)
         except BaseException:
+            self._unsteer(key)
             _close_all(holders)
             raise
         self._claims[key] = _Claim(1, holders)
 
-    def unclaim(self, proto: Proto, ip: IpAddress | None, port: int) -> None:
+    def unclaim(self, proto: Proto, ip: IpAddress | None, port: int, family: int = 0) -> None:
         """Takes one claim() back; the last one gives the port to the kernel. KeyError if none."""
-        claim = self._claims[(proto, ip, port)]
+        key = (proto, ip, port, family if ip is None else ip.version)
+        claim = self._claims[key]
         claim.users -= 1
         if claim.users:
             return
-        self._steering.unclaim(proto, ip, port)
+        self._unsteer(key)
         _close_all(claim.holders)
-        del self._claims[(proto, ip, port)]
+        del self._claims[key]
+
+    def _unsteer(self, key: _Key) -> None:
+        proto, ip, port, _ = key
+        for family in _families(key):
+            self._steering.unclaim(proto, ip, port, family)
+
+    def follow(self, addresses: Iterable[IpAddress]) -> list[IxError]:
+        """The interface has these addresses now: claims of every address hold their ports there,
+        too. Returns what keeps them from it; such a port is claimed all the same."""
+        self._addresses = tuple(addresses)
+        refused: list[IxError] = []
+        for key, claim in self._claims.items():
+            proto, ip, port, _ = key
+            if ip is not None:
+                continue
+            wanted = self._kernel_addresses(None, _families(key))
+            for gone in claim.holders.keys() - set(wanted):
+                claim.holders.pop(gone).close()
+            for address in wanted:
+                if address in claim.holders:
+                    continue
+                try:
+                    self._refuse_kernel_socket(proto, (address,), port)
+                    claim.holders |= self._hold(proto, (address,), port)
+                except IxError as error:
+                    refused.append(error)
+        return refused
 
     @property
     def ports(self) -> frozenset[_Key]:
-        """(protocol, address or None, port) of each claim."""
+        """(protocol, address or None, port, family or 0 for both) of each claim."""
         return frozenset(self._claims)
 
     @property
     def ranges(self) -> tuple[PortRange, ...]:
         return tuple(self._ranges)
 
-    def _refuse_overlap(self, proto: Proto, ip: IpAddress | None, port: int) -> None:
-        for other_proto, other_ip, other_port in self._claims:
+    def _refuse_overlap(self, key: _Key) -> None:
+        proto, ip, port, _ = key
+        for other in self._claims:
+            other_proto, other_ip, other_port, _ = other
             same = (other_proto, other_port) == (proto, port)
+            same = same and bool(set(_families(key)) & set(_families(other)))
             if same and (ip is None or other_ip is None or other_ip == ip):
                 raise PortTaken(
                     f"{proto.name} port {port} is claimed by this dataplane "
@@ -170,10 +206,12 @@ class Claims:
                     errno.EADDRINUSE,
                 )
 
-    def _kernel_addresses(self, ip: IpAddress | None) -> tuple[IpAddress, ...]:
+    def _kernel_addresses(
+        self, ip: IpAddress | None, families: Iterable[int]
+    ) -> tuple[IpAddress, ...]:
         """The kernel's addresses that a claim takes the port from."""
-        addresses = (ip,) if ip is not None else self._nic.ips
-        return tuple(a for a in addresses if a.version == 4 and a not in self._own)
+        addresses = (ip,) if ip is not None else self._addresses
+        return tuple(a for a in addresses if a.version in families and a not in self._own)
 
     def _refuse_kernel_socket(
         self, proto: Proto, addresses: Sequence[IpAddress], port: int
@@ -183,13 +221,15 @@ class Claims:
             if taken:
                 raise _taken_by_kernel(sock)
 
-    def _hold(self, proto: Proto, addresses: Sequence[IpAddress], port: int) -> list[socket.socket]:
-        holders: list[socket.socket] = []
+    def _hold(
+        self, proto: Proto, addresses: Sequence[IpAddress], port: int
+    ) -> dict[IpAddress, socket.socket]:
+        holders: dict[IpAddress, socket.socket] = {}
         try:
             for address in addresses:
-                holder = _hold_port(proto, address, port)
+                holder = _hold_port(proto, address, port, self._ifindex)
                 if holder is not None:
-                    holders.append(holder)
+                    holders[address] = holder
         except BaseException:
             _close_all(holders)
             raise
@@ -205,7 +245,8 @@ class Claims:
         lo: int = _FIRST_OUTGOING_PORT,
         hi: int = _LAST_PORT,
     ) -> tuple[PortRange, ...]:
-        """Claims local ports lo..hi for outgoing flows and splits them evenly, one part a queue.
+        """Claims local ports lo..hi for outgoing flows of both families, or of that of `ip`, and
+        splits them evenly, one part a queue.
 
         The kernel must not choose from them: RangeOverlap if its own range of ephemeral ports
         (net.ipv4.ip_local_port_range, less ip_local_reserved_ports) overlaps, PortTaken if one of
@@ -213,30 +254,35 @@ class Claims:
         """
         if not 0 < lo <= hi <= _LAST_PORT or hi - lo + 1 < queues:
             raise IxError(f"ports {lo}-{hi} can't be split among {queues} queues")
+        families = _FAMILIES if ip is None else (ip.version,)
         if ip is None or ip not in self._own:
             refuse_ephemeral_overlap(lo, hi)
-            self._refuse_sockets_in_range(proto, ip, lo, hi)
+            self._refuse_sockets_in_range(proto, ip, families, lo, hi)
         for other in self._ranges:
-            if other.proto is proto and other.lo <= hi and lo <= other.hi:
+            meet = other.proto is proto and bool(set(other.families) & set(families))
+            if meet and other.lo <= hi and lo <= other.hi:
                 raise RangeOverlap(
                     f"{proto.name} ports {other.lo}-{other.hi} are reserved by this dataplane",
                     "choose another range",
                 )
-        whole = PortRange(proto, ip, lo, hi)
-        self._steering.add_range(proto, ip, lo, hi)
+        whole = PortRange(proto, ip, families, lo, hi)
         self._ranges.append(whole)
+        for family in families:
+            self._steering.add_range(proto, ip, lo, hi, family)
         share = len(whole) // queues
         return tuple(
-            PortRange(
-                proto, ip, lo + i * share, hi if i == queues - 1 else lo + (i + 1) * share - 1
+            replace(
+                whole,
+                lo=lo + i * share,
+                hi=hi if i == queues - 1 else lo + (i + 1) * share - 1,
             )
             for i in range(queues)
         )
 
     def _refuse_sockets_in_range(
-        self, proto: Proto, ip: IpAddress | None, lo: int, hi: int
+        self, proto: Proto, ip: IpAddress | None, families: Iterable[int], lo: int, hi: int
     ) -> None:
-        addresses = self._kernel_addresses(ip)
+        addresses = self._kernel_addresses(ip, families)
         for sock in kernel_sockets(proto):
             # What is left of a closed connection holds nobody up.
             if not lo <= sock.port <= hi or sock.state == _TCP_TIME_WAIT:
@@ -304,18 +350,25 @@ def _process_of(inode: int) -> str:
     return ""
 
 
-def _hold_port(proto: Proto, address: IpAddress, port: int) -> socket.socket | None:
+def _families(key: _Key) -> tuple[int, ...]:
+    return (key[3],) if key[3] else _FAMILIES
+
+
+def _hold_port(proto: Proto, address: IpAddress, port: int, ifindex: int) -> socket.socket | None:
     """A socket bound to the port; None if only TIME_WAIT keeps the kernel from binding it.
 
     Errors: PortTaken; IxError if the address is not this host's.
     """
     kind = socket.SOCK_STREAM if proto is Proto.TCP else socket.SOCK_DGRAM
-    holder = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    scope = ifindex if address.is_link_local else 0
+    holder = socket.socket(family, kind | socket.SOCK_CLOEXEC)
     if proto is Proto.UDP:
         # It never reads; what the program passes while a queue has no socket must not pile up.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     try:
-        holder.bind((str(address), port))
+        at = (str(address), port)
+        holder.bind((*at, 0, scope) if address.version == 6 else at)
         return holder
     except OSError as error:
         holder.close()
@@ -346,8 +399,8 @@ def _bind_error(error: OSError, proto: Proto, address: IpAddress, port: int) -> 
     return IxError(f"bind {address} port {port}: {error.strerror}", "", error.errno or 0)
 
 
-def _close_all(holders: Iterable[socket.socket]) -> None:
-    for holder in holders:
+def _close_all(holders: Mapping[IpAddress, socket.socket]) -> None:
+    for holder in holders.values():
         holder.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ixnet.control.errors import IxError, ModeUnavailable, NoSuchQueue
 from ixnet.runtime import Program
 
 if TYPE_CHECKING:
-    from ixnet.control.nic import Mode, Nic
+    from ixnet.control.nic import IpInterface, Mode, Nic
 
 MODES = ("auto", "zerocopy", "copy", "generic")
 HUGE_PAGES = ("auto", "yes", "no")
@@ -51,9 +50,10 @@ class RunConfig:
     queues: how many, None all. cores: one a worker, in turn; None chooses. spin_us: idle time
     before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
     frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
-    own_address: an address that only the dataplane has. ports: the first and last of the outgoing
-    ones. congestion: of connections that say no other; ecn: accept, request or off. syn_cookies:
-    full, never or always; mss_max: bytes, None no limit. kick: who makes
+    own_addresses: those that only the dataplane has, one of each family at most. ports: the first
+    and last of the outgoing ones. congestion: of connections that say no other; ecn: accept,
+    request or off. syn_cookies: full, never or always; mss_max: bytes, None no limit. kick: who
+    makes
     the system calls that push the NIC along in the dune placement: exit, the guest itself, or
     thread, one of the control process; None: exit. pcap: where frames are recorded; snaplen: bytes
     kept of each, None or 0 all.
@@ -69,7 +69,7 @@ class RunConfig:
     batch: int = 64
     frames: int = FRAMES_DEFAULT
     huge_pages: str = "auto"
-    own_address: IPv4Interface | None = None
+    own_addresses: tuple[IpInterface, ...] = ()
     placement: str = "inline"
     kick: str | None = None
     name: str | None = None
@@ -112,6 +112,11 @@ class RunConfig:
             _within("snaplen", self.snaplen, 0, SNAPLEN_DEFAULT)
             if self.pcap is None:
                 raise ConfigError("--snaplen records nothing by itself", "add --pcap PATH")
+        families = [address.version for address in self.own_addresses]
+        if len(families) != len(set(families)):
+            raise ConfigError(
+                "--own-address is given twice for one family", "give one IPv4 and one IPv6 address"
+            )
         self._check_placement()
 
     def _check_placement(self) -> None:

@@ -282,12 +282,11 @@ def interface_findings(interface: str) -> Iterator[Finding]:
         yield Finding(area, "MTU", FAIL, f"{nic.mtu}, fits no frame", cure)
     yield from _interface_modes(area, nic.xdp_features)
     yield from _interface_program(area, nic)
-    ips = [str(a) for a in nic.addresses if a.version == 4]
-    if ips:
-        yield Finding(area, "addresses", OK, ", ".join(ips))
+    if any(not address.is_link_local for address in nic.addresses):
+        yield Finding(area, "addresses", OK, ", ".join(map(str, nic.addresses)))
     else:
         cure = f"ip address add IP/PREFIX dev {nic.name}, or ixnet run --own-address"
-        yield Finding(area, "addresses", WARN, "no IPv4 address", cure)
+        yield Finding(area, "addresses", WARN, "none that others could use", cure)
     rss = f"{nic.rss.function}, {len(nic.rss.indirection)} entries" if nic.rss else "not told"
     yield Finding(area, "RSS", INFO, rss)
     for warning in nic.warnings():

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -30,14 +30,24 @@ from pyroute2.netlink.rtnl import (
 )
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
+from ixnet.control.nic import IpInterface, interface_address, usable_address
+from ixnet.control.xdp import IpAddress
+
+IpNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 # rtnetlink(7): multicast groups as bits of sockaddr_nl.nl_groups.
-_GROUP_LINK, _GROUP_NEIGH, _GROUP_IPV4_ADDR, _GROUP_IPV4_ROUTE = 0x1, 0x4, 0x10, 0x40
+_GROUP_LINK, _GROUP_NEIGH = 0x1, 0x4
+_GROUP_IPV4_ADDR, _GROUP_IPV4_ROUTE = 0x10, 0x40
+_GROUP_IPV6_ADDR, _GROUP_IPV6_ROUTE = 0x100, 0x400
 # linux/neighbour.h: states in which the MAC address may be used.
 _NUD_VALID = 0x02 | 0x40 | 0x80 | 0x04 | 0x08 | 0x10
 _NUD_FAILED = 0x20
 _NTF_USE = 0x01
+_NLM_F_REPLACE = 0x100
 _RT_TABLE_MAIN = 254
 _RTN_UNICAST = 1
+_RTM_F_CLONED = 0x200  # not a route of the table, but what was learned of one of its destinations
 _RECEIVE_BYTES = 65536
 _SOCKET_BUFFER_BYTES = 1 << 20
 _DISCARD_PORT = 9  # RFC 863
@@ -45,15 +55,15 @@ _DISCARD_PORT = 9  # RFC 863
 
 @dataclass(frozen=True)
 class Route:
-    """A unicast IPv4 route of the main table through the mirrored interface.
+    """A unicast route of the main table through the mirrored interface.
 
     gateway None: the destination is on the link. source: the address that the kernel prefers to
     send from, or None. Lower metric wins among equal destinations.
     """
 
-    destination: ipaddress.IPv4Network
-    gateway: ipaddress.IPv4Address | None
-    source: ipaddress.IPv4Address | None
+    destination: IpNetwork
+    gateway: IpAddress | None
+    source: IpAddress | None
     metric: int
 
 
@@ -71,13 +81,13 @@ class LinkState:
 class Observer(Protocol):
     """Whom a NeighbourMirror tells. Called from start() and process(), in order."""
 
-    def on_neigh(self, ip: ipaddress.IPv4Address, mac: bytes | None) -> None:
+    def on_neigh(self, ip: IpAddress, mac: bytes | None) -> None:
         """A neighbour's MAC address, 6 bytes. None: it has none any more, or resolve() failed."""
 
     def on_route(self, route: Route, present: bool) -> None:
         """A route was added (present) or removed. A change is a removal and an addition."""
 
-    def on_address(self, address: ipaddress.IPv4Interface, present: bool) -> None:
+    def on_address(self, address: IpInterface, present: bool) -> None:
         """The interface got or lost an address."""
 
     def on_link(self, state: LinkState) -> None:
@@ -88,14 +98,14 @@ class Observer(Protocol):
 class _Known:
     """What the observer was told so far."""
 
-    neighbours: dict[ipaddress.IPv4Address, bytes]
+    neighbours: dict[IpAddress, bytes]
     routes: set[Route]
-    addresses: set[ipaddress.IPv4Interface]
+    addresses: set[IpInterface]
     link: LinkState | None
 
 
 class NeighbourMirror:
-    """Mirrors one interface's neighbours, IPv4 routes, addresses and state to an Observer.
+    """Mirrors one interface's neighbours, routes, addresses and state to an Observer.
 
     resolve_interval_s: a neighbour is asked for at most once in so many seconds. Used by one
     thread, in the network namespace where it was made.
@@ -106,7 +116,7 @@ class NeighbourMirror:
         self.resyncs = 0  # how often notifications were lost and all was read anew
         self._observer = observer
         self._interval_s = resolve_interval_s
-        self._asked_s: dict[ipaddress.IPv4Address, float] = {}
+        self._asked_s: dict[IpAddress, float] = {}
         self._known = _Known({}, set(), set(), None)
         self._marshal = MarshalRtnl()
         self._ipr = IPRoute()
@@ -116,8 +126,6 @@ class NeighbourMirror:
         self._socket.setblocking(False)
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
-        self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._probe.setblocking(False)
 
     def __enter__(self) -> NeighbourMirror:
         return self
@@ -128,7 +136,6 @@ class NeighbourMirror:
     def close(self) -> None:
         """Closes the sockets. Safe to repeat."""
         self._socket.close()
-        self._probe.close()
         self._ipr.close()
 
     def fileno(self) -> int:
@@ -140,8 +147,8 @@ class NeighbourMirror:
     def start(self) -> None:
         """Subscribes, then tells the observer all there is. Subscribed first, so that no change
         between the two is missed; one seen twice is told once."""
-        groups = _GROUP_LINK | _GROUP_NEIGH | _GROUP_IPV4_ADDR | _GROUP_IPV4_ROUTE
-        self._socket.bind((0, groups))
+        groups = _GROUP_IPV4_ADDR | _GROUP_IPV4_ROUTE | _GROUP_IPV6_ADDR | _GROUP_IPV6_ROUTE
+        self._socket.bind((0, groups | _GROUP_LINK | _GROUP_NEIGH))
         self._read_all()
 
     def process(self) -> int:
@@ -163,7 +170,7 @@ class NeighbourMirror:
                 self._take(message)
 
     @property
-    def neighbours(self) -> dict[ipaddress.IPv4Address, bytes]:
+    def neighbours(self) -> dict[IpAddress, bytes]:
         """A copy of the neighbours known now."""
         return dict(self._known.neighbours)
 
@@ -172,7 +179,7 @@ class NeighbourMirror:
         return frozenset(self._known.routes)
 
     @property
-    def addresses(self) -> frozenset[ipaddress.IPv4Interface]:
+    def addresses(self) -> frozenset[IpInterface]:
         return frozenset(self._known.addresses)
 
     @property
@@ -185,13 +192,15 @@ class NeighbourMirror:
         # The kernel's dump of links says whether the interface is still there at all.
         links = [m for m in self._ipr.get_links() if m["index"] == self.ifindex]
         self._tell_link(_link_state(links[0]) if links else _GONE)
-        if links:
-            for message in self._ipr.get_addr(family=socket.AF_INET, index=self.ifindex):
-                seen.addresses.add(_address(message))
-            for message in self._ipr.get_routes(family=socket.AF_INET):
+        for family in _FAMILIES if links else ():
+            for message in self._ipr.get_addr(family=family, index=self.ifindex):
+                address = usable_address(message)
+                if address is not None:
+                    seen.addresses.add(address)
+            for message in self._ipr.get_routes(family=family):
                 if route := self._route(message):
                     seen.routes.add(route)
-            for message in self._ipr.get_neighbours(family=socket.AF_INET, ifindex=self.ifindex):
+            for message in self._ipr.get_neighbours(family=family, ifindex=self.ifindex):
                 ip, mac = _neighbour(message)
                 if ip is not None and mac is not None:
                     seen.neighbours[ip] = mac
@@ -215,7 +224,7 @@ class NeighbourMirror:
         """One notification."""
         kind = message["header"]["type"]
         if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-            if message["family"] == socket.AF_INET and message["ifindex"] == self.ifindex:
+            if message["family"] in _FAMILIES and message["ifindex"] == self.ifindex:
                 ip, mac = _neighbour(message)
                 if ip is not None:
                     self._tell_neigh(ip, mac if kind == RTM_NEWNEIGH else None)
@@ -224,11 +233,29 @@ class NeighbourMirror:
             route = self._route(message)
             if route:
                 self._tell_route(route, kind == RTM_NEWROUTE)
+            if message["header"]["flags"] & _NLM_F_REPLACE:
+                self._drop_replaced(message, route)
         elif kind in (RTM_NEWADDR, RTM_DELADDR):
-            if message["family"] == socket.AF_INET and message["index"] == self.ifindex:
-                self._tell_address(_address(message), kind == RTM_NEWADDR)
+            if message["family"] in _FAMILIES and message["index"] == self.ifindex:
+                self._take_address(message, kind == RTM_NEWADDR)
         elif kind in (RTM_NEWLINK, RTM_DELLINK) and message["index"] == self.ifindex:
             self._take_link(message, kind == RTM_DELLINK)
+
+    def _drop_replaced(self, message: Any, new: Route | None) -> None:
+        """Of a route that takes another's place the kernel tells only the new one."""
+        if message["type"] != _RTN_UNICAST or _table(message) != _RT_TABLE_MAIN:
+            return
+        what = _destination(message), message.get_attr("RTA_PRIORITY") or 0
+        for route in [r for r in self._known.routes if (r.destination, r.metric) == what]:
+            if route != new:
+                self._tell_route(route, False)
+
+    def _take_address(self, message: Any, new: bool) -> None:
+        address = usable_address(message)
+        if address is not None:
+            self._tell_address(address, new)
+        elif new:  # it was usable, perhaps, and has been found to be another's
+            self._tell_address(interface_address(message), False)
 
     def _take_link(self, message: Any, gone: bool) -> None:
         before = self._known.link
@@ -241,7 +268,7 @@ class NeighbourMirror:
 
     # ---- telling, each thing once ----------------------------------------------------------
 
-    def _tell_neigh(self, ip: ipaddress.IPv4Address, mac: bytes | None) -> None:
+    def _tell_neigh(self, ip: IpAddress, mac: bytes | None) -> None:
         if self._known.neighbours.get(ip) == mac:
             return
         if mac is None:
@@ -251,7 +278,7 @@ class NeighbourMirror:
             self._asked_s.pop(ip, None)
         self._observer.on_neigh(ip, mac)
 
-    def _tell_failed(self, ip: ipaddress.IPv4Address, state: int) -> None:
+    def _tell_failed(self, ip: IpAddress, state: int) -> None:
         """The kernel gave up on an address that was asked for: nobody answered its ARP."""
         if state & _NUD_FAILED and ip in self._asked_s and ip not in self._known.neighbours:
             self._observer.on_neigh(ip, None)
@@ -262,7 +289,7 @@ class NeighbourMirror:
         (self._known.routes.add if present else self._known.routes.remove)(route)
         self._observer.on_route(route, present)
 
-    def _tell_address(self, address: ipaddress.IPv4Interface, present: bool) -> None:
+    def _tell_address(self, address: IpInterface, present: bool) -> None:
         if (address in self._known.addresses) == present:
             return
         (self._known.addresses.add if present else self._known.addresses.remove)(address)
@@ -277,24 +304,24 @@ class NeighbourMirror:
     def _route(self, message: Any) -> Route | None:
         """The route of a message, if it is one that the mirror is for."""
         if (
-            message["family"] != socket.AF_INET
+            message["family"] not in _FAMILIES
             or message["type"] != _RTN_UNICAST
-            or (message.get_attr("RTA_TABLE") or message["table"]) != _RT_TABLE_MAIN
+            or message["flags"] & _RTM_F_CLONED
+            or _table(message) != _RT_TABLE_MAIN
             or message.get_attr("RTA_OIF") != self.ifindex
         ):
             return None
         gateway, source = message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_PREFSRC")
-        destination = f"{message.get_attr('RTA_DST') or '0.0.0.0'}/{message['dst_len']}"
         return Route(
-            ipaddress.IPv4Network(destination),
-            ipaddress.IPv4Address(gateway) if gateway else None,
-            ipaddress.IPv4Address(source) if source else None,
+            _destination(message),
+            ipaddress.ip_address(gateway) if gateway else None,
+            ipaddress.ip_address(source) if source else None,
             message.get_attr("RTA_PRIORITY") or 0,
         )
 
     # ---- asking the kernel -------------------------------------------------------------------
 
-    def resolve(self, ip: ipaddress.IPv4Address, confirm: bool = False) -> bool:
+    def resolve(self, ip: IpAddress, confirm: bool = False) -> bool:
         """Asks the kernel to find a neighbour's MAC address; on_neigh tells when it has, or that
         it gave up (after some 3 s). confirm: ask even if it is known, as it may have changed.
 
@@ -309,19 +336,21 @@ class NeighbourMirror:
         self._forget_old_questions(now_s)
         self._asked_s[ip] = now_s
         try:
-            # As if a packet for it were waiting (NTF_USE): the kernel starts to ask by ARP.
+            # As if a packet for it were waiting (NTF_USE): the kernel starts to ask by ARP or ND.
             self._ipr.neigh(
-                "replace", dst=str(ip), ifindex=self.ifindex, family=socket.AF_INET,
+                "replace", dst=str(ip), ifindex=self.ifindex, family=_family(ip),
                 state="none", flags=_NTF_USE,
             )  # fmt: skip
         except NetlinkError:
             self._probe_by_datagram(ip)
         return True
 
-    def _probe_by_datagram(self, ip: ipaddress.IPv4Address) -> None:
+    def _probe_by_datagram(self, ip: IpAddress) -> None:
         """The other way to make the kernel ask: a datagram to the discard port."""
-        with contextlib.suppress(OSError):
-            self._probe.sendto(b"", (str(ip), _DISCARD_PORT))
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        to = (str(ip), _DISCARD_PORT, 0, self.ifindex if ip.is_link_local else 0)
+        with contextlib.suppress(OSError), socket.socket(_family(ip), kind) as probe:
+            probe.sendto(b"", to if ip.version == 6 else to[:2])
 
     def _forget_old_questions(self, now_s: float) -> None:
         if len(self._asked_s) < 4096:
@@ -343,19 +372,28 @@ def _link_state(message: Any) -> LinkState:
     )
 
 
-def _address(message: Any) -> ipaddress.IPv4Interface:
-    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return ipaddress.IPv4Interface(f"{text}/{message['prefixlen']}")
+def _table(message: Any) -> int:
+    return int(message.get_attr("RTA_TABLE") or message["table"])
 
 
-def _neighbour(message: Any) -> tuple[ipaddress.IPv4Address | None, bytes | None]:
-    """(address, MAC or None while there is no usable one); (None, None) if it has no address."""
+def _destination(message: Any) -> IpNetwork:
+    default = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"
+    return ipaddress.ip_network(f"{message.get_attr('RTA_DST') or default}/{message['dst_len']}")
+
+
+def _family(ip: IpAddress) -> socket.AddressFamily:
+    return socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+
+
+def _neighbour(message: Any) -> tuple[IpAddress | None, bytes | None]:
+    """(address, MAC or None while there is no usable one); (None, None) if it has no address, or
+    that of a group, which the kernel lists, too."""
     text = message.get_attr("NDA_DST")
-    if not text:
+    if not text or ipaddress.ip_address(text).is_multicast:
         return None, None
     usable = message["state"] & _NUD_VALID
     mac = _mac(message.get_attr("NDA_LLADDR")) if usable else None
-    return ipaddress.IPv4Address(text), mac
+    return ipaddress.ip_address(text), mac
 
 
 def _mac(text: str | None) -> bytes | None:
@@ -365,7 +403,7 @@ def _mac(text: str | None) -> bytes | None:
     return raw if len(raw) == 6 else None
 
 
-def best_route(routes: Iterable[Route], ip: ipaddress.IPv4Address) -> Route | None:
+def best_route(routes: Iterable[Route], ip: IpAddress) -> Route | None:
     """The route that the kernel would take to `ip` among these: longest prefix, then metric."""
     fitting = [route for route in routes if ip in route.destination]
     return min(fitting, key=lambda r: (-r.destination.prefixlen, r.metric), default=None)

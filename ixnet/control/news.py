@@ -1,23 +1,24 @@
 """Turns what the kernel says of an interface into control messages for shards.
 
 A shard keeps one route a destination, the kernel may have several of different metric: the board
-knows all of them and tells the shards of the best. In own-address mode the shards have that
-address alone, and the kernel's routes are used with it as their source.
+knows all of them and tells the shards of the best. In own-address mode the shards have those
+addresses alone, and the kernel's routes are used with that of their family as their source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 from ixnet._core import lib
-from ixnet.control.neigh import LinkState, Route
+from ixnet.control.neigh import IpNetwork, LinkState, Route
+from ixnet.control.nic import IpInterface
 from ixnet.control.workers import control_message
+from ixnet.control.xdp import IpAddress
 
 # base/limits.h: what a shard can hold; more is not sent.
 ROUTES_MAX = 256
-ADDRESSES_MAX = 16
+ADDRESSES_MAX = 32
 
 Tell = Callable[[Sequence[Any]], None]
 
@@ -29,21 +30,22 @@ class NewsBoard:
     """
 
     def __init__(
-        self, tell: Tell, own: IPv4Interface | None, on_change: Callable[[], None]
+        self, tell: Tell, own: Sequence[IpInterface], on_change: Callable[[], None]
     ) -> None:
+        """own: at most one a family; empty where the kernel's addresses are shared."""
         self._tell = tell
-        self._own = own
+        self._own = {address.version: address for address in own}
         self._on_change = on_change
-        self.neighbours: dict[IPv4Address, bytes] = {}
-        self.addresses: set[IPv4Interface] = set()
+        self.neighbours: dict[IpAddress, bytes] = {}
+        self.addresses: set[IpInterface] = set()
         self.link: LinkState | None = None
-        self._routes: dict[IPv4Network, list[Route]] = {}
-        if own is not None:
-            self._add_route(Route(own.network, None, own.ip, 0))
+        self._routes: dict[IpNetwork, list[Route]] = {}
+        for address in own:
+            self._add_route(Route(address.network, None, address.ip, 0))
 
     # ---- Observer --------------------------------------------------------------------------
 
-    def on_neigh(self, ip: IPv4Address, mac: bytes | None) -> None:
+    def on_neigh(self, ip: IpAddress, mac: bytes | None) -> None:
         """See neigh.Observer."""
         if mac is None:
             self.neighbours.pop(ip, None)
@@ -67,10 +69,10 @@ class NewsBoard:
         elif after != before:
             self._tell([self._route_message(after)])
 
-    def on_address(self, address: IPv4Interface, present: bool) -> None:
+    def on_address(self, address: IpInterface, present: bool) -> None:
         """See neigh.Observer."""
         (self.addresses.add if present else self.addresses.discard)(address)
-        if self._own is None:
+        if not self._own:
             kind = lib.IX_CTL_ADDR_ADD if present else lib.IX_CTL_ADDR_DEL
             self._tell([control_message(kind, address.ip)])
         self._on_change()
@@ -88,10 +90,11 @@ class NewsBoard:
         messages = []
         if self.link is not None:
             messages.append(self._link_message(self.link))
-        if self._own is not None:
-            messages.append(control_message(lib.IX_CTL_ADDR_ADD, self._own.ip, value=1))
-        else:
-            for address in sorted(self.addresses)[:ADDRESSES_MAX]:
+        for own in self._own.values():
+            messages.append(control_message(lib.IX_CTL_ADDR_ADD, own.ip, value=1))
+        if not self._own:
+            addresses = sorted(self.addresses, key=lambda a: (a.version, a.ip.packed))
+            for address in addresses[:ADDRESSES_MAX]:
                 messages.append(control_message(lib.IX_CTL_ADDR_ADD, address.ip))
         # The longest prefixes are the ones whose loss would send packets elsewhere.
         for network in sorted(self._routes, key=lambda n: -n.prefixlen)[:ROUTES_MAX]:
@@ -105,17 +108,18 @@ class NewsBoard:
     def _add_route(self, route: Route) -> None:
         self._routes.setdefault(route.destination, []).append(route)
 
-    def _best(self, destination: IPv4Network) -> Route | None:
+    def _best(self, destination: IpNetwork) -> Route | None:
         return min(self._routes.get(destination, []), key=lambda r: r.metric, default=None)
 
     def _route_message(self, route: Route, kind: int | None = None) -> Any:
         network = route.destination
+        own = self._own.get(network.version)
         return control_message(
             lib.IX_CTL_ROUTE_SET if kind is None else kind,
             network.network_address,
             prefix=network.prefixlen,
             gateway=route.gateway,
-            source=self._own.ip if self._own is not None else route.source,
+            source=own.ip if own is not None else route.source,
         )
 
     @staticmethod

@@ -36,6 +36,8 @@ from ixnet.control.xdp import (
 )
 from ixnet.control.xsk import QueueConfig, QueueSocket
 
+# linux/if_addr.h
+_IFA_F_OPTIMISTIC, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x04, 0x08, 0x40
 IpInterface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 ETHERNET_HEADER_BYTES = 14
@@ -244,12 +246,23 @@ def _find_link(ipr: IPRoute, name: str) -> Any:
 
 
 def _addresses(ipr: IPRoute, ifindex: int) -> tuple[IpInterface, ...]:
-    found: list[IpInterface] = []
-    for message in ipr.get_addr(index=ifindex):
-        # IFA_LOCAL is our own side of a point-to-point link; IPv6 has IFA_ADDRESS only.
-        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-        found.append(ipaddress.ip_interface(f"{text}/{message['prefixlen']}"))
-    return tuple(found)
+    found = (usable_address(message) for message in ipr.get_addr(index=ifindex))
+    return tuple(address for address in found if address is not None)
+
+
+def interface_address(message: Any) -> IpInterface:
+    """Of rtnetlink's message about one. IFA_LOCAL is our own side of a point-to-point link; IPv6
+    has IFA_ADDRESS only."""
+    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return ipaddress.ip_interface(f"{text}/{message['prefixlen']}")
+
+
+def usable_address(message: Any) -> IpInterface | None:
+    """The same; None for an IPv6 address that may be another's (RFC 4862 5.4)."""
+    flags = message.get_attr("IFA_FLAGS") or message["flags"]
+    if flags & _IFA_F_DADFAILED or (flags & _IFA_F_TENTATIVE and not flags & _IFA_F_OPTIMISTIC):
+        return None
+    return interface_address(message)
 
 
 def _channels(name: str) -> Channels | None:

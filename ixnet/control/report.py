@@ -104,10 +104,9 @@ class StartReport:
 
     def address_text(self) -> str:
         """Whose address the dataplane answers on."""
-        own = self.config.own_address
-        if own is not None:
-            return f"{own}, the dataplane's own"
-        ips = ", ".join(str(ip) for ip in self.nic.ips if ip.version == 4) or "none yet"
+        if self.config.own_addresses:
+            return f"{', '.join(map(str, self.config.own_addresses))}, the dataplane's own"
+        ips = ", ".join(map(str, self.nic.ips)) or "none yet"
         return f"{ips}, shared with the kernel"
 
     def facts(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from ixnet._core import ffi, lib
 from ixnet.control.errors import IxError
@@ -27,14 +27,18 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, order=True)
 class Endpoint:
-    """What is claimed. ip None: every local address."""
+    """What is claimed. ip None: every local address of `family`, which is 4, 6 or 0 for both."""
 
     proto: Proto
     ip: IpAddress | None
     port: int
+    family: int = 0
 
     def __str__(self) -> str:
-        return f"{self.proto.name.lower()} {self.ip or '*'}:{self.port}"
+        text = {0: "*", 4: "0.0.0.0", 6: "[::]"}[self.family] if self.ip is None else str(self.ip)
+        if self.ip is not None and self.ip.version == 6:
+            text = f"[{text}]"
+        return f"{self.proto.name.lower()} {text}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,14 @@ def decode(message: bytes) -> Request:
         raise BadRequest("a request without its magic")
     endpoint = None
     if raw.op in (lib.IX_REQUEST_CLAIM, lib.IX_REQUEST_UNCLAIM):
-        if raw.family != 4 or raw.proto not in tuple(Proto) or not raw.port:
+        packed = bytes(ffi.buffer(raw.ip, 16))
+        bad_ip = any(packed) if raw.family == 0 else raw.family == 4 and any(packed[4:])
+        if raw.family not in (0, 4, 6) or bad_ip or raw.proto not in tuple(Proto) or not raw.port:
             raise BadRequest(f"family {raw.family}, protocol {raw.proto}, port {raw.port}")
-        ip = IPv4Address(bytes(ffi.buffer(raw.ip, 4)))
-        endpoint = Endpoint(Proto(raw.proto), ip if int(ip) else None, int(raw.port))
+        ip: IpAddress | None = None
+        if any(packed):
+            ip = IPv6Address(packed) if raw.family == 6 else IPv4Address(packed[:4])
+        endpoint = Endpoint(Proto(raw.proto), ip, int(raw.port), int(raw.family))
     elif raw.op not in (lib.IX_REQUEST_READY, lib.IX_REQUEST_NUDGE, lib.IX_REQUEST_LEAVE):
         raise BadRequest(f"request number {raw.op}")
     return Request(int(raw.op), int(raw.sequence), endpoint)
@@ -88,7 +96,7 @@ class ClaimTable:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All that is claimed."""
         every = {endpoint for held in self._held.values() for endpoint in held}
-        return tuple(sorted(every, key=lambda e: (e.proto, str(e.ip), e.port)))
+        return tuple(sorted(every, key=lambda e: (e.proto, str(e.ip), e.port, e.family)))
 
     def claim(self, worker: int, endpoint: Endpoint) -> None:
         """One claim more for a worker. Errors: IxError of `make`, if it is the first."""

@@ -32,6 +32,7 @@ from ixnet.control.claims import Claims
 from ixnet.control.config import OWN_PORTS, SHARED_PORTS, RunConfig, require_mode
 from ixnet.control.cores import allowed_cores, assign_cores, spare_cores
 from ixnet.control.errors import IxError
+from ixnet.control.groups import joined
 from ixnet.control.guest import SharedPage, require_fit
 from ixnet.control.instance import (
     CONTROL_SOCKET,
@@ -137,12 +138,12 @@ class ControlPlane:
         require_mode(config, self.nic)
         self._queues = config.choose_queues(self.nic)
         self._frame_shift = config.choose_frame_shift(self.nic)
-        own = config.own_address
-        if own is not None and own.ip in self.nic.ips:
-            raise IxError(
-                f"{own.ip} is the kernel's address on {self.nic.name}",
-                "give an address that nobody has, or leave --own-address out to share it",
-            )
+        for own in config.own_addresses:
+            if own.ip in self.nic.ips:
+                raise IxError(
+                    f"{own.ip} is the kernel's address on {self.nic.name}",
+                    "give an address that nobody has, or leave --own-address out to share it",
+                )
         allowed = allowed_cores()
         self._cores = assign_cores(len(self._queues), config.cores, allowed)
         # Off the cores where workers poll. Restored for callers that go on after the run.
@@ -197,8 +198,7 @@ class ControlPlane:
         recorders = open_recorders(config, len(self._queues), self._stack)
         self._steering = self._stack.enter_context(Steering.open())
         self._start_kicker()
-        own = config.own_address
-        self._claims = Claims(self._steering, nic, [own.ip] if own is not None else [])
+        self._claims = Claims(self._steering, nic, [own.ip for own in config.own_addresses])
         self._stack.callback(self._claims.close)
         self._table = ClaimTable(self._make_claim, self._end_claim)
         ports = self._outgoing_ports(len(self._queues))
@@ -241,10 +241,10 @@ class ControlPlane:
         """Each shard's outgoing ports, (0, 0) where there are none. An own address has all ports to
         itself; on a shared one they must be none that the kernel would choose from."""
         config = self.config
-        own = config.own_address
-        if own is not None:
+        if config.own_addresses:
             ports = config.ports if config.ports != SHARED_PORTS else OWN_PORTS
-            ranges = self._claims.reserve_outgoing(Proto.TCP, shards, own.ip, *ports)
+            for own in config.own_addresses:
+                ranges = self._claims.reserve_outgoing(Proto.TCP, shards, own.ip, *ports)
         else:
             try:
                 ranges = self._claims.reserve_outgoing(Proto.TCP, shards, None, *config.ports)
@@ -262,9 +262,11 @@ class ControlPlane:
             self.nic, self._steering, configs, self.config.wanted_mode()
         )
         self._stack.callback(self._close_queues)
-        if self.config.own_address is not None:
-            self._steering.add_own(self.config.own_address.ip)
-        else:
+        own_ips = [own.ip for own in self.config.own_addresses]
+        self._group_problems = self._stack.enter_context(joined(self.nic.ifindex, own_ips))
+        for ip in own_ips:
+            self._steering.add_own(ip)
+        if not self.config.own_addresses:
             self._steering.sync_local(self.nic.ips)
 
     def _close_queues(self) -> None:
@@ -279,10 +281,10 @@ class ControlPlane:
             worker.make_shard(sock)
 
     def _watch_kernel(self) -> None:
-        self._board = NewsBoard(self._tell_all, self.config.own_address, self._kernel_changed)
+        self._board = NewsBoard(self._tell_all, self.config.own_addresses, self._kernel_changed)
         self._mirror = NeighbourMirror(self.nic.ifindex, self._board)
         self._stack.callback(self._mirror.close)
-        if self.config.own_address is not None:
+        if self.config.own_addresses:
             self._tell_all(self._board.snapshot())
         self._mirror.start()
         for worker in self._workers:
@@ -303,7 +305,7 @@ class ControlPlane:
         report = StartReport(
             self.config, self.nic, self._opened, self._workers, self._cores, self._outgoing_text
         )
-        self._warnings = [*report.notes(), *self.nic.warnings()]
+        self._warnings = [*report.notes(), *self.nic.warnings(), *self._group_problems]
         self._say(f"ixnet {__version__}, instance {self._directory.name}")
         for line in report.lines():
             self._say(line)
@@ -431,21 +433,31 @@ class ControlPlane:
         return encode_reply(request.sequence, error)
 
     def _make_claim(self, endpoint: Endpoint) -> None:
-        self._claims.claim(endpoint.proto, self._claimed_ip(endpoint), endpoint.port)
+        claimed: list[IpAddress | None] = []
+        try:
+            for ip in self._claimed_ips(endpoint):
+                self._claims.claim(endpoint.proto, ip, endpoint.port, endpoint.family)
+                claimed.append(ip)
+        except BaseException:
+            for ip in claimed:
+                self._claims.unclaim(endpoint.proto, ip, endpoint.port, endpoint.family)
+            raise
 
     def _end_claim(self, endpoint: Endpoint) -> None:
-        self._claims.unclaim(endpoint.proto, self._claimed_ip(endpoint), endpoint.port)
+        for ip in self._claimed_ips(endpoint):
+            self._claims.unclaim(endpoint.proto, ip, endpoint.port, endpoint.family)
 
-    def _claimed_ip(self, endpoint: Endpoint) -> IpAddress | None:
-        """Every address means the one that the dataplane has, if it has one of its own."""
-        own = self.config.own_address
-        if own is None or endpoint.ip == own.ip:
-            return endpoint.ip
-        if endpoint.ip is None:
-            return own.ip
+    def _claimed_ips(self, endpoint: Endpoint) -> Sequence[IpAddress | None]:
+        """Every address means those that the dataplane has, if it has some of its own."""
+        own: list[IpAddress | None] = [address.ip for address in self.config.own_addresses]
+        if not own or endpoint.ip in own:
+            return [endpoint.ip]
+        fitting = [ip for ip in own if ip and endpoint.family in (0, ip.version)]
+        if endpoint.ip is None and fitting:
+            return fitting
         raise IxError(
-            f"{endpoint.ip} is not the dataplane's address",
-            f"listen on {own.ip}, or on every address",
+            f"{endpoint.ip or f'IPv{endpoint.family}'} is not of the dataplane's addresses",
+            f"listen on {own[0]}, or on every address",
             errno.EADDRNOTAVAIL,
         )
 
@@ -462,7 +474,7 @@ class ControlPlane:
             )
             self._exit_status = 2
             self._stop_all()
-        elif link is not None and link.present and self.config.own_address is None:
+        elif link is not None and link.present and not self.config.own_addresses:
             most = self.nic.largest_mtu(1 << self._frame_shift)
             if link.mtu > most:
                 self._warn(
@@ -470,9 +482,10 @@ class ControlPlane:
                     f"{most} bytes are dropped (cure: start again)"
                 )
             with contextlib.suppress(IxError):
-                v6 = [ip for ip in self.nic.ips if ip.version == 6]
-                v4 = [address.ip for address in self._board.addresses]
-                self._steering.sync_local([*v4, *v6])
+                addresses = [address.ip for address in self._board.addresses]
+                self._steering.sync_local(addresses)
+                for error in self._claims.follow(addresses):
+                    self._warn(f"{error}: it gets nothing while the port is claimed here")
 
     def _on_question(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):

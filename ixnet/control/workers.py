@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ixnet.control.guest import FRAMES_UNIT, Guest, PlacedRegion, PlacedUmem
 from ixnet.control.nic import Nic
 from ixnet.control.recorder import Recorder
 from ixnet.control.stats import stats_bytes
+from ixnet.control.xdp import IpAddress
 from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind, place_bytes
 from ixnet.runtime import Program, WorkerIdentity, run_worker
 
@@ -144,7 +145,7 @@ def fill_config(plan: WorkerPlan, config: RunConfig, nic: Nic) -> Any:
     c.mac = nic.mac
     c.port_lo, c.port_hi = plan.ports
     c.all_port_lo, c.all_port_hi = plan.all_ports
-    c.own_address = 1 if config.own_address else 0
+    c.own_address = 1 if config.own_addresses else 0
     c.sg_inplace = 1 if config.placement == "inline" else 0
     c.syn_cookies, c.mss_max = SYN_COOKIES.index(config.syn_cookies), config.mss_max or 0
     c.congestion, c.ecn = CONGESTION[config.congestion], ECN[config.ecn]
@@ -439,27 +440,29 @@ class Worker:
 
 def control_message(
     kind: int,
-    ip: IPv4Address | None = None,
+    ip: IpAddress | None = None,
     *,
     prefix: int = 32,
     mac: bytes = bytes(6),
-    gateway: IPv4Address | None = None,
-    source: IPv4Address | None = None,
+    gateway: IpAddress | None = None,
+    source: IpAddress | None = None,
     value: int = 0,
 ) -> Any:
-    """A `struct ix_ctl_msg *`; kind: IX_CTL_*."""
+    """A `struct ix_ctl_msg *`; kind: IX_CTL_*. Its family is that of `ip`."""
     message = ffi.new("struct ix_ctl_msg *")
-    message.type, message.family, message.prefix, message.value = kind, 4, prefix, value
+    message.type, message.prefix, message.value = kind, prefix, value
+    message.family = ip.version if ip is not None else 4
     message.mac = mac
     for field, address in (("ip", ip), ("gateway", gateway), ("source", source)):
         if address is not None:
-            ffi.memmove(getattr(message, field), address.packed, 4)
+            ffi.memmove(getattr(message, field), address.packed, len(address.packed))
     return message
 
 
-def message_ip(message: Any) -> IPv4Address:
+def message_ip(message: Any) -> IpAddress:
     """The address that a control message is about."""
-    return IPv4Address(bytes(ffi.buffer(message.ip, 4)))
+    packed = bytes(ffi.buffer(message.ip, 16))
+    return IPv6Address(packed) if message.family == 6 else IPv4Address(packed[:4])
 
 
 def monotonic_s() -> float:

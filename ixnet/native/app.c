@@ -95,18 +95,31 @@ static int ask(struct ix_app *app, struct ix_request *request, char *why, size_t
     return reply.error;
 }
 
+/* Family and address of `ip`, as ix_app_listen() takes it. */
 static int parse_ip(const char *ip, struct ix_request *request, char *why, size_t why_bytes)
 {
+    static const uint8_t mapped[12] = {[10] = 0xff, 0xff}; /* RFC 4291 2.5.5.2 */
     char text[160];
+    request->family = 0;
+    if (!ip || !*ip || !strcmp(ip, "::"))
+        return 0;
     request->family = 4;
-    if (!ip || !*ip || inet_pton(AF_INET, ip, request->ip) == 1)
+    if (inet_pton(AF_INET, ip, request->ip) == 1)
+        return 0;
+    request->family = 6;
+    if (!strcmp(ip, IX_APP_V6ONLY))
         return 0;
     if (inet_pton(AF_INET6, ip, request->ip) == 1) {
-        give_reason(why, why_bytes, "this version has no IPv6 yet (cure: use an IPv4 address)");
-        return -EAFNOSUPPORT;
+        if (memcmp(request->ip, mapped, sizeof mapped))
+            return 0;
+        request->family = 4;
+        memcpy(request->ip, request->ip + sizeof mapped, 4);
+        memset(request->ip + 4, 0, sizeof mapped);
+        return 0;
     }
     snprintf(text, sizeof text,
-             "'%.60s' is not an address (cure: use one like 192.0.2.1, or none for all)", ip);
+             "'%.60s' is not an address (cure: use one like 192.0.2.1 or 2001:db8::1, "
+             "or none for all)", ip);
     give_reason(why, why_bytes, text);
     return -EINVAL;
 }
@@ -165,7 +178,7 @@ int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t co
     int err = claim(app, &request, IPPROTO_TCP, ip, port, why, why_bytes);
     if (err)
         return err;
-    err = app->ops->listen(app, request.ip, port, cookie, backlog);
+    err = app->ops->listen(app, request.ip, request.family, port, cookie, backlog);
     return settle(app, &request, err, why, why_bytes);
 }
 
@@ -174,7 +187,9 @@ int ix_app_listen_option(struct ix_app *app, const char *ip, uint16_t port, uint
 {
     struct ix_request request = {.proto = IPPROTO_TCP, .port = port};
     int err = parse_ip(ip, &request, NULL, 0);
-    return err ? err : app->ops->listen_option(app, request.ip, port, option, value);
+    if (!err)
+        err = app->ops->listen_option(app, request.ip, request.family, port, option, value);
+    return err;
 }
 
 int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port)
@@ -182,7 +197,7 @@ int ix_app_unlisten(struct ix_app *app, const char *ip, uint16_t port)
     struct ix_request request = {.proto = IPPROTO_TCP, .port = port};
     int err = parse_ip(ip, &request, NULL, 0);
     if (!err)
-        err = app->ops->unlisten(app, request.ip, port);
+        err = app->ops->unlisten(app, request.ip, request.family, port);
     return err ? err : unclaim(app, &request);
 }
 
@@ -193,7 +208,7 @@ int ix_app_udp_bind(struct ix_app *app, const char *ip, uint16_t port, uint64_t 
     int err = claim(app, &request, IPPROTO_UDP, ip, port, why, why_bytes);
     if (err)
         return err;
-    err = app->ops->udp_bind(app, request.ip, port, cookie, handle);
+    err = app->ops->udp_bind(app, request.ip, request.family, port, cookie, handle);
     return settle(app, &request, err, why, why_bytes);
 }
 
@@ -219,27 +234,27 @@ static uint64_t inline_may_sleep_ns(struct ix_app *app, uint64_t now_ns)
     return deadline > now_ns ? deadline - now_ns : 0;
 }
 
-static int inline_listen(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
-                         uint32_t backlog)
+static int inline_listen(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                         uint64_t cookie, uint32_t backlog)
 {
-    return ix_shard_listen(app->shard, ip, 4, port, cookie, backlog);
+    return ix_shard_listen(app->shard, ip, family, port, cookie, backlog);
 }
 
-static int inline_listen_option(struct ix_app *app, const uint8_t *ip, uint16_t port,
-                                uint32_t option, uint64_t value)
+static int inline_listen_option(struct ix_app *app, const uint8_t *ip, uint8_t family,
+                                uint16_t port, uint32_t option, uint64_t value)
 {
-    return ix_shard_listen_option(app->shard, ip, 4, port, option, value);
+    return ix_shard_listen_option(app->shard, ip, family, port, option, value);
 }
 
-static int inline_unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
+static int inline_unlisten(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port)
 {
-    return ix_shard_unlisten(app->shard, ip, 4, port);
+    return ix_shard_unlisten(app->shard, ip, family, port);
 }
 
-static int inline_udp_bind(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
-                           uint64_t *handle)
+static int inline_udp_bind(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                           uint64_t cookie, uint64_t *handle)
 {
-    return ix_shard_udp_bind(app->shard, ip, 4, port, cookie, handle);
+    return ix_shard_udp_bind(app->shard, ip, family, port, cookie, handle);
 }
 
 static int inline_udp_unbind(struct ix_app *app, uint64_t handle)

@@ -18,20 +18,20 @@ struct ix_app;
 struct ix_recorder;
 
 /* How an application reaches its shard: by calls in the inline placement, through the gate in the
- * dune one. ip: 4 bytes in network byte order, all 0: every local address. Results as the functions
- * of api/api.h with these names give them. */
+ * dune one. family: 4, 6 or 0 for both; ip: 16 bytes in network byte order, IPv4 in the first 4,
+ * all 0: every local address. Results as the functions of api/api.h with these names give them. */
 struct ix_app_ops {
     /* Runs one cycle. now_ns is the application's clock; a gate has its own. */
     int (*poll)(struct ix_app *app, uint64_t now_ns);
     /* How long the caller may sleep, ns; UINT64_MAX: as long as it likes. */
     uint64_t (*may_sleep_ns)(struct ix_app *app, uint64_t now_ns);
-    int (*listen)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
-                  uint32_t backlog);
-    int (*listen_option)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint32_t option,
-                         uint64_t value);
-    int (*unlisten)(struct ix_app *app, const uint8_t *ip, uint16_t port);
-    int (*udp_bind)(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
-                    uint64_t *handle);
+    int (*listen)(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                  uint64_t cookie, uint32_t backlog);
+    int (*listen_option)(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                         uint32_t option, uint64_t value);
+    int (*unlisten)(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port);
+    int (*udp_bind)(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                    uint64_t cookie, uint64_t *handle);
     int (*udp_unbind)(struct ix_app *app, uint64_t handle);
     const struct ix_stats *(*stats)(struct ix_app *app); /* brought up to date; never NULL */
 };
@@ -67,8 +67,11 @@ struct ix_app {
 int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns);
 
 /* Claims proto/ip/port with the control plane (all workers of an instance share one claim), then
- * listens in this shard. ip: dotted, or NULL for every address. Returns 0 or -errno: -EADDRINUSE
- * when the kernel or another dataplane has the port. `why` gets the reason as text. */
+ * listens in this shard. ip: an address of either family as text. Every address is "0.0.0.0" of
+ * IPv4, IX_APP_V6ONLY of IPv6, and NULL, "" or "::" of both. Returns 0 or -errno: -EADDRINUSE when
+ * the kernel or another dataplane has the port. `why` gets the reason as text. */
+#define IX_APP_V6ONLY "v6only"
+
 int ix_app_listen(struct ix_app *app, const char *ip, uint16_t port, uint64_t cookie,
                   uint32_t backlog, char *why, size_t why_bytes);
 /* What later connections of that listener begin with, as ix_shard_listen_option(). */

@@ -21,12 +21,13 @@ static long gate(const struct ix_app *app, uint64_t n, uint64_t a1, uint64_t a2,
 }
 
 /* Calls with ADDRESS (api/gate.h). */
-static long gate_address(const struct ix_app *app, uint64_t n, const uint8_t *ip, uint16_t port,
-                         uint64_t cookie, uint32_t backlog)
+static long gate_address(const struct ix_app *app, uint64_t n, const uint8_t *ip, uint8_t family,
+                         uint16_t port, uint64_t cookie, uint32_t backlog)
 {
-    uint64_t words[2] = {0, 0};
-    memcpy(words, ip, 4);
-    return gate(app, n, words[0], words[1], port | 4u << 16 | (uint64_t)backlog << 32, cookie);
+    uint64_t words[2];
+    memcpy(words, ip, sizeof words);
+    return gate(app, n, words[0], words[1],
+                port | (uint32_t)family << 16 | (uint64_t)backlog << 32, cookie);
 }
 
 static int gate_poll(struct ix_app *app, uint64_t now_ns)
@@ -44,27 +45,27 @@ static uint64_t gate_may_sleep_ns(struct ix_app *app, uint64_t now_ns)
     return left_ns == INT64_MAX ? UINT64_MAX : (uint64_t)left_ns;
 }
 
-static int gate_listen(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
-                       uint32_t backlog)
+static int gate_listen(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                       uint64_t cookie, uint32_t backlog)
 {
-    return (int)gate_address(app, IX_GATE_LISTEN, ip, port, cookie, backlog);
+    return (int)gate_address(app, IX_GATE_LISTEN, ip, family, port, cookie, backlog);
 }
 
-static int gate_listen_option(struct ix_app *app, const uint8_t *ip, uint16_t port, uint32_t option,
-                              uint64_t value)
+static int gate_listen_option(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                              uint32_t option, uint64_t value)
 {
-    return (int)gate_address(app, IX_GATE_LISTEN_OPTION, ip, port, value, option);
+    return (int)gate_address(app, IX_GATE_LISTEN_OPTION, ip, family, port, value, option);
 }
 
-static int gate_unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
+static int gate_unlisten(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port)
 {
-    return (int)gate_address(app, IX_GATE_UNLISTEN, ip, port, 0, 0);
+    return (int)gate_address(app, IX_GATE_UNLISTEN, ip, family, port, 0, 0);
 }
 
-static int gate_udp_bind(struct ix_app *app, const uint8_t *ip, uint16_t port, uint64_t cookie,
-                         uint64_t *handle)
+static int gate_udp_bind(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port,
+                         uint64_t cookie, uint64_t *handle)
 {
-    long result = gate_address(app, IX_GATE_UDP_BIND, ip, port, cookie, 0);
+    long result = gate_address(app, IX_GATE_UDP_BIND, ip, family, port, cookie, 0);
     if (result < 0)
         return (int)result;
     *handle = (uint64_t)result;

@@ -25,7 +25,7 @@ struct ix_request {
     uint32_t magic; /* IX_REQUEST_MAGIC */
     uint32_t sequence;
     uint8_t op;     /* enum ix_request_op */
-    uint8_t family; /* 4 or 6 */
+    uint8_t family; /* 4 or 6; 0: both, of which `ip` is every address */
     uint8_t proto;  /* IPPROTO_TCP, IPPROTO_UDP */
     uint8_t pad;
     uint16_t port;  /* host byte order */

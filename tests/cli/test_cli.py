@@ -71,7 +71,7 @@ def test_version_is_said() -> None:
         (["run", "-i", "lo", "--cores", "a", "x.py"], "'a' is no list of cores"),
         (["run", "-i", "lo", "--batch", "0", "x.py"], "--batch 0 is out of range"),
         (["run", "-i", "lo", "--own-address", "10.0.0.1", "x.py"], "no prefix length"),
-        (["run", "-i", "lo", "--own-address", "fd00::1/64", "x.py"], "--own-address"),
+        (["run", "-i", "lo", "--own-address", "fd00::1/129", "x.py"], "--own-address"),
         (["run", "-i", "lo", "--ports", "5", "x.py"], "--ports 5 is no range"),
         (["run", "-i", "lo", "--busy-poll", "--spin-us", "5", "x.py"], "give one of them"),
         (["run", "-i", "lo", "no-such-app.py"], "there is no application no-such-app.py"),

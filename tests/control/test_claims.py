@@ -24,6 +24,7 @@ from ixnet.control.nic import Nic
 from ixnet.control.xdp import Proto, Steering
 from tests.control.conftest import FAR_IP, NEAR_IP, Pair
 
+IFA_F_NODAD = 0x02
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 OTHER_IP = ipaddress.IPv4Address("10.77.0.7")
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -83,6 +84,92 @@ def test_kernel_service_of_ipv6_only_does_not_take_ipv4s_port(claims: Claims) ->
         claims.claim(Proto.TCP, None, 7000)
 
 
+IP6 = ipaddress.IPv6Address("fd77::1")
+
+
+@pytest.fixture
+def claims6(pair: Pair) -> Iterator[Claims]:
+    """Claims on an interface that has IP6, too, and a link-local address."""
+    with IPRoute() as ipr:
+        for address in (str(IP6), "fe80::1"):
+            ipr.addr("add", index=pair.near_index, address=address, prefixlen=64, flags=IFA_F_NODAD)
+    with Steering.open() as steering, Claims(steering, Nic.find(pair.near)) as c:
+        yield c
+
+
+@pytest.mark.parametrize("proto", [Proto.TCP, Proto.UDP])
+@pytest.mark.parametrize(
+    ("has", "v6only", "wants", "family", "taken"),
+    [
+        ("::", True, None, 0, True),
+        ("::", True, None, 6, True),
+        ("::", True, None, 4, False),
+        ("::", False, NEAR_IP, 4, True),
+        ("::", True, IP6, 6, True),
+        (str(IP6), True, None, 0, True),
+        (str(IP6), True, None, 4, False),
+        ("0.0.0.0", False, None, 6, False),
+        ("::1", True, None, 0, False),
+    ],
+)
+def test_claim_of_ipv6_meets_the_kernels_service(
+    claims6: Claims,
+    proto: Proto,
+    has: str,
+    v6only: bool,
+    wants: ipaddress.IPv4Address | ipaddress.IPv6Address | None,
+    family: int,
+    taken: bool,
+) -> None:
+    with listener(TCP if proto is Proto.TCP else UDP, has, 7000, v6only):
+        if taken:
+            with pytest.raises(PortTaken):
+                claims6.claim(proto, wants, 7000, family)
+        else:
+            claims6.claim(proto, wants, 7000, family)
+
+
+def test_claimed_port_is_held_on_ipv6_too(claims6: Claims, pair: Pair) -> None:
+    claims6.claim(Proto.TCP, None, 7000)
+    for address in ("::", str(IP6)):
+        with pytest.raises(OSError, match="in use"):
+            listener(TCP, address, 7000, v6only=True)
+    with socket.socket(socket.AF_INET6, TCP) as sock, pytest.raises(OSError, match="in use"):
+        sock.bind(("fe80::1", 7000, 0, pair.near_index))
+    claims6.unclaim(Proto.TCP, None, 7000)
+    listener(TCP, "::", 7000).close()
+    claims6.claim(Proto.TCP, None, 7000, 6)
+    listener(TCP, "0.0.0.0", 7000).close()
+    with pytest.raises(PortTaken):
+        claims6.claim(Proto.TCP, None, 7000)
+    claims6.claim(Proto.TCP, None, 7000, 4)
+
+
+def test_claims_follow_the_addresses(claims6: Claims, pair: Pair) -> None:
+    new = ipaddress.IPv6Address("fd77::8")
+    claims6.claim(Proto.TCP, None, 7000)
+    claims6.claim(Proto.TCP, IP6, 7001)
+    with IPRoute() as ipr:
+        ipr.addr("add", index=pair.near_index, address=str(new), prefixlen=64, flags=IFA_F_NODAD)
+        ipr.addr("add", index=pair.near_index, address=str(OTHER_IP), prefixlen=24)
+    listener(TCP, str(new), 7000).close()
+    assert claims6.follow([NEAR_IP, new]) == []
+    with pytest.raises(OSError, match="in use"):
+        listener(TCP, str(new), 7000)
+    listener(TCP, str(new), 7001).close()
+    listener(TCP, str(OTHER_IP), 7000).close()
+    with listener(TCP, str(OTHER_IP), 7000):
+        (refused,) = claims6.follow([NEAR_IP, OTHER_IP])
+        assert isinstance(refused, PortTaken) and str(OTHER_IP) in str(refused)
+
+
+def test_outgoing_ports_are_of_both_families(claims6: Claims) -> None:
+    (ports,) = claims6.reserve_outgoing(Proto.TCP, 1)
+    assert ports.families == (4, 6)
+    with pytest.raises(RangeOverlap, match="reserved"):
+        claims6.reserve_outgoing(Proto.TCP, 1, IP6)
+
+
 def test_other_protocol_of_the_kernel_is_no_obstacle(claims: Claims) -> None:
     with listener(UDP, "0.0.0.0", 7000):
         claims.claim(Proto.TCP, None, 7000)
@@ -139,7 +226,7 @@ def test_two_workers_claim_the_same_it_ends_with_the_second(claims: Claims) -> N
     claims.claim(Proto.TCP, None, 7000)
     claims.claim(Proto.TCP, None, 7000)
     claims.unclaim(Proto.TCP, None, 7000)
-    assert (Proto.TCP, None, 7000) in claims.ports
+    assert (Proto.TCP, None, 7000, 0) in claims.ports
     claims.unclaim(Proto.TCP, None, 7000)
     assert not claims.ports
     with pytest.raises(KeyError):

@@ -13,10 +13,12 @@ from pyroute2 import IPRoute
 
 from ixnet.control.namespaces import in_netns
 from ixnet.control.neigh import LinkState, NeighbourMirror, Route, best_route
-from ixnet.control.nic import Nic
+from ixnet.control.nic import IpInterface, Nic
+from ixnet.control.xdp import IpAddress
 from tests.control.conftest import FAR_IP, NEAR_IP, Pair
 
 IPv4 = ipaddress.IPv4Address
+IFA_F_NODAD = 0x02
 MAC = "02:00:00:00:00:09"
 ON_LINK = ipaddress.IPv4Network("10.77.0.0/24")
 
@@ -25,18 +27,18 @@ class Told:
     """An observer that keeps what it was told, in order."""
 
     def __init__(self) -> None:
-        self.neighbours: list[tuple[IPv4, bytes | None]] = []
+        self.neighbours: list[tuple[IpAddress, bytes | None]] = []
         self.routes: list[tuple[Route, bool]] = []
-        self.addresses: list[tuple[ipaddress.IPv4Interface, bool]] = []
+        self.addresses: list[tuple[IpInterface, bool]] = []
         self.links: list[LinkState] = []
 
-    def on_neigh(self, ip: IPv4, mac: bytes | None) -> None:
+    def on_neigh(self, ip: IpAddress, mac: bytes | None) -> None:
         self.neighbours.append((ip, mac))
 
     def on_route(self, route: Route, present: bool) -> None:
         self.routes.append((route, present))
 
-    def on_address(self, address: ipaddress.IPv4Interface, present: bool) -> None:
+    def on_address(self, address: IpInterface, present: bool) -> None:
         self.addresses.append((address, present))
 
     def on_link(self, state: LinkState) -> None:
@@ -148,7 +150,8 @@ def test_neighbour_of_other_interface_is_not_told(
     mirror.process()
     assert told.neighbours == []
     assert all(address.ip != IPv4("10.88.0.1") for address, _ in told.addresses)
-    assert all(route.destination == ON_LINK for route, _ in told.routes)
+    on_link = {ON_LINK, ipaddress.IPv6Network("fe80::/64")}
+    assert {route.destination for route, _ in told.routes} <= on_link
 
 
 def test_routes_added_and_removed_are_told(
@@ -165,6 +168,58 @@ def test_routes_added_and_removed_are_told(
     default = Route(ipaddress.IPv4Network("0.0.0.0/0"), FAR_IP, None, 7)
     assert told.routes == [(via, True), (default, True), (via, False)]
     assert best_route(mirror.routes, IPv4("8.8.8.8")) == default
+
+
+def test_route_that_is_replaced_is_told_as_gone(
+    mirror: NeighbourMirror, told: Told, ipr: IPRoute
+) -> None:
+    mirror.start()
+    told.routes.clear()
+    net = ipaddress.IPv4Network("10.9.0.0/16")
+    other = IPv4("10.77.0.3")
+    ipr.route("add", dst=str(net), gateway=str(FAR_IP))
+    ipr.route("replace", dst=str(net), gateway=str(other))
+    wait(mirror, lambda: len(told.routes) >= 3)
+    old, new = Route(net, FAR_IP, None, 0), Route(net, other, None, 0)
+    assert told.routes == [(old, True), (new, True), (old, False)]
+
+
+def test_ipv6_is_mirrored(pair: Pair, mirror: NeighbourMirror, told: Told, ipr: IPRoute) -> None:
+    near, far = ipaddress.IPv6Address("fd77::1"), ipaddress.IPv6Address("fd77::2")
+    with in_netns(pair.far_ns), IPRoute() as there:
+        index = there.link_lookup(ifname=pair.far)[0]
+        there.addr("add", index=index, address=str(far), prefixlen=64, flags=IFA_F_NODAD)
+    mirror.start()
+    ipr.addr("add", index=pair.near_index, address=str(near), prefixlen=64, flags=IFA_F_NODAD)
+    wait(mirror, lambda: (ipaddress.ip_interface(f"{near}/64"), True) in told.addresses)
+    on_link = Route(ipaddress.IPv6Network("fd77::/64"), None, None, 256)
+    wait(mirror, lambda: (on_link, True) in told.routes)
+    ipr.route("add", dst="default", gateway=str(far), family=socket.AF_INET6)
+    default = Route(ipaddress.IPv6Network("::/0"), far, None, 1024)
+    wait(mirror, lambda: (default, True) in told.routes)
+    assert mirror.resolve(far)
+    wait(mirror, lambda: (far, far_mac(pair)) in told.neighbours)
+    assert not any(ip.is_multicast for ip in mirror.neighbours)
+    ipr.route("del", dst="default", gateway=str(far), family=socket.AF_INET6)
+    wait(mirror, lambda: (default, False) in told.routes)
+    ipr.addr("delete", index=pair.near_index, address=str(near), prefixlen=64)
+    wait(mirror, lambda: (ipaddress.ip_interface(f"{near}/64"), False) in told.addresses)
+
+
+def test_address_is_told_once_it_is_known_to_be_nobody_elses(
+    pair: Pair, mirror: NeighbourMirror, told: Told, ipr: IPRoute
+) -> None:
+    free, taken = ipaddress.IPv6Address("fd77::7"), ipaddress.IPv6Address("fd77::2")
+    with in_netns(pair.far_ns), IPRoute() as there:
+        index = there.link_lookup(ifname=pair.far)[0]
+        there.addr("add", index=index, address=str(taken), prefixlen=64, flags=IFA_F_NODAD)
+    mirror.start()
+    for address in (free, taken):
+        ipr.addr("add", index=pair.near_index, address=str(address), prefixlen=64)
+    mirror.process()
+    assert not any(address.ip == free for address, _ in told.addresses)
+    wait(mirror, lambda: any(address.ip == free for address, _ in told.addresses))
+    assert not any(address.ip == taken for address, _ in told.addresses)
 
 
 def test_address_added_and_removed_is_told(

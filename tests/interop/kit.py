@@ -129,6 +129,12 @@ class Service(Run):
         until("connections and frames to be given back", quiet, patience_s)
 
 
+def kernel_socket(netns: str, ip: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket of the kernel's in a namespace, of the family of `ip`."""
+    with in_netns(netns):
+        return socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, kind)
+
+
 # ---- connections -----------------------------------------------------------------------------
 
 
@@ -146,8 +152,7 @@ def connect(
 
     rcvbuf: SO_RCVBUF, bytes; mss: TCP_MAXSEG; both before the handshake, 0: the kernel's own.
     """
-    with in_netns(lab.cfg.client_netns):
-        sock = socket.socket()
+    sock = kernel_socket(lab.cfg.client_netns, ip)
     try:
         sock.settimeout(timeout_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
@@ -367,9 +372,7 @@ def listening(
     netns: str, ip: str = "0.0.0.0", port: int = 0, backlog: int = 64
 ) -> Iterator[socket.socket]:
     """A listening socket of the kernel's in a namespace."""
-    with in_netns(netns):
-        sock = socket.socket()
-    with sock:
+    with kernel_socket(netns, ip) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.settimeout(PATIENCE_S)
         sock.bind((ip, port))
@@ -379,6 +382,8 @@ def listening(
 
 def ping(netns: str, ip: str, timeout_s: float = 5.0, data: bytes = b"ixnet" * 20) -> bool:
     """One ICMP echo request; whether its answer came."""
+    if ":" in ip:
+        return _ping6(netns, ip, timeout_s, data)
     with in_netns(netns):
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     with sock:
@@ -396,6 +401,25 @@ def ping(netns: str, ip: str, timeout_s: float = 5.0, data: bytes = b"ixnet" * 2
                 break
             icmp = packet[(packet[0] & 15) * 4 :]
             if icmp[:2] == b"\0\0" and icmp[4:] == rest:
+                return True
+    return False
+
+
+def _ping6(netns: str, ip: str, timeout_s: float, data: bytes) -> bool:
+    """The same by ICMPv6, whose checksums are the kernel's."""
+    with in_netns(netns):
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    with sock:
+        rest = struct.pack("!HH", os.getpid() & 0xFFFF, next(_numbers) & 0xFFFF) + data
+        sock.sendto(struct.pack("!BBH", 128, 0, 0) + rest, (ip, 0))
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            try:
+                packet = sock.recv(4096)
+            except TimeoutError:
+                break
+            if packet[0] == 129 and packet[4:] == rest:
                 return True
     return False
 

@@ -7,9 +7,9 @@
 
 enum { FRAME_SHIFT = 11, RX_OFFSET = 320, TX_HEADROOM = 128 };
 
-static int unlisten(struct ix_app *app, const uint8_t *ip, uint16_t port)
+static int unlisten(struct ix_app *app, const uint8_t *ip, uint8_t family, uint16_t port)
 {
-    (void)app, (void)ip, (void)port;
+    (void)app, (void)ip, (void)family, (void)port;
     return 0;
 }
 

@@ -7,7 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ixnet._core import ffi, lib
+from ixnet.address import ip_text
 from ixnet.control import instance as instances
 from ixnet.control.config import ConfigError, RunConfig
 from ixnet.control.cores import CoreError, assign_cores, format_cores, parse_cores, spare_cores
@@ -31,6 +39,7 @@ from ixnet.control.instance import (
 )
 from ixnet.control.neigh import LinkState, Route
 from ixnet.control.news import NewsBoard
+from ixnet.control.nic import IpInterface
 from ixnet.control.requests import (
     REQUEST_BYTES,
     BadRequest,
@@ -131,15 +140,28 @@ def test_claim_is_decoded() -> None:
     ip = bytes([10, 0, 0, 1]) + bytes(12)
     got = decode(request(ip=ip))
     assert (got.op, got.sequence) == (lib.IX_REQUEST_CLAIM, 9)
-    assert got.endpoint == Endpoint(Proto.TCP, IPv4Address("10.0.0.1"), 80)
-    everywhere = decode(request(proto=17)).endpoint
-    assert everywhere is not None and everywhere.ip is None and str(everywhere) == "udp *:80"
+    assert got.endpoint == Endpoint(Proto.TCP, IPv4Address("10.0.0.1"), 80, 4)
+    six = IPv6Address("2001:db8::1")
+    got = decode(request(ip=six.packed, family=6))
+    assert got.endpoint == Endpoint(Proto.TCP, six, 80, 6)
+    assert str(got.endpoint) == "tcp [2001:db8::1]:80"
+
+
+@pytest.mark.parametrize(("family", "text"), [(0, "*"), (4, "0.0.0.0"), (6, "[::]")])
+def test_claim_of_every_address_says_of_which_family(family: int, text: str) -> None:
+    everywhere = decode(request(proto=17, family=family)).endpoint
+    assert everywhere is not None and everywhere.ip is None
+    assert str(everywhere) == f"udp {text}:80"
 
 
 @pytest.mark.parametrize(
-    "fields", [{"magic": 1}, {"op": 0}, {"op": 99}, {"family": 6}, {"proto": 1}, {"port": 0}]
-)
-def test_request_that_makes_no_sense_is_refused(fields: dict[str, int]) -> None:
+    "fields",
+    [
+        {"magic": 1}, {"op": 0}, {"op": 99}, {"family": 5}, {"proto": 1}, {"port": 0},
+        {"family": 0, "ip": bytes([10]) + bytes(15)}, {"ip": bytes(15) + b"1"},
+    ],
+)  # fmt: skip
+def test_request_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         decode(request(**fields))
 
@@ -240,7 +262,7 @@ def test_end_of_a_process_is_told_in_words() -> None:
 class Told:
     """Collects control messages as (type, ip, gateway, source, value)."""
 
-    def __init__(self, own: IPv4Interface | None = None) -> None:
+    def __init__(self, *own: IpInterface) -> None:
         self.messages: list[Any] = []
         self.changes = 0
         self.board = NewsBoard(self.messages.extend, own, self._changed)
@@ -253,9 +275,9 @@ class Told:
         taken = [
             (
                 int(m.type),
-                f"{IPv4Address(bytes(ffi.buffer(m.ip, 4)))}/{m.prefix}",
-                str(IPv4Address(bytes(ffi.buffer(m.gateway, 4)))),
-                str(IPv4Address(bytes(ffi.buffer(m.source, 4)))),
+                f"{ip_text(m.ip, m.family)}/{m.prefix}",
+                ip_text(m.gateway, m.family),
+                ip_text(m.source, m.family),
                 int(m.value),
             )
             for m in raw
@@ -316,6 +338,29 @@ def test_own_address_is_the_only_one_and_the_source_of_all_routes() -> None:
     addresses = [m for m in got if m[0] == lib.IX_CTL_ADDR_ADD]
     assert [(m[1], m[4]) for m in addresses] == [("10.0.0.50/32", 1)]
     assert ("10.0.0.0/24", "10.0.0.50") in [(m[1], m[3]) for m in got]
+
+
+def test_ipv6_is_told_as_it_is_and_own_addresses_are_of_either_family() -> None:
+    gateway = IPv6Address("fe80::1")
+    default = Route(IPv6Network("::/0"), gateway, None, 1024)
+    told = Told()
+    told.board.on_address(IPv6Interface("2001:db8::5/64"), True)
+    told.board.on_route(default, True)
+    told.board.on_neigh(gateway, bytes(6))
+    assert told.take() == [
+        (lib.IX_CTL_ADDR_ADD, "2001:db8::5/32", "::", "::", 0),
+        (lib.IX_CTL_ROUTE_SET, "::/0", "fe80::1", "::", 0),
+        (lib.IX_CTL_NEIGH_SET, "fe80::1/32", "::", "::", 0),
+    ]
+    told = Told(IPv4Interface("10.0.0.50/24"), IPv6Interface("2001:db8::50/64"))
+    told.board.on_route(default, True)
+    assert told.take() == [(lib.IX_CTL_ROUTE_SET, "::/0", "fe80::1", "2001:db8::50", 0)]
+    got = told.take(told.board.snapshot())
+    assert [m[1] for m in got if m[0] == lib.IX_CTL_ADDR_ADD] == [
+        "10.0.0.50/32",
+        "2001:db8::50/32",
+    ]
+    assert (lib.IX_CTL_ROUTE_SET, "2001:db8::/64", "::", "2001:db8::50", 0) in got
 
 
 def test_more_routes_than_a_shard_holds_leaves_the_shortest_out() -> None:

@@ -315,9 +315,36 @@ def test_answer_to_an_earlier_request_is_skipped(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ip", "family", "claimed"),
+    [
+        (None, 0, b""),
+        ("", 0, b""),
+        ("::", 0, b""),
+        ("v6only", 6, b""),
+        ("0.0.0.0", 4, b""),
+        ("10.0.0.1", 4, bytes([10, 0, 0, 1])),
+        ("::ffff:10.0.0.1", 4, bytes([10, 0, 0, 1])),
+        ("2001:db8::1", 6, bytes.fromhex("20010db8") + bytes(11) + b"\1"),
+    ],
+)
+def test_listen_claims_what_the_text_names(
+    worker: Worker, ip: str | None, family: int, claimed: bytes
+) -> None:
+    asked = []
+
+    def answer(request: Any) -> list[bytes]:
+        asked.append((request.family, bytes(request.ip)))
+        return [reply(request)]
+
+    with worker.control_plane(answer):
+        assert worker.listen(ip, 80) == (0, "")
+    assert asked == [(family, claimed.ljust(16, b"\0"))]
+
+
+@pytest.mark.parametrize(
     ("ip", "port", "error", "part"),
     [
-        ("::1", 80, errno.EAFNOSUPPORT, "IPv6"),
+        ("::1::", 80, errno.EINVAL, "not an address"),
         ("localhost", 80, errno.EINVAL, "'localhost' is not an address"),
         ("1.2.3", 80, errno.EINVAL, "not an address"),
         ("x" * 500, 80, errno.EINVAL, "not an address"),

@@ -37,7 +37,7 @@ enum {
     IX_APP_TIMERS_MAX = 1 << 16,
     IX_NEIGH_MAX = 1024,
     IX_ROUTES_MAX = 256,
-    IX_ADDRS_MAX = 16,
+    IX_ADDRS_MAX = 32,
 
     IX_HEADERS_MAX = 118,
     IX_MTU_MIN = 576,   /* RFC 1122 3.3.3: every host takes 576 bytes */

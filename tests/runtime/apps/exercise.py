@@ -153,7 +153,7 @@ def errors(shard: Shard) -> dict[str, Any]:
         found["twice"] = [error.message, error.cure]
     shard.unlisten(4000)
     for name, call in (
-        ("ipv6", lambda: shard.listen(4001, "::1")),
+        ("ipv6", lambda: shard.listen(4001, "2001:db8::1")),
         ("text", lambda: shard.listen(4001, "localhost")),
         ("zero", lambda: shard.listen(0)),
         ("foreign", lambda: shard.listen(4001, "192.0.2.1")),
