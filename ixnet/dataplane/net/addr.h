@@ -4,6 +4,7 @@
 
 #include "base/hash.h"
 #include "base/types.h"
+#include "wire/csum.h"
 
 /* An IP address as it lies in a packet. IPv4: v4, the rest 0. */
 struct ix_ip {
@@ -30,6 +31,12 @@ static inline bool ix_ip_is_group(const struct ix_ip *a, uint8_t family)
 static inline bool ix_ip_is_zero(const struct ix_ip *a)
 {
     return (a->q[0] | a->q[1]) == 0;
+}
+
+/* Its part of a pseudo header's sum (wire/csum.h). */
+static inline uint32_t ix_ip_sum(const struct ix_ip *ip, uint8_t family)
+{
+    return IX_LIKELY(family == 4) ? ip->v4 : ix_csum_address(ip->b);
 }
 
 /* Could something of family a take what comes with family b? 0 is both. */

@@ -222,10 +222,20 @@ void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4
 /* The same with an IPv6 header. */
 void ix_net_output6(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
                     const struct ix_ipv6 *ip, const struct ix_mac *to);
-/* Either, from one end of a flow to the other. */
-void ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
-                   uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
-                   const struct ix_mac *to);
+/* The same, from one end of a flow to the other. */
+void ix_net_output6_flow(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                         uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
+                         const struct ix_mac *to);
+/* Of either family. */
+static inline void ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4,
+                                 uint32_t l4_bytes, uint8_t proto, uint8_t tos,
+                                 const struct ix_flow_key *key, const struct ix_mac *to)
+{
+    if (IX_LIKELY(key->family == 4))
+        ix_net_output4(net, frame, l4, l4_bytes, proto, tos, key->local.v4, key->peer.v4, to);
+    else
+        ix_net_output6_flow(net, frame, l4, l4_bytes, proto, tos, key, to);
+}
 static inline uint32_t ix_ip_header_bytes(uint8_t family)
 {
     return family == 6 ? IX_IPV6_BYTES : IX_IPV4_BYTES;

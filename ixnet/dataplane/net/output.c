@@ -57,14 +57,10 @@ static uint32_t flow_label(const struct ix_net *net, const struct ix_flow_key *k
     return (uint32_t)ix_flow_hash(&net->neigh_key, key) & 0xfffff;
 }
 
-void ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
-                   uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
-                   const struct ix_mac *to)
+void ix_net_output6_flow(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
+                         uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
+                         const struct ix_mac *to)
 {
-    if (IX_LIKELY(key->family == 4)) {
-        ix_net_output4(net, frame, l4, l4_bytes, proto, tos, key->local.v4, key->peer.v4, to);
-        return;
-    }
     struct ix_ipv6 ip = {.flow_label = flow_label(net, key),
                          .next = proto,
                          .hop_limit = TTL,

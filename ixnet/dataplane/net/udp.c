@@ -125,8 +125,9 @@ static bool parse_parts(struct ix_udp_table *udp, const struct ix_packet *pkt, s
         net->counters->drop_udp_short++;
         return false;
     }
-    uint32_t pseudo = ix_csum_pseudo4(ix_csum_address(pkt->src.b), ix_csum_address(pkt->dst.b),
-                                      IX_PROTO_UDP, bytes);
+    uint32_t pseudo =
+        ix_csum_pseudo4(ix_ip_sum(&pkt->src, pkt->family), ix_ip_sum(&pkt->dst, pkt->family),
+                        IX_PROTO_UDP, bytes);
     if (hdr->has_csum && ix_csum_finish(ix_csum_fold((uint64_t)sum + pseudo)) != 0) {
         net->counters->drop_udp_csum++;
         return false;
@@ -178,8 +179,8 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
         deliver_parts(udp, pkt);
         return IX_VERDICT_KEPT;
     }
-    enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, ix_csum_address(pkt->src.b),
-                                       ix_csum_address(pkt->dst.b), &hdr);
+    enum ix_parse parse = ix_udp_parse(pkt->l4, pkt->l4_bytes, ix_ip_sum(&pkt->src, pkt->family),
+                                       ix_ip_sum(&pkt->dst, pkt->family), &hdr);
     if (parse == IX_PARSE_OK && csum_missing(pkt, &hdr))
         parse = IX_PARSE_HEADER;
     if (parse != IX_PARSE_OK) {
@@ -269,7 +270,7 @@ int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
                                  .dst_port = call->peer_port,
                                  .total_bytes = (uint16_t)(IX_UDP_BYTES + call->bytes),
                                  .has_csum = true},
-                ix_csum_address(key.local.b), ix_csum_address(key.peer.b), sum);
+                ix_ip_sum(&key.local, key.family), ix_ip_sum(&key.peer, key.family), sum);
     ix_net_output(net, frame, datagram, IX_UDP_BYTES + call->bytes, IX_PROTO_UDP, 0, &key, &to.mac);
     net->counters->udp_out++;
     struct ix_event *event = ix_io_event(udp->io, IX_EV_UDP_SENT);

@@ -88,9 +88,9 @@ static enum ix_verdict input_one(struct ix_shard *shard, struct ix_packet *pkt)
 {
     enum ix_verdict verdict = ix_net_input(&shard->net, pkt);
     struct ix_icmp_error error;
-    switch (verdict) {
-    case IX_VERDICT_TCP:
+    if (IX_LIKELY(verdict == IX_VERDICT_TCP))
         return ix_tcp_input(&shard->tcp, pkt);
+    switch (verdict) {
     case IX_VERDICT_UDP:
         return ix_udp_input(&shard->udp, pkt);
     case IX_VERDICT_ICMP:

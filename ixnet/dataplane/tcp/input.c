@@ -1,7 +1,6 @@
 /* Segment arrives: RFC 9293 3.10.7, in its order, one helper a check. */
 #include "tcp/tcp.h"
 
-#include "wire/csum.h"
 #include "wire/icmp4.h"
 
 enum {
@@ -348,8 +347,8 @@ static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct
 enum ix_verdict ix_tcp_input(struct ix_tcp *tcp, struct ix_packet *pkt)
 {
     struct ix_tcp_hdr hdr;
-    enum ix_parse parse = ix_tcp_parse(pkt->l4, pkt->l4_bytes, ix_csum_address(pkt->src.b),
-                                       ix_csum_address(pkt->dst.b), &hdr);
+    enum ix_parse parse = ix_tcp_parse(pkt->l4, pkt->l4_bytes, ix_ip_sum(&pkt->src, pkt->family),
+                                       ix_ip_sum(&pkt->dst, pkt->family), &hdr);
     if (IX_UNLIKELY(parse != IX_PARSE_OK))
         return count_parse(tcp, pkt, parse);
     tcp->counters->tcp_in++;

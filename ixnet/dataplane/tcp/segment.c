@@ -167,8 +167,8 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + lower_bytes, &placed))
         return false;
     uint8_t *segment = placed.payload - header_bytes;
-    ix_tcp_emit(segment, &hdr, ix_csum_address(tcb->key.local.b), ix_csum_address(tcb->key.peer.b),
-                bytes, placed.sum);
+    ix_tcp_emit(segment, &hdr, ix_ip_sum(&tcb->key.local, tcb->key.family),
+                ix_ip_sum(&tcb->key.peer, tcb->key.family), bytes, placed.sum);
     bool ect = new_data && (tcb->ecn & (IX_ECNF_ON | IX_ECNF_MUTE)) == IX_ECNF_ON;
     uint8_t tos = ect ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
     ix_net_output(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos, &tcb->key,
@@ -193,8 +193,8 @@ bool ix_tcp_send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const str
                               .peer_port = hdr->dst_port,
                               .local_port = hdr->src_port,
                               .family = pkt->family};
-    uint32_t bytes = ix_tcp_emit(segment, hdr, ix_csum_address(pkt->dst.b),
-                                 ix_csum_address(pkt->src.b), 0, 0);
+    uint32_t bytes = ix_tcp_emit(segment, hdr, ix_ip_sum(&pkt->dst, pkt->family),
+                                 ix_ip_sum(&pkt->src, pkt->family), 0, 0);
     ix_net_output(net, frame, segment, bytes, IX_PROTO_TCP, 0, &key, &pkt->eth.src);
     net->counters->tcp_out++;
     return true;

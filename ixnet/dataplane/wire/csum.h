@@ -50,9 +50,10 @@ static inline uint16_t ix_csum_finish(uint32_t sum)
  * itself. */
 static inline uint32_t ix_csum_address(const uint8_t ip[16])
 {
-    uint32_t w[4];
-    __builtin_memcpy(w, ip, sizeof w);
-    return ix_csum_fold((uint64_t)w[0] + w[1] + w[2] + w[3]);
+    uint64_t q[2];
+    __builtin_memcpy(q, ip, sizeof q);
+    uint64_t sum = q[0] + q[1];
+    return ix_csum_fold(sum + (sum < q[0])); /* the carry comes in again */
 }
 
 /* The pseudo header (RFC 9293 3.1, RFC 768). src, dst: IPv4 addresses as they lie in memory, or
