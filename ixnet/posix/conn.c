@@ -7,6 +7,8 @@
 
 enum { BACKLOG_MAX = 4096 }; /* Linux: somaxconn */
 
+static const uint8_t mapped[12] = {[10] = 0xff, 0xff};
+
 /* ---- addresses */
 
 void ix_sock_put_addr(const struct ix_sock *s, const struct ix_addr *addr, struct sockaddr *out,
@@ -15,7 +17,12 @@ void ix_sock_put_addr(const struct ix_sock *s, const struct ix_addr *addr, struc
     struct sockaddr_in in4 = {.sin_family = AF_INET, .sin_port = htons(addr->port)};
     struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(addr->port)};
     memcpy(&in4.sin_addr, addr->ip, sizeof in4.sin_addr);
-    memcpy(&in6.sin6_addr, addr->ip, sizeof in6.sin6_addr);
+    if (addr->family == 4) { /* shown as an IPv4-mapped one (RFC 4291 2.5.5.2) */
+        memcpy(&in6.sin6_addr, mapped, sizeof mapped);
+        memcpy((uint8_t *)&in6.sin6_addr + sizeof mapped, addr->ip, 4);
+    } else {
+        memcpy(&in6.sin6_addr, addr->ip, sizeof in6.sin6_addr);
+    }
     const void *from = s->family == 4 ? (const void *)&in4 : &in6;
     socklen_t size = s->family == 4 ? sizeof in4 : sizeof in6;
     memcpy(out, from, *len < size ? *len : size);
@@ -36,11 +43,20 @@ int ix_sock_take_addr(const struct ix_sock *s, const struct sockaddr *addr, sock
         memcpy(&in4, addr, sizeof in4);
         memcpy(out->ip, &in4.sin_addr, sizeof in4.sin_addr);
         out->port = ntohs(in4.sin_port);
-    } else {
-        memcpy(&in6, addr, sizeof in6);
-        memcpy(out->ip, &in6.sin6_addr, sizeof in6.sin6_addr);
-        out->port = ntohs(in6.sin6_port);
+        out->family = 4;
+        return 0;
     }
+    memcpy(&in6, addr, sizeof in6);
+    memcpy(out->ip, &in6.sin6_addr, sizeof in6.sin6_addr);
+    out->port = ntohs(in6.sin6_port);
+    out->family = 6;
+    if (memcmp(out->ip, mapped, sizeof mapped) != 0)
+        return 0;
+    if (s->opt.v6only)
+        return -ENETUNREACH;
+    out->family = 4;
+    memmove(out->ip, out->ip + sizeof mapped, 4);
+    memset(out->ip + 4, 0, sizeof mapped);
     return 0;
 }
 
@@ -48,6 +64,17 @@ static bool is_any(const struct ix_addr *addr)
 {
     static const uint8_t zero[16];
     return memcmp(addr->ip, zero, sizeof zero) == 0;
+}
+
+/* Of which family every address is, for one that is bound to it. */
+static uint8_t any_family(const struct ix_sock *s)
+{
+    return s->family == 4 ? 4 : s->opt.v6only ? 6 : 0;
+}
+
+static bool families_meet(uint8_t a, uint8_t b)
+{
+    return a == b || a == 0 || b == 0;
 }
 
 /* ---- socket, bind, listen */
@@ -79,8 +106,8 @@ static bool taken(const struct ix_posix *p, const struct ix_sock *me, const stru
 {
     for (uint32_t i = 0; i < p->cfg.max_sockets; i++) {
         const struct ix_sock *s = &p->socks[i];
-        if (s == me || s->kind != me->kind || s->family != me->family || !s->bound ||
-            s->local.port != addr->port || s->state == IX_SOCK_DEAD)
+        if (s == me || s->kind != me->kind || !s->bound || s->local.port != addr->port ||
+            !families_meet(s->local.family, addr->family) || s->state == IX_SOCK_DEAD)
             continue;
         if (me->opt.reuseaddr && s->opt.reuseaddr && s->state != IX_SOCK_LISTEN)
             continue;
@@ -108,8 +135,8 @@ static int bind_to(struct ix_posix *p, struct ix_sock *s, struct ix_addr *addr)
     if (err)
         return err;
     if (s->kind == IX_SOCK_UDP)
-        err = ix_shard_udp_bind(p->cfg.shard, addr->ip, s->family, addr->port, ix_sock_cookie(p, s),
-                                &s->handle);
+        err = ix_shard_udp_bind(p->cfg.shard, addr->ip, addr->family, addr->port,
+                                ix_sock_cookie(p, s), &s->handle);
     if (err)
         return err;
     s->local = *addr;
@@ -119,7 +146,7 @@ static int bind_to(struct ix_posix *p, struct ix_sock *s, struct ix_addr *addr)
 
 int ix_sock_autobind(struct ix_posix *p, struct ix_sock *s)
 {
-    struct ix_addr addr = {.port = 0};
+    struct ix_addr addr = {.family = any_family(s)};
     return s->bound ? 0 : bind_to(p, s, &addr);
 }
 
@@ -131,6 +158,10 @@ int ix_posix_bind(struct ix_posix *p, int fd, const struct sockaddr *addr, sockl
     int result = !s ? -EBADF : s->kind == IX_SOCK_EPOLL ? -ENOTSOCK : 0;
     if (!result)
         result = ix_sock_take_addr(s, addr, len, &to);
+    if (result == -ENETUNREACH) /* Linux: a mapped address for one of IPv6 only */
+        result = -EINVAL;
+    if (!result && to.family == 6 && is_any(&to))
+        to.family = any_family(s);
     if (!result)
         result = s->bound || s->state != IX_SOCK_NEW ? -EINVAL : bind_to(p, s, &to);
     ix_posix_leave(p);
@@ -150,10 +181,10 @@ static int listen_on(struct ix_posix *p, struct ix_sock *s, int backlog)
         return err;
     /* Linux's queue is full with one more than was asked for (sk_acceptq_is_full()). */
     uint32_t room = backlog < 0 || backlog > BACKLOG_MAX ? BACKLOG_MAX : (uint32_t)backlog;
-    err = ix_shard_listen(p->cfg.shard, s->local.ip, s->family, s->local.port, ix_sock_cookie(p, s),
-                          room + 1);
+    err = ix_shard_listen(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
+                          ix_sock_cookie(p, s), room + 1);
     if (!err && s->opt.congestion)
-        err = ix_shard_listen_option(p->cfg.shard, s->local.ip, s->family, s->local.port,
+        err = ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
                                      IX_OPT_CONGESTION, s->opt.congestion);
     if (!err)
         s->state = IX_SOCK_LISTEN;
@@ -189,7 +220,7 @@ void ix_sock_unqueue(struct ix_posix *p, struct ix_sock *child)
 void ix_sock_knock(struct ix_posix *p, struct ix_sock *listener, const struct ix_event *event)
 {
     struct ix_sock *child =
-        listener->state == IX_SOCK_LISTEN ? ix_sock_new(p, IX_SOCK_TCP, event->family) : NULL;
+        listener->state == IX_SOCK_LISTEN ? ix_sock_new(p, IX_SOCK_TCP, listener->family) : NULL;
     if (!child) {
         ix_sock_later(p, &(struct ix_call){.op = IX_CALL_REJECT, .handle = event->handle});
         return;
@@ -198,6 +229,7 @@ void ix_sock_knock(struct ix_posix *p, struct ix_sock *listener, const struct ix
     child->state = IX_SOCK_KNOCKING;
     child->handle = event->handle;
     child->opt = listener->opt;
+    child->local.family = child->peer.family = event->family;
     child->local.port = event->local_port;
     child->peer.port = event->peer_port;
     memcpy(child->local.ip, event->local, sizeof child->local.ip);
@@ -288,13 +320,15 @@ int ix_posix_accept(struct ix_posix *p, int fd, struct sockaddr *addr, socklen_t
 static int begin_connect(struct ix_posix *p, struct ix_sock *s)
 {
     struct ix_call call = {.op = IX_CALL_CONNECT,
-                           .family = s->family,
+                           .family = s->peer.family,
                            .cookie = ix_sock_cookie(p, s),
                            .bytes = s->opt.congestion,
                            .peer_port = s->peer.port,
                            .local_port = s->bound ? s->local.port : 0};
     memcpy(call.peer, s->peer.ip, sizeof call.peer);
     memcpy(call.local, s->local.ip, sizeof call.local);
+    if (s->bound && !families_meet(s->local.family, s->peer.family))
+        return -EINVAL;
     s->state = IX_SOCK_CONNECTING;
     s->error = 0;
     int result = ix_sock_call(p, &call);

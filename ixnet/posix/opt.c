@@ -156,9 +156,18 @@ static int set_congestion(struct ix_posix *p, struct ix_sock *s, const void *val
         return -ENOENT;
     s->opt.congestion = i;
     if (s->state == IX_SOCK_LISTEN)
-        return ix_shard_listen_option(p->cfg.shard, s->local.ip, s->family, s->local.port,
+        return ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
                                       IX_OPT_CONGESTION, i);
     return tell(p, s, IX_OPT_CONGESTION, i);
+}
+
+/* Until it is bound: Linux refuses it later, too. */
+static int set_v6only(struct ix_sock *s, int on)
+{
+    if (s->bound)
+        return -EINVAL;
+    s->opt.v6only = on;
+    return 0;
 }
 
 static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name, const void *value,
@@ -182,6 +191,8 @@ static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name
         return set_socket(p, s, name, number);
     if (level == IPPROTO_TCP && s->kind == IX_SOCK_TCP)
         return set_tcp(p, s, name, number);
+    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && s->family == 6)
+        return set_v6only(s, number);
     return -ENOPROTOOPT;
 }
 
@@ -322,6 +333,8 @@ static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, in
         size = sizeof tv;
     } else if (level == SOL_SOCKET) {
         err = get_socket(p, s, name, &number);
+    } else if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && s->family == 6) {
+        number = s->opt.v6only;
     } else if (level != IPPROTO_TCP || s->kind != IX_SOCK_TCP) {
         err = -ENOPROTOOPT;
     } else if (name == TCP_CONGESTION) {

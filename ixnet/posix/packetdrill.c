@@ -28,6 +28,12 @@ enum {
 };
 #define START_NS 1700000000000000000ull
 
+/* As ixnet's records have it. */
+struct address {
+    uint8_t ip[16]; /* IPv4 in the first 4 bytes */
+    uint8_t family; /* 4 or 6 */
+};
+
 struct stack {
     struct ix_wire *wire;
     struct ix_shard *shard;
@@ -39,7 +45,7 @@ struct stack {
     uint64_t other_ns; /* when the other thread last entered a call; UINT64_MAX: the end of that
                         * call has been asked for */
     uint32_t locals;
-    struct in_addr local[LOCALS_MAX];
+    struct address local[LOCALS_MAX];
 };
 
 static void fail(const char *what)
@@ -129,27 +135,52 @@ static void tell_shard(struct stack *st, const struct ix_ctl_msg *msg)
 }
 
 /* Makes an address the stack's, unless it is already. */
-static void add_local(struct stack *st, struct in_addr ip)
+static void add_local(struct stack *st, const struct address *local)
 {
-    struct ix_ctl_msg msg = {.type = IX_CTL_ADDR_ADD, .family = 4, .prefix = 32};
+    static const uint8_t any[16];
+    struct ix_ctl_msg msg = {.type = IX_CTL_ADDR_ADD, .family = local->family};
     for (uint32_t i = 0; i < st->locals; i++)
-        if (st->local[i].s_addr == ip.s_addr)
+        if (memcmp(&st->local[i], local, sizeof *local) == 0)
             return;
-    if (st->locals == LOCALS_MAX || ip.s_addr == 0)
+    if (st->locals == LOCALS_MAX || memcmp(local->ip, any, sizeof any) == 0)
         return;
-    st->local[st->locals++] = ip;
-    memcpy(msg.ip, &ip, sizeof ip);
+    st->local[st->locals++] = *local;
+    memcpy(msg.ip, local->ip, sizeof msg.ip);
     tell_shard(st, &msg);
 }
 
-static void add_router(struct stack *st, struct in_addr local)
+/* That of a bind(), or none: family 0. IPv4-mapped ones are IPv4's. */
+static struct address address_of(const struct sockaddr *addr, socklen_t len)
 {
-    static const uint8_t router[4] = {192, 0, 2, 254};
-    struct ix_ctl_msg route = {.type = IX_CTL_ROUTE_SET, .family = 4};
-    struct ix_ctl_msg neigh = {.type = IX_CTL_NEIGH_SET, .family = 4};
-    memcpy(route.gateway, router, sizeof router);
-    memcpy(route.source, &local, sizeof local);
-    memcpy(neigh.ip, router, sizeof router);
+    struct address out = {.family = 0};
+    struct sockaddr_in in4;
+    struct sockaddr_in6 in6;
+    if (len >= sizeof in4 && addr->sa_family == AF_INET) {
+        memcpy(&in4, addr, sizeof in4);
+        memcpy(out.ip, &in4.sin_addr, 4);
+        out.family = 4;
+    } else if (len >= sizeof in6 && addr->sa_family == AF_INET6) {
+        memcpy(&in6, addr, sizeof in6);
+        out.family = IN6_IS_ADDR_V4MAPPED(&in6.sin6_addr) ? 4 : 6;
+        memcpy(out.ip, (const uint8_t *)&in6.sin6_addr + (out.family == 4 ? 12 : 0),
+               out.family == 4 ? 4 : 16);
+    }
+    return out;
+}
+
+/* The way to everybody; connect() goes out from `local`. */
+static void add_router(struct stack *st, const struct address *local)
+{
+    static const struct address routers[] = {
+        {{192, 0, 2, 254}, 4},
+        {{0x20, 1, 0xd, 0xb8, [15] = 0xfe}, 6},
+    };
+    const struct address *router = &routers[local->family == 6];
+    struct ix_ctl_msg route = {.type = IX_CTL_ROUTE_SET, .family = local->family};
+    struct ix_ctl_msg neigh = {.type = IX_CTL_NEIGH_SET, .family = local->family};
+    memcpy(route.gateway, router->ip, sizeof route.gateway);
+    memcpy(route.source, local->ip, sizeof route.source);
+    memcpy(neigh.ip, router->ip, sizeof neigh.ip);
     memcpy(neigh.mac, ix_wire_router_mac, sizeof neigh.mac);
     tell_shard(st, &route);
     tell_shard(st, &neigh);
@@ -159,11 +190,13 @@ static int pd_netdev_send(void *userdata, const void *buf, size_t bytes)
 {
     struct stack *st = userdata;
     const uint8_t *packet = buf;
-    struct in_addr dst;
-    if (bytes >= 20 && packet[0] >> 4 == 4) {
-        memcpy(&dst, packet + 16, sizeof dst);
-        if (packet[16] < 224)
-            add_local(st, dst);
+    struct address dst = {.family = bytes ? packet[0] >> 4 : 0};
+    if (bytes >= 20 && dst.family == 4 && packet[16] < 224) {
+        memcpy(dst.ip, packet + 16, 4);
+        add_local(st, &dst);
+    } else if (bytes >= 40 && dst.family == 6 && packet[24] != 0xff) {
+        memcpy(dst.ip, packet + 24, 16);
+        add_local(st, &dst);
     }
     int err = ix_wire_put(st->wire, buf, bytes);
     if (err) {
@@ -236,11 +269,9 @@ static int pd_socket(void *userdata, int domain, int type, int protocol)
 static int pd_bind(void *userdata, int fd, const struct sockaddr *addr, socklen_t len)
 {
     struct stack *st = enter(userdata);
-    struct sockaddr_in in4;
-    if (len >= sizeof in4 && addr->sa_family == AF_INET) {
-        memcpy(&in4, addr, sizeof in4);
-        add_local(st, in4.sin_addr);
-    }
+    struct address local = address_of(addr, len);
+    if (local.family)
+        add_local(st, &local);
     return (int)leave(ix_posix_bind(st->posix, fd, addr, len));
 }
 
@@ -421,11 +452,13 @@ static void pd_free(void *userdata)
     free(st);
 }
 
-static void read_flag(const char *flag, struct ix_config *cfg, struct in_addr *local)
+static void read_flag(const char *flag, struct ix_config *cfg, struct address local[2])
 {
     unsigned value;
-    char address[INET_ADDRSTRLEN];
-    if (sscanf(flag, "local=%15s", address) == 1 && inet_pton(AF_INET, address, local) == 1)
+    char address[INET6_ADDRSTRLEN];
+    if (sscanf(flag, "local=%45s", address) == 1 &&
+        (inet_pton(AF_INET, address, local[0].ip) == 1 ||
+         inet_pton(AF_INET6, address, local[1].ip) == 1))
         return;
     if (sscanf(flag, "mtu=%u", &value) == 1)
         cfg->mtu = value;
@@ -439,7 +472,7 @@ static void read_flag(const char *flag, struct ix_config *cfg, struct in_addr *l
         fail("a setting in --so_flags is none that I know");
 }
 
-static void read_flags(const char *flags, struct ix_config *cfg, struct in_addr *local)
+static void read_flags(const char *flags, struct ix_config *cfg, struct address local[2])
 {
     char *copy = strdup(flags ? flags : ""), *at = copy, *flag;
     while (copy && (flag = strsep(&at, ",")) != NULL)
@@ -451,7 +484,9 @@ static void read_flags(const char *flags, struct ix_config *cfg, struct in_addr 
 static struct stack *make(const char *flags)
 {
     struct stack *st = calloc(1, sizeof *st);
-    struct in_addr local = {.s_addr = htonl(0xc0a80002)}; /* of packetdrill's 192.168.0.0/16 */
+    /* Of packetdrill's 192.168.0.0/16 and fd3d:a0b:17d6::/48. */
+    struct address local[2] = {{{192, 168, 0, 2}, 4},
+                               {{0xfd, 0x3d, 0x0a, 0x0b, 0x17, 0xd6, [15] = 2}, 6}};
     struct ix_config cfg = {.now_ns = START_NS,
                             .shard_count = 1,
                             .max_flows = 1024,
@@ -465,7 +500,7 @@ static struct stack *make(const char *flags)
     for (uint64_t i = 0; i < 8; i++) /* the same numbers in every run */
         cfg.secret[i] = (i + 1) * 0x9e3779b97f4a7c15ull;
     memcpy(cfg.mac, ix_wire_mac, sizeof cfg.mac);
-    read_flags(flags, &cfg, &local);
+    read_flags(flags, &cfg, local);
     if (!cfg.rcvbuf_bytes)
         cfg.rcvbuf_max_bytes = RCVBUF_MAX;
     if (!cfg.sndbuf_bytes)
@@ -498,8 +533,10 @@ static struct stack *make(const char *flags)
                                                        .port_hi = PORT_HI});
     if (!st->posix)
         fail("out of memory");
-    add_local(st, local);
-    add_router(st, local);
+    for (int i = 0; i < 2; i++) {
+        add_local(st, &local[i]);
+        add_router(st, &local[i]);
+    }
     ix_posix_pump(st->posix);
     return st;
 }

@@ -56,9 +56,9 @@ struct packetdrill_interface {
                   size_t bytes, unsigned int flags);
 };
 
-/* Fills in the interface. flags: NULL, or settings that commas separate: local=A.B.C.D (the address
- * that connect() goes out from; bind() and packets add theirs), mtu=N, time_wait_ms=N, rcvbuf=N,
- * sndbuf=N. What can't be is said on standard error, and ends the process. */
+/* Fills in the interface. flags: NULL, or settings that commas separate: local=ADDRESS (the one of
+ * its family that connect() goes out from; bind() and packets add theirs), mtu=N, time_wait_ms=N,
+ * rcvbuf=N, sndbuf=N. What can't be is said on standard error, and ends the process. */
 void packetdrill_interface_init(const char *flags, struct packetdrill_interface *interface);
 
 /* How many calls of other threads wait: for runners that can't look whether a thread sleeps. */

@@ -29,6 +29,7 @@ static void connected(struct ix_posix *p, struct ix_sock *s, const struct ix_eve
     s->state = IX_SOCK_CONNECTED;
     s->fresh = true;
     s->local.port = event->local_port;
+    s->local.family = event->family;
     __builtin_memcpy(s->local.ip, event->local, sizeof s->local.ip);
     ix_sock_wake(p, s, EPOLLOUT);
 }

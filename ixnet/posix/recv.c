@@ -19,6 +19,7 @@ void ix_sock_received(struct ix_posix *p, struct ix_sock *s, const struct ix_eve
         .next = IX_SOCK_NONE, .offset = event->offset, .bytes = (uint16_t)event->bytes};
     if (event->type == IX_EV_UDP_RECV) {
         node->peer.port = event->peer_port;
+        node->peer.family = event->family & ~IX_UDP_MORE;
         memcpy(node->peer.ip, event->peer, sizeof node->peer.ip);
     }
     if (s->rx_tail == IX_SOCK_NONE)

@@ -230,7 +230,7 @@ static ssize_t send_datagram(struct ix_posix *p, struct ix_sock *s, const struct
     uint8_t *at = arena_at(p, chunk, p->arena[chunk].start);
     get(&from, at, bytes);
     struct ix_call call = {.op = IX_CALL_UDP_SENDV,
-                           .family = s->family,
+                           .family = to.family,
                            .handle = s->handle,
                            .addr = (uint64_t)(at - p->io->umem),
                            .bytes = bytes,

@@ -29,11 +29,12 @@ enum ix_sock_state {
 struct ix_addr {
     uint8_t ip[16]; /* network byte order; IPv4 in the first 4 bytes; all 0: any */
     uint16_t port;  /* host byte order */
+    uint8_t family; /* 4 or 6; 0: any address of both */
 };
 
 /* Options, as the application set them. */
 struct ix_sock_options {
-    bool nodelay, cork, keepalive, reuseaddr, reuseport, linger_on;
+    bool nodelay, cork, keepalive, reuseaddr, reuseport, linger_on, v6only;
     int linger_s;
     uint32_t keepidle_s, keepintvl_s, keepcnt;
     uint32_t user_timeout_ms;
@@ -45,7 +46,7 @@ struct ix_sock_options {
 struct ix_sock {
     uint8_t kind;   /* enum ix_sock_kind */
     uint8_t state;  /* enum ix_sock_state */
-    uint8_t family; /* 4 or 6 */
+    uint8_t family; /* of the application's addresses, 4 or 6: one of IPv6 may talk IPv4 */
     bool nonblock;
     bool bound; /* UDP: `handle` is an endpoint; TCP: `local` was given */
     bool eof;   /* the peer ended its half */

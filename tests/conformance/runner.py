@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    IPv6,
+)
 from scapy.packet import Raw
 
 from tests.conformance.script import Call, Event, Icmp, Packet, Script, ScriptError, When
 from tests.conformance.stack import Stack
-from tests.conformance.syscalls import LOCAL, PORT, REMOTE, Calls, payload
+from tests.conformance.syscalls import PORT, VERSIONS, Calls, payload
 
 TOLERANCE_US = 4000  # packetdrill's default
 TS_TOLERANCE_MS = 10
@@ -112,10 +118,11 @@ def _shown_tsval(name: int, live: int, conn: Connection) -> str:
 class Runner:
     """One run of one script."""
 
-    def __init__(self, script: Script, flags: str = "") -> None:
+    def __init__(self, script: Script, flags: str = "", version: str = "ipv4") -> None:
         self.script = script
-        self.stack = Stack(flags)
-        self.calls = Calls(self.stack)
+        self.version = VERSIONS[version]
+        self.stack = Stack(",".join(filter(None, [self.version.flags, flags])))
+        self.calls = Calls(self.stack, self.version)
         self.conn: Connection | None = None
         self.listening = False
         self.connecting = False
@@ -226,7 +233,7 @@ class Runner:
             window=packet.window or 0,
             options=_live_options(packet, conn),
         )
-        whole = IP(src=REMOTE, dst=LOCAL) / tcp
+        whole = self._to_us() / tcp
         return bytes(whole / Raw(payload(packet.payload)) if packet.payload else whole)
 
     def _send(self, packet: Packet) -> None:
@@ -236,20 +243,28 @@ class Runner:
         quoted = self.last_sent.get(icmp.seq)
         if quoted is None:
             raise ScriptError("no such segment was sent")
+        if self.version.packets == 6:
+            self.stack.put(bytes(self._to_us() / _icmp6(icmp) / Raw(bytes(quoted)[: 40 + 8])))
+            return
         error = ICMP(type=3, code=_CODES[icmp.code], nexthopmtu=icmp.mtu)
         quote = bytes(quoted)[: 20 + 8]
-        self.stack.put(bytes(IP(src=REMOTE, dst=LOCAL) / error / Raw(quote)))
+        self.stack.put(bytes(self._to_us() / error / Raw(quote)))
+
+    def _to_us(self) -> Any:
+        header = IP if self.version.packets == 4 else IPv6
+        return header(src=self.version.remote, dst=self.version.local)
 
     def _next(self) -> tuple[int, Any]:
         got = self.stack.take()
         if got is None:
             raise ScriptError("no packet leaves any more")
-        when, packet = got[0], IP(got[1])
+        header = IP if self.version.packets == 4 else IPv6
+        when, packet = got[0], header(got[1])
         if TCP not in packet:
             raise ScriptError(f"not a TCP segment: {packet.summary()}")
         checksum = packet[TCP].chksum
         del packet[TCP].chksum
-        packet = IP(bytes(packet))
+        packet = header(bytes(packet))
         if packet[TCP].chksum != checksum:
             raise ScriptError("a wrong TCP checksum")
         return when, packet
@@ -310,9 +325,19 @@ def _show(packet: Any, conn: Connection) -> str:
     return f"{tcp.flags} {seq}({len(tcp.payload)}) ack {int(tcp.ack) - conn.peer_isn & _M32}"
 
 
-def run(script: Script, flags: str = "") -> None:
-    """Runs a script on a stack of its own."""
-    runner = Runner(script, flags)
+def _icmp6(icmp: Icmp) -> Any:
+    """What ICMPv6 says instead."""
+    if icmp.code == "frag_needed":
+        return ICMPv6PacketTooBig(mtu=icmp.mtu)
+    if icmp.code == "protocol_unreachable":
+        return ICMPv6ParamProblem(code=1, ptr=6)
+    codes = {"net_unreachable": 0, "host_unreachable": 3, "port_unreachable": 4}
+    return ICMPv6DestUnreach(code=codes[icmp.code])
+
+
+def run(script: Script, flags: str = "", version: str = "ipv4") -> None:
+    """Runs a script on a stack of its own, as with packetdrill's --ip_version."""
+    runner = Runner(script, flags, version)
     try:
         runner.run()
         left = [f"{p.summary()}" for p in _left(runner.stack)]
@@ -327,5 +352,5 @@ def _left(stack: Stack) -> list[Any]:
     """What has left by now: nothing more may happen for it, so only the time that passed counts."""
     now, out = stack.now_us(), []
     while (got := stack.take()) is not None and got[0] <= now:
-        out.append(IP(got[1]))
+        out.append(IP(got[1]) if got[1][0] >> 4 == 4 else IPv6(got[1]))
     return out

@@ -8,13 +8,46 @@ import os
 import select
 import socket
 import termios
+from dataclasses import dataclass
 from typing import Any
 
 from tests.conformance.script import Call, ScriptError
 from tests.conformance.stack import Failed, Stack, ffi
 
 PORT = 8080
+
+
+@dataclass(frozen=True)
+class Version:
+    """What packetdrill calls --ip_version: of the packets, and of the sockets."""
+
+    packets: int  # 4 or 6
+    sockets: int
+    local: str
+    remote: str
+    flags: str = ""  # of the stack: the same MSS as with the others
+
+    def address(self, ip: str, port: int) -> Any:
+        """The sockaddr that a socket of this kind takes for `ip`."""
+        family = socket.AF_INET if self.sockets == 4 else socket.AF_INET6
+        raw = family.to_bytes(2, "little") + port.to_bytes(2, "big")
+        if self.sockets == 4:
+            raw += socket.inet_aton(ip) + bytes(8)
+        else:
+            mapped = ip if self.packets == 6 else f"::ffff:{ip}"
+            raw += bytes(4) + socket.inet_pton(family, mapped) + bytes(4)
+        addr = ffi.new("struct sockaddr *")
+        ffi.buffer(addr)[0 : len(raw)] = raw
+        return addr
+
+
 LOCAL, REMOTE = "192.168.0.2", "192.0.2.1"
+VERSIONS = {
+    "ipv4": Version(4, 4, LOCAL, REMOTE),
+    "ipv6": Version(6, 6, "fd3d:a0b:17d6::2", "fd3d:fa7b:d17d::1", "mtu=1520"),
+    "ipv4-mapped-ipv6": Version(4, 6, LOCAL, REMOTE),
+}
+address = VERSIONS["ipv4"].address
 _MORE = {
     "FIONREAD": termios.FIONREAD,
     "SIOCINQ": termios.FIONREAD,
@@ -51,19 +84,6 @@ def fields(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in parts}
 
 
-def address(ip: str, port: int) -> Any:
-    """A sockaddr_in."""
-    raw = (
-        socket.AF_INET.to_bytes(2, "little")
-        + port.to_bytes(2, "big")
-        + socket.inet_aton(ip)
-        + bytes(8)
-    )
-    addr = ffi.new("struct sockaddr *")
-    ffi.buffer(addr)[0 : len(raw)] = raw
-    return addr
-
-
 def payload(size: int) -> bytes:
     """What a script's `...` writes."""
     return bytes(i * 7 % 251 for i in range(size))
@@ -72,8 +92,10 @@ def payload(size: int) -> bytes:
 class Calls:
     """Runs the calls of one script on one stack; maps its descriptors to live ones."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, version: Version = VERSIONS["ipv4"]) -> None:
         self.stack = stack
+        self.version = version
+        self.size = 16 if version.sockets == 4 else 28
         self.fds: dict[int, int] = {}
 
     def run(self, call: Call) -> None:
@@ -99,20 +121,29 @@ class Calls:
         return self.fds.get(script, script)
 
     def _socket(self, call: Call, domain: str, kind: str, protocol: str) -> int:
-        return self.stack.call("socket", socket.AF_INET, number(kind), number(protocol))
+        family = socket.AF_INET if self.version.sockets == 4 else socket.AF_INET6
+        return self.stack.call("socket", family, number(kind), number(protocol))
 
     def _bind(self, call: Call, fd: str, addr: str, size: str) -> int:
-        return self.stack.call("bind", self._fd(fd), address(LOCAL, PORT), 16)
+        at = self.version.address(self.version.local, PORT)
+        return self.stack.call("bind", self._fd(fd), at, self.size)
 
     def _listen(self, call: Call, fd: str, backlog: str) -> int:
         return self.stack.call("listen", self._fd(fd), int(backlog))
 
     def _accept(self, call: Call, fd: str, addr: str, size: str) -> int:
-        room = ffi.new("socklen_t *", 16)
-        return self.stack.call("accept", self._fd(fd), ffi.new("struct sockaddr *"), room)
+        room, peer = ffi.new("socklen_t *", self.size), ffi.new("struct sockaddr *")
+        result = self.stack.call("accept", self._fd(fd), peer, room)
+        raw, ip_at = bytes(ffi.buffer(peer)), 4 if self.size == 16 else 8
+        wanted = bytes(ffi.buffer(self.version.address(self.version.remote, 0)))
+        ip_bytes = 4 if self.size == 16 else 16
+        if room[0] != self.size or raw[ip_at:][:ip_bytes] != wanted[ip_at:][:ip_bytes]:
+            raise ScriptError(f"accept() says that the peer is {raw[: room[0]].hex()}")
+        return result
 
     def _connect(self, call: Call, fd: str, addr: str, size: str) -> int:
-        return self.stack.call("connect", self._fd(fd), address(REMOTE, PORT), 16)
+        to = self.version.address(self.version.remote, PORT)
+        return self.stack.call("connect", self._fd(fd), to, self.size)
 
     def _read(self, call: Call, fd: str, buf: str, size: str) -> int:
         return self._recv(call, fd, buf, size, "0")

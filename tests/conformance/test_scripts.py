@@ -25,6 +25,19 @@ def test_script(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_script_over_ipv6(path: Path) -> None:
+    runner.run(script.parse(path), version="ipv6")
+
+
+MAPPED = [p for p in SCRIPTS if p.stem.startswith(("handshake", "accept", "connect", "icmp"))]
+
+
+@pytest.mark.parametrize("path", MAPPED, ids=lambda p: p.stem)
+def test_script_with_ipv6_sockets_over_ipv4(path: Path) -> None:
+    runner.run(script.parse(path), version="ipv4-mapped-ipv6")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_script_says_what_it_is_about(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first.startswith("// ") and len(first) >= 20

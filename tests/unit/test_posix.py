@@ -15,10 +15,19 @@ from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
 from tests.conformance.stack import Failed, Stack, ffi
-from tests.conformance.syscalls import LOCAL, PORT, REMOTE, address, payload
+from tests.conformance.syscalls import (
+    LOCAL,
+    PORT,
+    REMOTE,
+    VERSIONS,
+    Version,
+    address,
+    payload,
+)
 
 TCP_SOCKET = (socket.AF_INET, socket.SOCK_STREAM, 0)
 NONBLOCK = (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
@@ -489,6 +498,77 @@ def test_udp_errors(stack: Stack) -> None:
     stack.call("connect", fd, address(REMOTE, 53), 16)
     fails(errno.EMSGSIZE, lambda: send(stack, fd, bytes(5000)))
     assert send(stack, fd, b"x") == 1
+
+
+# ---- IPv6 and both families --------------------------------------------------------------------
+
+SIX, MAPPED = VERSIONS["ipv6"], VERSIONS["ipv4-mapped-ipv6"]
+
+
+def bound6(stack: Stack, kind: int, v6only: bool = False, port: int = PORT) -> int:
+    """An IPv6 socket on every address."""
+    fd = stack.call("socket", socket.AF_INET6, kind, 0)
+    set_option(stack, fd, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+    stack.call("bind", fd, SIX.address("::", port), 28)
+    return fd
+
+
+def syn(stack: Stack, version: Version) -> str:
+    """The flags that a SYN is answered with."""
+    header = IPv6 if version.packets == 6 else IP
+    to_us = header(src=version.remote, dst=version.local)
+    stack.put(bytes(to_us / TCP(sport=5, dport=PORT, seq=1, flags="S")))
+    got = stack.take()
+    assert got is not None
+    return str(header(got[1])[TCP].flags)
+
+
+@pytest.mark.parametrize("v6only", [False, True])
+def test_ipv6_listener_takes_ipv4_unless_told_not_to(stack: Stack, v6only: bool) -> None:
+    fd = bound6(stack, socket.SOCK_STREAM, v6only)
+    assert option(stack, fd, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == v6only
+    stack.call("listen", fd, 8)
+    assert syn(stack, SIX) == "SA"
+    assert syn(stack, MAPPED) == ("RA" if v6only else "SA")
+
+
+def test_bind_of_both_families_meets_that_of_one(stack: Stack) -> None:
+    bound6(stack, socket.SOCK_STREAM)
+    fd = stack.call("socket", *TCP_SOCKET)
+    fails(errno.EADDRINUSE, lambda: stack.call("bind", fd, address(LOCAL, PORT), 16))
+    bound6(stack, socket.SOCK_STREAM, v6only=True, port=PORT + 1)
+    stack.call("bind", fd, address(LOCAL, PORT + 1), 16)
+
+
+def test_v6only_is_for_ipv6_and_before_bind(stack: Stack) -> None:
+    v6only = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    four = stack.call("socket", *TCP_SOCKET)
+    fails(errno.ENOPROTOOPT, lambda: set_option(stack, four, *v6only))
+    bound = bound6(stack, socket.SOCK_STREAM)
+    fails(errno.EINVAL, lambda: set_option(stack, bound, *v6only))
+    only = stack.call("socket", socket.AF_INET6, socket.SOCK_STREAM, 0)
+    set_option(stack, only, *v6only)
+    mapped = MAPPED.address(REMOTE, 1)
+    fails(errno.EINVAL, lambda: stack.call("bind", only, mapped, 28))
+    fails(errno.ENETUNREACH, lambda: stack.call("connect", only, mapped, 28))
+
+
+@pytest.mark.parametrize("version", [SIX, MAPPED])
+def test_ipv6_datagrams_come_and_go_in_either_family(stack: Stack, version: Version) -> None:
+    fd = bound6(stack, socket.SOCK_DGRAM)
+    header = IPv6 if version.packets == 6 else IP
+    to_us = header(src=version.remote, dst=version.local)
+    stack.put(bytes(to_us / UDP(sport=4000, dport=PORT) / Raw(b"question")))
+    buffer, addr = ffi.new("uint8_t[64]"), ffi.new("struct sockaddr *")
+    size = ffi.new("socklen_t *", 28)
+    assert stack.call("recvfrom", fd, buffer, 64, 0, addr, size) == 8
+    assert bytes(ffi.buffer(addr)) == bytes(ffi.buffer(version.address(version.remote, 4000)))
+    assert stack.call("sendto", fd, b"answer", 6, 0, addr, size[0]) == 6
+    got = stack.take()
+    assert got is not None
+    packet = header(got[1])
+    assert (packet.src, packet.dst) == (version.local, version.remote)
+    assert bytes(packet[UDP].payload) == b"answer"
 
 
 # ---- threads -----------------------------------------------------------------------------------
