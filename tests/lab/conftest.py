@@ -8,8 +8,20 @@ import pytest
 
 from tests.lab.guest import GUEST, Guest
 
+# Rows of the table of exits (test_protected.py).
+EXITS = pytest.StashKey[list[str]]()
+EXITS_HEAD = (
+    "driver     kick   outstanding    exits    kicks  ring0  ring3  linux  messages  "
+    "(exits and kicks a 1,000 messages)"
+)
+
 # In the guest itself only the tests on NIC drivers make sense.
 collect_ignore = ["test_dune.py", "test_images.py"] if os.environ.get("IX_LAB") == "1" else []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Room for what tests tell."""
+    config.stash[EXITS] = []
 
 
 def _in_guest(item: pytest.Item) -> bool:
@@ -53,4 +65,8 @@ def pytest_terminal_summary(
     if guest is not None and guest.results:
         terminalreporter.section("dune, in the lab's guest")
         for line in guest.summary():
+            terminalreporter.write_line(line)
+    if rows := config.stash[EXITS]:
+        terminalreporter.section("exits and cycles of an echo in the dune placement")
+        for line in (EXITS_HEAD, *rows):
             terminalreporter.write_line(line)
