@@ -12,7 +12,7 @@ import platform
 import re
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,6 +235,7 @@ def _instances() -> Iterator[Finding]:
             yield Finding("instance", name, WARN, error.message, error.cure)
             continue
         yield from instance_findings(name, values)
+        yield from stall_findings(name, instance.ask().get("workers", []))
 
 
 def instance_findings(name: str, values: dict[str, int]) -> Iterator[Finding]:
@@ -257,6 +258,18 @@ def instance_findings(name: str, values: dict[str, int]) -> Iterator[Finding]:
             "instance", name, WARN, f"{full} SYNs were dropped because the flow table is full",
             "start it with more --max-flows",
         )  # fmt: skip
+
+
+def stall_findings(name: str, workers: Iterable[dict[str, Any]]) -> Iterator[Finding]:
+    """What its control plane says of workers that don't come back to their loops."""
+    for worker in workers:
+        if stalled_s := worker.get("stalled_s"):
+            yield Finding(
+                "instance", name, WARN,
+                f"worker {worker['id']} (process {worker['pid']}) has run no cycle for "
+                f"{stalled_s:.0f} s: its application does not come back to its loop",
+                f"see what it does (gdb -p, py-spy); kill {worker['pid']} starts it again",
+            )  # fmt: skip
 
 
 # ---- the interface -----------------------------------------------------------------------------

@@ -340,9 +340,15 @@ class ControlPlane:
                 key.data()
             for worker in self._workers:
                 self._serve_shard(worker)
+                self._listen_to_heart(worker)
             self._restart_due()
             self._enforce_stop()
             self._set_clocks()
+
+    def _listen_to_heart(self, worker: Worker) -> None:
+        news = worker.listen_to_heart()
+        if news and self._stopping_since is None:
+            self._complain(f"ixnet: {_named(worker)} {news}")
 
     def _set_clocks(self) -> None:
         """Ring 0 can't ask Linux for the time."""
@@ -498,13 +504,17 @@ class ControlPlane:
         """What only this process can see."""
         facts: dict[str, Any] = {
             "claims": [str(endpoint) for endpoint in self._table.endpoints()],
-            "warnings": self._warnings,
+            "warnings": [
+                *self._warnings,
+                *(f"{_named(w)} {text}" for w in self._workers if (text := w.heartbeat.text())),
+            ],
             "link": link_facts(self._board.link),
             "workers": [
                 {
                     "id": w.plan.shard_id,
                     "pid": w.pid,
                     "state": w.state.value,
+                    "stalled_s": round(w.heartbeat.stalled_s, 1),
                     "socket": w.socket.kernel_stats() | w.socket.stats() if w.socket else {},
                     "pcap": w.recorder.stats() if w.recorder else {},
                     "guest": w.guest.facts() if w.guest else {},
@@ -640,6 +650,10 @@ class ControlPlane:
                     )
                     worker.kill()
             self._stopping_since = monotonic_s()
+
+
+def _named(worker: Worker) -> str:
+    return f"worker {worker.plan.shard_id} (queue {worker.plan.queue})"
 
 
 def run_instance(config: RunConfig, say: Say, complain: Say) -> int:

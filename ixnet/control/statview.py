@@ -93,7 +93,7 @@ def _heading(now: Snapshot) -> Text:
     facts, live = now.instance.facts, now.live
     age_s = max(0, int(time.time() - facts.get("started", time.time())))
     claims = ", ".join(live.get("claims", facts.get("claims", []))) or "none"
-    states = ", ".join(f"{w['id']} {w['state']}" for w in live.get("workers", [])) or "?"
+    states = ", ".join(_state(w) for w in live.get("workers", [])) or "?"
     lines = (
         f"{facts['name']}: {facts['interface']} ({facts.get('driver') or 'no driver'}), "
         f"{facts.get('mode')}, {facts.get('placement')}, pid {facts['pid']}, "
@@ -101,6 +101,12 @@ def _heading(now: Snapshot) -> Text:
         f"app {' '.join(facts.get('app', []))}; claims: {claims}; workers: {states}",
     )
     return Text("\n".join(lines))
+
+
+def _state(worker: dict[str, Any]) -> str:
+    stalled_s = worker.get("stalled_s")
+    stalled = f", no cycle for {stalled_s:.0f} s" if stalled_s else ""
+    return f"{worker['id']} {worker['state']}{stalled}"
 
 
 def _shard_table(now: Snapshot, before: Snapshot | None, show_all: bool) -> Table:

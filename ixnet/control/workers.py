@@ -32,6 +32,7 @@ from ixnet.congestion import CONGESTION, ECN
 from ixnet.control.config import RING_ENTRIES, SYN_COOKIES, RunConfig
 from ixnet.control.errors import IxError, from_errno
 from ixnet.control.guest import FRAMES_UNIT, Guest, PlacedRegion, PlacedUmem
+from ixnet.control.heartbeat import Heartbeat
 from ixnet.control.nic import Nic
 from ixnet.control.recorder import Recorder
 from ixnet.control.stats import stats_bytes
@@ -174,6 +175,7 @@ class Worker:
         self.shard: Any = None
         self.restart_at: float | None = None
         self.exit_status: int | None = None
+        self.heartbeat = Heartbeat()
         self._config = config
         self._nic = nic
         self._kick_fd = -1
@@ -338,6 +340,14 @@ class Worker:
     def is_running(self) -> bool:
         """Whether there is a process."""
         return self.state in (State.STARTING, State.READY)
+
+    def listen_to_heart(self) -> str:
+        """Looks whether its shard runs cycles; returns what there is to tell of that, or ""."""
+        if self.state is not State.READY:
+            self.heartbeat.stalled_s = 0.0
+            return ""
+        stats = ffi.cast("struct ix_stats *", self.memory.base)
+        return self.heartbeat.look(self.pid, int(stats.now_ns), lib.ix_process_now_ns())
 
     def kick(self) -> None:
         """Wakes it if it sleeps."""

@@ -161,8 +161,13 @@ def test_spinning_worker_is_seen_and_others_go_on(world: World) -> None:
     world.order("spin")
     before = world.attacked.worker(ATTACKER)
     world.unharmed()
-    time.sleep(1)
-    after = world.attacked.worker(ATTACKER)
+    deadline = time.monotonic() + PATIENCE_S
+    while not (after := world.attacked.worker(ATTACKER))["stalled_s"]:
+        assert time.monotonic() < deadline, "the control plane doesn't see it"
+        time.sleep(0.2)
+    assert not world.attacked.worker(0)["stalled_s"]
+    assert f"worker {ATTACKER} (queue" in world.attacked.printed()
+    assert "does not come back to its loop" in world.attacked.printed()
     seen, then = before["guest"], after["guest"]
     assert then["module_calls"] == seen["module_calls"], "it polls"
     assert then["cycles_ring3"] > seen["cycles_ring3"], "it doesn't run"

@@ -118,12 +118,11 @@ class Service:
     def __init__(self, wire: Wire, app: Path, *options: str) -> None:
         argv = [sys.executable, "-m", "ixnet", "run", "-i", wire.dut, "--name", "lab"]
         argv += [*options, str(app), "--", "--port", str(PORT)]
-        how: dict[str, Any] = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE}
-        how["stderr"] = subprocess.PIPE
+        how: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if wire.near:
             self.process = run_in_netns(wire.near, argv, None, **how)
         else:
-            self.process = subprocess.Popen(argv, **how)
+            self.process = subprocess.Popen(argv, text=True, **how)
         self.said: list[str] = []
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:

@@ -7,6 +7,7 @@ touched, the host's interface is as it was, and an instance can be started at on
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -31,6 +32,7 @@ from tests.runtime.conftest import Start, started
 from tests.runtime.lab import (
     APPS,
     ECHO_PORT,
+    PATIENCE_S,
     ROOT,
     Run,
     connect,
@@ -335,6 +337,73 @@ def test_worker_that_keeps_dying_is_given_up(lab: Lab, start: Start, tmp_path: P
     assert err.count("starting it again") == 5
     assert "given up" in err
     assert attached(lab) == 0
+
+
+@pytest.mark.parametrize("how", ["pass", "time.sleep(0.1)"], ids=["spins", "sleeps"])
+def test_worker_that_does_not_come_back_is_told_of_and_the_other_goes_on(
+    lab: Lab, start: Start, tmp_path: Path, how: str
+) -> None:
+    app = tmp_path / "holds.py"
+    app.write_text(
+        "import sys, os, time\n"
+        "from ixnet.event import EV_READ, EventBase, Listener\n"
+        "base = EventBase()\n"
+        "def released(): return os.path.exists(sys.argv[2])\n"
+        "def on_read(conn):\n"
+        "    data = conn.read()\n"
+        f"    while data == b'hold' and not released(): {how}\n"
+        "    conn.write(data)\n"
+        "def on_accept(listener, conn):\n"
+        "    conn.setcb(on_read)\n"
+        "    conn.enable(EV_READ)\n"
+        "listener = Listener(base, ('', int(sys.argv[1])), on_accept)\n"
+        "base.dispatch()\n"
+    )
+    run = start(app, str(ECHO_PORT), str(tmp_path / "release")).wait_ready()
+    with connect(lab) as holds:
+        holds.sendall(b"hold")
+        worker = until("the stall", lambda: [w for w in run.live()["workers"] if w["stalled_s"]])
+        assert len(worker) == 1
+        assert "has run no cycle for" in run.live()["warnings"][-1]
+        until("the other queue", lambda: answers_within(lab, 0.5))
+        number = worker[0]["id"]
+        assert f"{number} ready, no cycle for" in stat_text(run)
+        findings = [f for f in doctor_findings() if f["what"] == run.name and f["level"] == "warn"]
+        assert f"kill {worker[0]['pid']} starts it again" in findings[-1]["cure"]
+        (tmp_path / "release").touch()
+        holds.settimeout(PATIENCE_S)
+        assert receive(holds, 4) == b"hold"
+        until("its return", lambda: not any(w["stalled_s"] for w in run.live()["workers"]))
+        assert not any("no cycle" in warning for warning in run.live()["warnings"])
+    assert run.end() == 0
+    told = run.errors().splitlines()
+    assert len(told) == 2 and all(f"worker {number} (queue" in line for line in told), told
+    assert "its application does not come back to its loop" in told[0]
+    assert "runs cycles again, after" in told[1]
+
+
+def answers_within(lab: Lab, seconds: float) -> bool:
+    """As serves(), and soon: where one queue of two stands still many must be tried."""
+    try:
+        with connect(lab, timeout_s=seconds) as sock:
+            sock.sendall(b"hello")
+            return receive(sock, 5) == b"hello"
+    except OSError:
+        return False
+
+
+def stat_text(run: Run) -> str:
+    """What `ixnet stat` shows of it."""
+    words = [sys.executable, "-m", "ixnet", "stat", "--name", run.name]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    return " ".join(done.stdout.split())
+
+
+def doctor_findings() -> list[dict[str, str]]:
+    """What `ixnet doctor` finds, whatever it thinks of the machine."""
+    words = [sys.executable, "-m", "ixnet", "doctor", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    return list(json.loads(done.stdout))
 
 
 def test_control_plane_killed_in_traffic_leaves_nothing(lab: Lab, start: Start) -> None:
