@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ixnet.control.doctor import Finding
     from ixnet.control.lab import LabConfig, LabFacts
     from ixnet.control.nic import IpInterface
+    from ixnet.control.privileges import Privileges
 
 EXIT_ERROR = 2
 
@@ -307,6 +308,20 @@ def run(
             "guest (default); thread, a thread on another core, so that the guest never exits.",
         ),
     ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER[:GROUP]",
+            help="Who the workers become, so that the application can do no more than this user.",
+        ),
+    ] = None,
+    keep_privileges: Annotated[
+        bool,
+        typer.Option(
+            "--keep-privileges",
+            help="Workers keep the capabilities that ixnet run has; otherwise they have none.",
+        ),
+    ] = False,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The instance's name, for stat.")
     ] = None,
@@ -386,6 +401,7 @@ def run(
             ecn=ecn,
             syn_cookies=syn_cookies,
             mss_max=mss_max,
+            privileges=_privileges(user, keep_privileges),
             pcap=pcap,
             snaplen=snaplen,
         )
@@ -396,6 +412,17 @@ def run(
 def _own_arguments(words: list[str]) -> tuple[str, ...]:
     """The application's arguments: APP -- ARGS and APP ARGS are the same."""
     return tuple(words[1:] if words[:1] == ["--"] else words)
+
+
+def _privileges(user: str | None, keep: bool) -> Privileges:
+    from ixnet.control.config import ConfigError
+    from ixnet.control.privileges import Privileges, User
+
+    if user is None:
+        return Privileges(keep=keep)
+    if keep:
+        raise ConfigError("--user can't keep privileges", "leave --keep-privileges out")
+    return Privileges(User.find(user))
 
 
 def _parse_queues(text: str) -> int | None:

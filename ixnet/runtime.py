@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import io
 import os
 import runpy
@@ -71,7 +72,8 @@ class Program:
             raise IxError(f"{self.path} is a directory", "name a Python script or a shared object")
         if not os.access(self.path, os.R_OK):
             raise IxError(
-                f"there is no application {self.path}", "name a Python script or a shared object"
+                f"there is no application {self.path} that this user can read",
+                "name a Python script or a shared object",
             )
 
 
@@ -80,8 +82,8 @@ class WorkerIdentity:
     """What a new worker needs to know of itself.
 
     app: its `struct ix_app *`, complete. parent_pid: the control plane. keep: descriptors that stay
-    open besides 0, 1 and 2; everything else that the control plane has open is let go. enter: makes
-    this process go on in ring 3 of a guest (the dune placement).
+    open besides 0, 1 and 2; everything else that the control plane has open is let go. enter: lets
+    go of privileges, and in the dune placement makes this process go on in ring 3 of a guest.
     """
 
     app: Any
@@ -89,7 +91,7 @@ class WorkerIdentity:
     core: int
     parent_pid: int
     keep: tuple[int, ...]
-    enter: Callable[[], None] | None = None
+    enter: Callable[[], None]
 
 
 def let_go_of_descriptors(keep: Iterable[int]) -> None:
@@ -112,9 +114,7 @@ def let_go_of_descriptors(keep: Iterable[int]) -> None:
 def become_worker(identity: WorkerIdentity) -> None:
     """The first thing that a forked worker does. Exits if the control plane is gone already."""
     global _app
-    name = f"ixnet/{identity.shard_id}".encode()
-    if lib.ix_process_follow(identity.parent_pid, name) < 0:
-        os._exit(1)
+    _follow(identity)
     # Ctrl-C goes to the whole terminal: the control plane hears it and stops the workers in order.
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,14 +133,26 @@ def become_worker(identity: WorkerIdentity) -> None:
     _app = identity.app
 
 
+def _follow(identity: WorkerIdentity) -> None:
+    name = f"ixnet/{identity.shard_id}".encode()
+    if lib.ix_process_follow(identity.parent_pid, name) < 0:
+        os._exit(1)
+
+
 def run_worker(identity: WorkerIdentity, program: Program) -> NoReturn:
     """Runs the application and ends the process with its exit status."""
     status = 1
     try:
         become_worker(identity)
-        if identity.enter is not None:
-            identity.enter()
+        if not program.is_native:
+            _load_api()
+        identity.enter()
+        _follow(identity)
+        program.check()
         status = run_native(program) if program.is_native else run_script(program)
+    except IxError as error:
+        print_error(error)
+        status = 2
     except BaseException:
         traceback.print_exc()
     finally:
@@ -148,6 +160,12 @@ def run_worker(identity: WorkerIdentity, program: Program) -> NoReturn:
             lib.ix_app_leave(identity.app, DRAIN_NS)
         _end_interpreter()
         os._exit(status & 0xFF)
+
+
+def _load_api() -> None:
+    """While its files can surely be read: the worker may become another user."""
+    for name in ("ixnet.event", "ixnet.shard"):
+        importlib.import_module(name)
 
 
 def _end_interpreter() -> None:

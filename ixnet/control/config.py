@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ixnet.congestion import CONGESTION, ECN
 from ixnet.control.errors import IxError, ModeUnavailable, NoSuchQueue
+from ixnet.control.privileges import Privileges
 from ixnet.runtime import Program
 
 if TYPE_CHECKING:
@@ -53,10 +54,9 @@ class RunConfig:
     own_addresses: those that only the dataplane has, one of each family at most. ports: the first
     and last of the outgoing ones. congestion: of connections that say no other; ecn: accept,
     request or off. syn_cookies: full, never or always; mss_max: bytes, None no limit. kick: who
-    makes
-    the system calls that push the NIC along in the dune placement: exit, the guest itself, or
-    thread, one of the control process; None: exit. pcap: where frames are recorded; snaplen: bytes
-    kept of each, None or 0 all.
+    makes the system calls that push the NIC along in the dune placement: exit, the guest itself, or
+    thread, one of the control process; None: exit. privileges: of the workers. pcap: where frames
+    are recorded; snaplen: bytes kept of each, None or 0 all.
     """
 
     interface: str
@@ -80,6 +80,7 @@ class RunConfig:
     ecn: str = "accept"
     syn_cookies: str = "full"
     mss_max: int | None = None
+    privileges: Privileges = field(default_factory=Privileges)
     pcap: Path | None = None
     snaplen: int | None = None
 

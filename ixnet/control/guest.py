@@ -20,6 +20,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,9 @@ class Guest:
         if self._gate is not None:
             lib.ix_gate_host_set_clock(self._gate)
 
-    def enter(self, sock_fd: int) -> None:
-        """In the worker: this process goes on in ring 3. There is no way back."""
+    def enter(self, sock_fd: int, drop: Callable[[], None]) -> None:
+        """In the worker: this process goes on in ring 3. There is no way back. drop: lets go of
+        privileges; in between, as the VM is made with them."""
         module = dune.Module(
             MODULE_PATH.read_bytes(),
             context=self._data + self._gate_at,
@@ -266,6 +268,7 @@ class Guest:
             shared=self._data,
         )
         dune.init(sealed=True, self_test=False, place=self.place, module=module)
+        drop()
         dune.enter_user()
 
     def facts(self) -> dict[str, int | float]:

@@ -133,6 +133,7 @@ class ControlPlane:
         if config.placement == "dune":
             require_fit()
         require_capabilities()
+        config.privileges.check()
         self.nic = Nic.find(config.interface)
         self._refuse_second_instance()
         require_mode(config, self.nic)

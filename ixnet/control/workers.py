@@ -293,10 +293,12 @@ class Worker:
             keep = [theirs.fileno(), kick_fd, self.socket.fileno()]
             if self.recorder is not None:
                 keep.append(self.recorder.fileno())
-            enter = None
+            privileges = self._config.privileges
+            enter = partial(privileges.drop, False)
             if self.guest is not None and self._epoll is not None:
                 keep.append(self._epoll.fileno())
-                enter = partial(self.guest.enter, self.socket.fileno())
+                drop = partial(privileges.drop, True)
+                enter = partial(self.guest.enter, self.socket.fileno(), drop)
             identity = WorkerIdentity(
                 app, self.plan.shard_id, self.plan.core, parent, tuple(keep), enter
             )

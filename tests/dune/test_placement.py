@@ -136,7 +136,8 @@ def guests(instance: Instance) -> list[dict[str, Any]]:
     ("app", "kick"), [(NATIVE, "thread"), (PYTHON, "exit")], ids=["native-thread", "python-exit"]
 )
 def test_streams_and_connections(lab: Lab, app: Path, kick: str, note: Note) -> None:
-    with running(lab, app, "--kick", kick) as instance:
+    with running(lab, app, "--kick", kick, "--user", "nobody") as instance:
+        assert "nobody, without capabilities" in instance.wait_said("runs as")
         assert "dune: application in ring 3" in instance.wait_said("placement")
         began = time.monotonic()
         stream(lab, STREAM_BYTES)
@@ -156,6 +157,9 @@ def test_streams_and_connections(lab: Lab, app: Path, kick: str, note: Note) -> 
         assert stat["total"]["call_errors"] == 0
         for worker in stat["workers"]:
             guest = worker["guest"]
+            status = Path(f"/proc/{worker['pid']}/status").read_text()
+            assert "Uid:\t65534\t65534\t65534\t65534" in status
+            assert "CapEff:\t0000000000000000" in status
             note(f"guest {worker['id']}: { {n: v for n, v in guest.items() if 'cycles' not in n} }")
             assert guest["module_calls"] > 100
             assert guest["gate_refused"] == guest["refused"] == 0
