@@ -192,7 +192,7 @@ clean:
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/dune_shim.sym
+lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL)
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 

@@ -1,7 +1,7 @@
 """Builds ixnet's compiled parts with the Makefile, and puts them into the package.
 
 The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module), the XDP
-objects, libdune.so with _dune.abi3.so, dune-sandbox, ring0.bin and dune_shim.sym. Everything else
+objects, libdune.so with _dune.abi3.so, dune-sandbox, ring0.bin, ring0.sym and dune_shim.sym. Everything else
 about the package stands in pyproject.toml.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# ring0.elf: the names of ring0.bin's functions, for the report of a crash.
-PROGRAMS = ("dune-sandbox", "ring0.bin", "ring0.elf", "dune_shim.sym")
+# ring0.sym: the names of ring0.bin's functions, for the report of a crash.
+PROGRAMS = ("dune-sandbox", "ring0.bin", "ring0.sym", "dune_shim.sym")
 CURE = (
     "building ixnet needs these Debian packages: make gcc libc6-dev linux-libc-dev clang "
     "libbpf-dev libxdp-dev python3-dev (apt-get install them, or run `make setup`)"

@@ -9,7 +9,8 @@ if shared.crash:
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +54,22 @@ class Symbols:
         return self._offsets[self._names.index(name)] if name in self._names else None
 
 
+def _unknown(_: int) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Names:
-    """For addresses in ring 0: the shim's functions and the module's."""
+    """For addresses: the shim's functions and the module's; and what ring 3 has there."""
 
     shim: Symbols
     module: Symbols
+    ring3: Callable[[int], str] = _unknown
 
     @classmethod
-    def load(cls, module: Path) -> Names:
+    def load(cls, module: Path, ring3: Callable[[int], str] = _unknown) -> Names:
         """module: NAME.sym of the module. The shim's lie in the package."""
-        return cls(Symbols.load(PACKAGE / "dune_shim.sym"), Symbols.load(module))
+        return cls(Symbols.load(PACKAGE / "dune_shim.sym"), Symbols.load(module), ring3)
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,14 @@ class Crash:
             start = (names.shim.offset("dune_stub_start") if names else None) or 0
             known = names.shim.name(start + offset % BLOCK) if names else ""
             return f"stub: {known or hex(offset % BLOCK)}"
-        return "ring 3"
+        known = names.ring3(address) if names else ""
+        return f"ring 3: {known}" if known else "ring 3"
 
     def lines(self, names: Names | None = None) -> Iterator[str]:
         """For people: what happened, the registers, the trace, and what on the stack may be
         return addresses of functions without a frame."""
-        yield f"{self.what} ({self.value:#x}), in ring {self.ring}"
-        yield f"  signal {self.signal}, thread {self.tid}"
+        end = f"; ends by {signal.Signals(self.signal).name}" if self.signal else ""
+        yield f"{self.what} ({self.value:#x}), in ring {self.ring}, thread {self.tid}{end}"
         for row in REGISTERS:
             yield "  " + "  ".join(f"{name:>6} {self.registers[name]:016x}" for name in row)
         for number, address in enumerate(self.trace):

@@ -20,13 +20,13 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ixnet import dune
+from ixnet import dune, dune_shared
 from ixnet._core import ffi, lib
-from ixnet.control.crash import Crash, guest_facts, read_crash, shared_bytes
+from ixnet.control.crash import Ring3, crash_report, guest_facts
 from ixnet.control.errors import IxError, NotBuilt, from_errno
 from ixnet.control.stats import stats_bytes
 from ixnet.control.xsk import QueueSocket, UmemKind
@@ -145,6 +145,7 @@ class Guest:
     ) -> None:  # fmt: skip
         self._by_word = by_word
         self._gate: Any = None
+        self._ring3: Ring3 | None = None
         self._stats_fd = -1
         self._alias: list[tuple[int, int]] = []
         frame_bytes = 1 << frame_shift
@@ -166,7 +167,7 @@ class Guest:
         self.xsk_bytes = xsk_bytes
 
     def _lay_out(self, shard_bytes: int, xsk_bytes: int) -> None:
-        self._shared_bytes = _up(shared_bytes(), PAGE_BYTES)
+        self._shared_bytes = _up(dune_shared.size(), PAGE_BYTES)
         self._gate_at = self._shared_bytes
         self._xsk_at = self._gate_at + _up(int(lib.ix_gate_host_bytes()), PAGE_BYTES)
         self._shard_at = self._xsk_at + _up(xsk_bytes, PAGE_BYTES)
@@ -275,12 +276,21 @@ class Guest:
         """The guest's counters so far, {} before it began."""
         if self._gate is None or self.place is None:
             return {}
-        facts = guest_facts(self.place.data, int(lib.ix_gate_ticks()))
+        facts = guest_facts(dune_shared.read(self.place.data))
+        if not facts:
+            return {}
         return facts | {"gate_refused": int(lib.ix_gate_host_refused(self._gate))}
 
-    def crash(self) -> Crash | None:
-        """Why the guest ended, if it could still say so."""
-        return read_crash(self.place.data) if self._gate is not None and self.place else None
+    def note_maps(self, pid: int) -> None:
+        """For names in the report of its death: what it has mapped now that it serves."""
+        self._ring3 = Ring3.of(pid)
+
+    def crash(self) -> Iterator[str]:
+        """Why the guest ended, if it could still say so, line by line."""
+        if self._gate is not None and self.place is not None:
+            crash = dune_shared.read(self.place.data).crash
+            if crash is not None:
+                yield from crash_report(crash, self._ring3 or Ring3.of("self"))
 
     def close(self) -> None:
         """Gives all of it back; also in the processes of other workers. Safe to repeat."""

@@ -419,6 +419,8 @@ class ControlPlane:
         number = worker.plan.shard_id
         if request.op == lib.IX_REQUEST_READY:
             worker.state = State.READY
+            if worker.guest is not None:
+                worker.guest.note_maps(worker.pid)
             self._announce_when_ready()
             return None
         if request.op == lib.IX_REQUEST_NUDGE:
@@ -555,8 +557,7 @@ class ControlPlane:
     def _on_bad_end(self, worker: Worker, status: int, text: str, was_ready: bool) -> None:
         number = worker.plan.shard_id
         worker.state = State.FAILED
-        crash = worker.guest.crash() if worker.guest is not None else None
-        for line in crash.lines() if crash is not None else ():
+        for line in worker.guest.crash() if worker.guest is not None else ():
             self._complain(f"ixnet: worker {number}: {line}")
         if self._stopping_since is not None:
             return

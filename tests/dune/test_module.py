@@ -96,7 +96,7 @@ def test_python_sees_a_worker_and_its_end() -> None:
     assert seen.crash is not None and seen.crash.ring == 0
     names = dune_shared.Names.load(kit.PROGRAMS / "small.sym")
     text = "\n".join(seen.crash.lines(names))
-    assert text.startswith("an exception in the module (0x6), in ring 0\n"), text
+    assert text.startswith("an exception in the module (0x6), in ring 0, thread "), text
     assert re.search(r"#0 +\w+ module: trap\+0x", text), text
     assert re.search(r" \w+ shim: dune_ring0_module\+0x", text), text
     assert re.search(r"#\d+ +\w+ stub: \w+\+0x", text), text

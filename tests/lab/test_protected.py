@@ -135,7 +135,7 @@ def test_exits_and_cycles(
     is more than a machine would."""
     wire = lone_wires[driver]
     with Service(wire, NATIVE_ECHO, *DUNE, "--busy-poll", "--kick", kick) as service:
-        wire.wait_carrier()
+        note(f"{service.said[-1]}; carrier {wire.wait_carrier():.1f} s later")
         for outstanding in OUTSTANDING:
             began = time.monotonic()
             found = measure(service, wire, outstanding)
