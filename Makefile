@@ -98,6 +98,10 @@ $(B)/ring0/%.o: %.c Makefile
 	$(call say,CC  )
 	$(Q)$(CC) $(CORE_CFLAGS) -fvisibility=hidden -Ilibdune_shim $(DEPS) -c $< -o $@
 $(eval $(call dune_module,ixnet/ring0,$(RING0_OBJ) $(B)/core/ixcore.o))
+# Two shards and a simulated wire there, for tests.
+PAIR := $(B)/tests/dune/pair
+PAIR_OBJ := $(B)/ring0/tests/dune/pair/module.o
+$(eval $(call dune_module,$(PAIR),$(PAIR_OBJ) $(B)/core/ixcore.o))
 
 # ---- public targets ------------------------------------------------------------------
 
@@ -193,7 +197,7 @@ clean:
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
 lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
-programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL)
+programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 
 # With IX_PARTIAL a failure leaves an empty object that is older than anything, so that the next

@@ -1,4 +1,7 @@
-"""ixnet.event on the real core: two shards over the simulated wire, on virtual time."""
+"""ixnet.event on the real core: two shards over the simulated wire, on virtual time.
+
+tests/dune/test_event.py runs the same in the dune placement.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.event.pair import ADDRESS, Pair
-from tests.event.sanitized import event
+from tests.event.driver import ADDRESS
+from tests.event.placement import Pair, event
 
 EV_READ, EV_WRITE = event.EV_READ, event.EV_WRITE
 EOF, ERROR, READING = event.BEV_EVENT_EOF, event.BEV_EVENT_ERROR, event.BEV_EVENT_READING
