@@ -37,9 +37,14 @@ PACKETDRILL_SRC := ixnet/posix/packetdrill.c
 XDP_SRC := $(filter-out %.bpf.c,$(wildcard xdp/*.c))
 HOSTED_SRC := $(HOSTED_IN_CORE) $(NATIVE_SRC) $(POSIX_SRC) $(XDP_SRC)
 BPF_SRC := $(wildcard xdp/*.bpf.c)
-APP_SRC := $(wildcard apps/*.c) $(wildcard bench/app_*.c) $(wildcard tests/dune/apps/*.c)
-BENCH_SRC := $(filter-out bench/app_%,$(wildcard bench/*.c))
+APP_SRC := $(wildcard apps/*.c) $(wildcard tests/dune/apps/*.c)
+BENCH_SRC := $(wildcard bench/*.c)
 LIMIT_SRC := $(wildcard bench/limit/*.c)
+# ixnet bench's load generator: one engine, and a transport each for sockets and the dataplane.
+LOAD_SRC := $(wildcard ixnet/bench/load/*.c)
+LOAD_OBJ := $(LOAD_SRC:%.c=$(B)/hosted/%.o)
+LOAD_PROGRAM := ixnet/bench/ixload
+LOAD_APP := ixnet/bench/ixload.so
 # Of the fuzz targets all but libFuzzer's side: their corpus is played without it.
 TEST_NATIVE_SRC := $(wildcard tests/native/*.c) $(filter-out %/engine.c,$(wildcard tests/fuzz/*.c))
 
@@ -189,14 +194,14 @@ tidy: build
 	{ set +x; } 2>/dev/null; exit $$status
 
 clean:
-	rm -rf $(B) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.sym ixnet/*.so \
+	rm -rf $(B) $(LOAD_PROGRAM) $(LOAD_APP) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.sym ixnet/*.so \
 		tests/unit/_san_core*.so
 
 # ---- building (run under the lock by the targets above) ------------------------------
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
+lib: $(MODULE) $(LOAD_PROGRAM) $(LOAD_APP) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 
@@ -308,6 +313,14 @@ $(APPS): $(B)/%.so: %.c $(LIBRARY) Makefile
 	$(call say,APP )
 	$(Q)$(CC) $(HOSTED_CFLAGS) $(DEPS) -MF $(B)/$*.d -shared -o $@ $< -Lixnet -lixnet \
 		-Wl,-rpath,'$$ORIGIN/../../ixnet' $(call orskip,rm -f $@)
+
+$(LOAD_PROGRAM): $(filter-out %/dataplane.o,$(LOAD_OBJ)) Makefile
+	$(call say,PROG)
+	$(Q)$(CC) -o $@ $(filter %.o,$^) -lm
+
+$(LOAD_APP): $(filter-out %/kernel.o,$(LOAD_OBJ)) $(LIBRARY) Makefile
+	$(call say,APP )
+	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) -Wl,-Bsymbolic -lm -Lixnet -lixnet -Wl,-rpath,'$$ORIGIN/..'
 
 # Programs carry the whole core in themselves.
 $(BENCHES): $(B)/%: %.c $(B)/libixnet.a Makefile

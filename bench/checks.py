@@ -98,7 +98,7 @@ def check_many(lab: LabConfig, host: str, port: int, connections: int, messages:
     name = f"{connections:,} concurrent connections of {messages} random messages, all verified"
     report = run_load(
         lab,
-        "many",
+        "transfer",
         host,
         port,
         connections=connections,

@@ -1,20 +1,18 @@
-"""What every benchmark needs: where the programs are, what machine this is, running the client."""
+"""What every benchmark needs: where the programs are, running the client."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import subprocess
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ixnet.bench.client import load_file
+from ixnet.bench.errors import BenchError
 from ixnet.control.lab import LabConfig
 from ixnet.control.namespaces import run_in_netns
 
@@ -23,49 +21,12 @@ SERVER_CORE = 1
 CLIENT_CORE = 0
 
 
-class BenchError(Exception):
-    """A benchmark can't be run, or didn't end as it should; the message says why."""
-
-
 def program(name: str) -> Path:
     """A built C program of bench/, by its path there. IX_BENCH_BUILD names another build tree."""
     path = Path(os.environ.get("IX_BENCH_BUILD", ROOT / "build" / "bench")) / name
     if not os.access(path, os.X_OK):
         raise BenchError(f"{path} is not there: run make build first")
     return path
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a figure depends on besides the code. memory_gib: of the whole machine."""
-
-    cpu: str
-    cores: int
-    memory_gib: float
-    kernel: str
-    hypervisor: bool
-    load_average: float
-    time: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """A plain dict, for JSON."""
-        return asdict(self)
-
-
-def machine() -> Machine:
-    """Looks at the machine as it is now."""
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Machine(
-        cpu=model.group(1) if model else platform.machine(),
-        cores=os.cpu_count() or 1,
-        memory_gib=round(pages / 2**30, 1),
-        kernel=platform.release(),
-        hypervisor=bool(re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE)),
-        load_average=os.getloadavg()[0],
-        time=time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    )
 
 
 def report_console() -> Console:
@@ -95,7 +56,7 @@ def run_load(
     deadline_s: float = 60.0,
     **options: object,
 ) -> dict[str, Any]:
-    """Runs bench/load in the lab's client namespace and returns its report.
+    """Runs the load generator, over the kernel, in the lab's client namespace; returns its report.
 
     The report of a run with errors is returned too (its "ok" is false). Errors: BenchError if there
     is no report, or the client was still running after deadline_s seconds.
@@ -103,7 +64,7 @@ def run_load(
     words = option_words({"host": host, "port": port, **options})
     process = run_in_netns(
         lab.client_netns,
-        [str(program("load")), mode, *words],
+        [str(load_file("ixload")), mode, *words],
         cpu,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

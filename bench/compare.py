@@ -40,11 +40,11 @@ class Row:
 
 
 POINTS = (
-    Point("rr1", "rr", 1),
-    Point("rr16", "rr", 16),
-    Point("rr128", "rr", 128),
-    Point("rr1024", "rr", 1024),
-    Point("crc16", "crc", SLOTS),
+    Point("rr1", "echo", 1),
+    Point("rr16", "echo", 16),
+    Point("rr128", "echo", 128),
+    Point("rr1024", "echo", 1024),
+    Point("crc16", "connrate", SLOTS),
 )
 
 ROWS = (

@@ -37,7 +37,7 @@ from bench.checks import (
     kernel_tcp_counted,
     queue_packets,
 )
-from bench.common import CLIENT_CORE, SERVER_CORE, BenchError, Machine, machine, report_console
+from bench.common import CLIENT_CORE, SERVER_CORE, BenchError, report_console
 from bench.compare import PLACEMENT, Comparison, compare, table
 from bench.servers import (
     KernelServer,
@@ -47,6 +47,7 @@ from bench.servers import (
     native_echo,
     python_echo,
 )
+from ixnet.bench.machine import Machine, machine
 from ixnet.control.config import PLACEMENTS
 from ixnet.control.errors import IxError
 from ixnet.control.guest import require_fit

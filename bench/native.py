@@ -3,7 +3,7 @@
     python -m bench.native [--seconds T] [--rounds N] [--json FILE]
 
 Each round measures bare AF_XDP frames (bench/limit) and, on the same link right after, the native
-client (bench/app_load.c) against the native echo server, so that their ratio is of one machine in
+client (ixnet/bench/load) against the native echo server, so that their ratio is of one machine in
 one mood. Memory comes from the shard's own layout: what a million connections more would take.
 """
 
@@ -20,18 +20,13 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.common import (
-    CLIENT_CORE,
-    SERVER_CORE,
-    BenchError,
-    machine,
-    program,
-    report_console,
-)
+from bench.common import CLIENT_CORE, SERVER_CORE, BenchError, report_console
 from bench.compare import MESSAGE_BYTES, PLACEMENT
 from bench.limit.run import pingpong, reflector
 from bench.servers import native_echo
 from ixnet._core import ffi, lib
+from ixnet.bench.client import load_file
+from ixnet.bench.machine import machine
 from ixnet.control.lab import Lab, LabConfig, LabError, lab_down
 
 PORT = 7000
@@ -56,7 +51,8 @@ def run_client(lab: Lab, connections: int, seconds: float) -> dict[str, Any]:
     argv = [
         str(Path(sys.executable).parent / "ixnet"),
         *("run", "--interface", lab.cfg.client_if, "--cores", str(CLIENT_CORE), "--busy-poll"),
-        *("--name", "bench-client", str(program("app_load.so")), "--", "rr"),
+        "--no-restart-workers",
+        *("--name", "bench-client", str(load_file("ixload.so")), "--", "echo"),
         *("--host", str(lab.facts.server.ip), "--port", str(PORT)),
         *("--connections", str(connections), "--seconds", str(seconds)),
     ]

@@ -1,4 +1,4 @@
-"""The `ixnet` command: doctor, lab, run, stat.
+"""The `ixnet` command: doctor, lab, run, stat, bench.
 
 Every error is one message with its cure and exit status 2; IXNET_DEBUG=1 shows where it came from.
 What a command needs is imported when it runs, so that `ixnet --help` is quick.
@@ -507,3 +507,18 @@ def _watch(look: Callable[[], Any], show: Callable[[Any, Any], Any], interval_s:
             live.update(show(now, before), refresh=True)
             before = now
     _say("the instance has ended")
+
+
+# ---- bench -------------------------------------------------------------------------------------
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Load and latency: echo, memcached, connections, connrate, stream, latency; report."""
+    with _errors():
+        from ixnet.bench.cli import app as bench_app
+
+        bench_app(context.args, prog_name="ixnet bench")

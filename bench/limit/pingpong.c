@@ -7,7 +7,7 @@
  * frame that is lost is made up for after 50 ms without any arrival. Exit status 1 if no frame came
  * back.
  */
-#include "../histogram.h"
+#include "bench/load/histogram.h"
 #include "xsk_pair.h"
 
 #define HEADERS_BYTES 42u /* Ethernet, IPv4, UDP */

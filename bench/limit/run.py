@@ -24,12 +24,11 @@ from bench.common import (
     CLIENT_CORE,
     SERVER_CORE,
     BenchError,
-    Machine,
-    machine,
     option_words,
     program,
     report_console,
 )
+from ixnet.bench.machine import Machine, machine
 from ixnet.control.lab import Lab, LabConfig, LabError
 
 OUTSTANDING = (1, 16, 128, 512)

@@ -2,7 +2,7 @@
 
 ixlab-...-srv                                  ixlab-...-cli
 ixs0 10.77.0.1, fd77:6978::1  --- veth ---  ixc0 10.77.0.2, fd77:6978::2
-kecho, reflect                 2 queues     load, pingpong
+kecho, reflect                 2 queues     ixload, pingpong
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ from typing import Any
 
 import pytest
 
+from ixnet.bench.client import load_file
 from ixnet.control.lab import Lab, LabConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "10.77.0.1"
 PROGRAMS = {
     "kecho": (),
-    "load": (),
     "limit/reflect": ("-lxdp", "-lbpf"),
     "limit/pingpong": ("-lxdp", "-lbpf"),
+}
+
+# Sides of the load generator that have a name in the tests.
+MODES = {
+    "echo": ("echo",),
+    "connrate": ("connrate",),
+    "many": ("transfer", "--max-bytes", "4096"),
+    "stream": ("transfer", "--messages", "1", "--bytes", str(1 << 30)),
 }
 
 
@@ -49,6 +57,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "limit").mkdir()
     for name, libraries in PROGRAMS.items():
         words = ["gcc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
+        words.append(f"-I{ROOT / 'ixnet'}")
         source = ROOT / "bench" / f"{name}.c"
         subprocess.run([*words, str(source), "-o", str(made / name), *libraries], check=True)
     return made
@@ -89,14 +98,14 @@ def start_kecho(lab: Lab, programs: Path) -> Iterator[Callable[..., subprocess.P
 
 
 class Loader:
-    """Runs load in the client's namespace. Every run must end within patience_s."""
+    """Runs ixload in the client's namespace. Every run must end within patience_s."""
 
     def __init__(self, lab: Lab, program: Path) -> None:
         self._lab = lab
         self._program = program
 
     def start(self, mode: str, *options: str, host: str = HOST) -> subprocess.Popen[str]:
-        argv = [str(self._program), mode, "--host", host, *options]
+        argv = [str(self._program), *MODES[mode], "--host", host, *options]
         return self._lab.start_client(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def finish(
@@ -116,5 +125,5 @@ class Loader:
 
 
 @pytest.fixture
-def load(lab: Lab, programs: Path) -> Loader:
-    return Loader(lab, programs / "load")
+def load(lab: Lab) -> Loader:
+    return Loader(lab, load_file("ixload"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ixnet.bench.client import load_file
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
 from tests.bench.conftest import HOST, Loader
@@ -21,6 +22,8 @@ Kecho = Callable[..., subprocess.Popen[str]]
 
 # More than load's own buffer of 256 KiB, kecho's of 64, and what a new socket holds.
 LARGE = 3_000_000
+BIG = ("--bytes", str(LARGE), "--seconds", "0.3")
+FEW = ("--connections", "4", "--seconds", "0.3")
 
 
 @contextlib.contextmanager
@@ -60,7 +63,7 @@ def test_rr_counts_and_verifies(
     start_kecho: Kecho, load: Loader, kecho_options: tuple[str]
 ) -> None:
     kecho = start_kecho(*kecho_options)
-    status, report = load.run("rr", "--connections", "20", "--seconds", "0.3", "--warmup", "0.1")
+    status, report = load.run("echo", "--connections", "20", "--seconds", "0.3", "--warmup", "0.1")
     assert status == 0, report
     assert report["opened"] == 20
     assert report["completed"] > 100
@@ -84,7 +87,7 @@ def test_rr_with_messages_beyond_every_buffer(
     start_kecho: Kecho, load: Loader, kecho_options: tuple[str]
 ) -> None:
     start_kecho(*kecho_options)
-    status, report = load.run("rr", "--connections", "3", "--bytes", str(LARGE), "--seconds", "0.3")
+    status, report = load.run("echo", "--connections", "3", *BIG)
     assert status == 0, report
     assert report["verified_bytes"] % LARGE == 0
     assert report["verified_bytes"] >= 3 * LARGE
@@ -93,7 +96,7 @@ def test_rr_with_messages_beyond_every_buffer(
 @pytest.mark.parametrize("size", [1, 64, LARGE])
 def test_crc_opens_a_connection_for_each(start_kecho: Kecho, load: Loader, size: int) -> None:
     kecho = start_kecho()
-    status, report = load.run("crc", "--slots", "4", "--bytes", str(size), "--seconds", "0.3")
+    status, report = load.run("connrate", "--bytes", str(size), *FEW)
     assert status == 0, report
     assert report["completed"] > 0
     assert report["opened"] >= report["completed"]
@@ -126,7 +129,7 @@ def test_stream_comes_back_whole_and_closes_in_order(
     start_kecho: Kecho, load: Loader, kecho_options: tuple[str], connections: int
 ) -> None:
     start_kecho(*kecho_options)
-    status, report = load.run("stream", "--mib", "6.5", "--connections", str(connections))
+    status, report = load.run("stream", "--bytes", "6815744", "--connections", str(connections))
     assert status == 0, report
     assert report["verified_bytes"] == connections * 6.5 * 1048576
 
@@ -144,7 +147,7 @@ def test_more_connections_than_the_backlog_all_open(
     lab: Lab, start_kecho: Kecho, load: Loader
 ) -> None:
     start_kecho()
-    status, report = load.run("rr", "--connections", "3000", "--seconds", "0.1")
+    status, report = load.run("echo", "--connections", "3000", "--seconds", "0.1")
     assert status == 0, report
     assert report["opened"] == 3000
 
@@ -177,7 +180,7 @@ def test_kecho_keeps_what_a_peer_does_not_read_yet(lab: Lab, start_kecho: Kecho)
 # ---- servers that fail ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["rr", "crc", "many", "stream"])
+@pytest.mark.parametrize("mode", ["echo", "connrate", "many", "stream"])
 def test_nobody_listens(lab: Lab, load: Loader, mode: str) -> None:
     started = time.monotonic()
     status, report = load.run(mode, "--port", "7999", "--connections", "3")
@@ -188,11 +191,10 @@ def test_nobody_listens(lab: Lab, load: Loader, mode: str) -> None:
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("mode", ["rr", "crc", "stream"])
+@pytest.mark.parametrize("mode", ["echo", "connrate", "stream"])
 def test_server_killed_in_the_middle(start_kecho: Kecho, load: Loader, mode: str) -> None:
     kecho = start_kecho()
-    options = ("--mib", "4000") if mode == "stream" else ("--seconds", "20")
-    client = load.start(mode, "--connections", "8", *options)
+    client = load.start(mode, "--connections", "8", "--seconds", "20")
     time.sleep(0.5)
     kecho.kill()
     killed = time.monotonic()
@@ -204,12 +206,12 @@ def test_server_killed_in_the_middle(start_kecho: Kecho, load: Loader, mode: str
     assert errors["mismatch"] == errors["timeout"] == errors["other"] == 0
 
 
-@pytest.mark.parametrize("mode", ["rr", "crc", "many", "stream"])
+@pytest.mark.parametrize("mode", ["echo", "connrate", "many", "stream"])
 def test_server_stops_answering(start_kecho: Kecho, load: Loader, mode: str) -> None:
     kecho = start_kecho()
     client = load.start(
-        mode, "--connections", "4", "--seconds", "20", "--timeout", "0.5", "--messages", "1000000"
-        , "--mib", "4000"
+        mode, "--connections", "4", "--seconds", "20", "--timeout", "0.5",
+        *(("--messages", "1000000") if mode == "many" else ()),
     )  # fmt: skip
     time.sleep(0.5)
     kecho.send_signal(signal.SIGSTOP)
@@ -238,13 +240,14 @@ def echo_with_an_error_at(offset: int) -> Callable[[socket.socket], None]:
     return serve
 
 
-@pytest.mark.parametrize("mode", ["rr", "many", "stream"])
+@pytest.mark.parametrize("mode", ["echo", "many", "stream"])
 def test_one_wrong_bit_is_found(lab: Lab, load: Loader, mode: str) -> None:
     with server(lab, echo_with_an_error_at(777_777 if mode == "stream" else 7_777)):
-        status, report = load.run(mode, "--connections", "2", "--seconds", "20", "--mib", "1")
+        size = ("--bytes", "1048576") if mode == "stream" else ()
+        status, report = load.run(mode, "--connections", "2", "--seconds", "20", *size)
     assert status == 1
     assert report["errors"]["mismatch"] == 2
-    assert "the echo differs" in report["first_error"]
+    assert "the reply differs" in report["first_error"]
 
 
 def test_bytes_of_another_connection_are_found(lab: Lab, load: Loader) -> None:
@@ -259,7 +262,7 @@ def test_bytes_of_another_connection_are_found(lab: Lab, load: Loader) -> None:
         connection.recv(64)
 
     with server(lab, swap):
-        status, report = load.run("rr", "--connections", "2", "--seconds", "1")
+        status, report = load.run("echo", "--connections", "2", "--seconds", "1")
     assert status == 1
     assert report["errors"]["mismatch"] == 2
 
@@ -270,9 +273,9 @@ def test_more_than_was_sent_is_found(lab: Lab, load: Loader) -> None:
         connection.recv(64)
 
     with server(lab, generous):
-        status, report = load.run("rr", "--seconds", "1")
+        status, report = load.run("echo", "--seconds", "1")
     assert status == 1
-    assert "more came back than was sent" in report["first_error"]
+    assert "more came back than was asked for" in report["first_error"]
 
 
 def test_an_early_close_is_found(lab: Lab, load: Loader) -> None:
@@ -280,10 +283,10 @@ def test_an_early_close_is_found(lab: Lab, load: Loader) -> None:
         connection.sendall(connection.recv(64)[:30])
 
     with server(lab, brief):
-        status, report = load.run("rr", "--seconds", "1")
+        status, report = load.run("echo", "--seconds", "1")
     assert status == 1
     assert report["errors"]["closed_early"] == 1
-    assert "after 30 of 64 bytes" in report["first_error"]
+    assert "after 30 bytes of a reply to 1 request" in report["first_error"]
 
 
 def test_a_missing_fin_is_found(lab: Lab, load: Loader) -> None:
@@ -300,7 +303,7 @@ def test_a_missing_fin_is_found(lab: Lab, load: Loader) -> None:
 
 
 def test_waits_for_a_server_that_starts_later(start_kecho: Kecho, load: Loader) -> None:
-    client = load.start("rr", "--wait", "10", "--seconds", "0.1", "--port", "7004")
+    client = load.start("echo", "--wait", "10", "--seconds", "0.1", "--port", "7004")
     time.sleep(0.3)
     start_kecho("--port", "7004")
     status, report = load.finish(client)
@@ -309,7 +312,7 @@ def test_waits_for_a_server_that_starts_later(start_kecho: Kecho, load: Loader) 
 
 def test_interrupted_it_still_reports(start_kecho: Kecho, load: Loader) -> None:
     start_kecho()
-    client = load.start("rr", "--connections", "4", "--seconds", "20")
+    client = load.start("echo", "--connections", "4", "--seconds", "20")
     time.sleep(0.5)
     client.terminate()
     status, report = load.finish(client, 5)
@@ -322,24 +325,24 @@ def test_interrupted_it_still_reports(start_kecho: Kecho, load: Loader) -> None:
     "words",
     [
         [],
-        ["rr"],
+        ["echo"],
         ["walk", "--host", HOST],
-        ["rr", "--host", "a name"],
-        ["rr", "--host", HOST, "--connections", "0"],
-        ["rr", "--host", HOST, "--seconds", "soon"],
-        ["rr", "--host", HOST, "--seconds", "nan"],
-        ["rr", "--host", HOST, "--bytes", "12x"],
-        ["rr", "--host", HOST, "--unknown"],
-        ["rr", "crc", "--host", HOST],
-        ["rr", "--host", HOST, "--connections", "1000000"],
+        ["echo", "--host", "a name"],
+        ["echo", "--host", HOST, "--connections", "0"],
+        ["echo", "--host", HOST, "--seconds", "soon"],
+        ["echo", "--host", HOST, "--seconds", "nan"],
+        ["echo", "--host", HOST, "--bytes", "12x"],
+        ["echo", "--host", HOST, "--unknown"],
+        ["echo", "connrate", "--host", HOST],
+        ["echo", "--host", HOST, "--connections", "3000000"],
     ],
 )
-def test_wrong_options_are_refused(programs: Path, words: list[str]) -> None:
-    # The last: more connections than a process may have files (the limit here is set below that).
-    argv = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", str(programs / "load"), *words]
+def test_wrong_options_are_refused(words: list[str]) -> None:
+    # The last: more connections than a process may have files.
+    argv = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", str(load_file("ixload")), *words]
     run = subprocess.run(argv, capture_output=True, text=True, timeout=10)
     assert run.returncode == 2
-    assert run.stderr.startswith("load: ")
+    assert run.stderr.startswith("ixload: ")
     assert run.stdout == ""
 
 

@@ -25,7 +25,7 @@ def _measure(dataplane: Dataplane, connections: int) -> dict[str, Any]:
     """What the counters went up by, and how many messages were echoed."""
     before = dataplane.worker(0)["guest"]
     report = run_load(
-        dataplane.lab, "rr", dataplane.host, PORT, cpu=None, connections=connections, bytes=64,
+        dataplane.lab, "echo", dataplane.host, PORT, cpu=None, connections=connections, bytes=64,
         seconds=SECONDS, warmup=0, timeout=30,
     )  # fmt: skip
     after = dataplane.worker(0)["guest"]

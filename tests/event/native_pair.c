@@ -1,6 +1,6 @@
 /* The native echo server and the native client on two shards over the simulated wire:
  *
- *     native_pair LOSS_PPM MAX_CALLS POOL_FRAMES rr|crc [options of bench/app_load]
+ *     native_pair LOSS_PPM MAX_CALLS POOL_FRAMES echo|connrate|... [options of ixload]
  *
  * Each application runs in a thread of its own, and its poll hook passes the turn to the other one,
  * so that one of them runs at a time and neither knows. Time is real. Exit status: the client's, or
@@ -17,7 +17,7 @@
 #include "native/app.h"
 
 int echo_main(struct ix_app *app, int argc, char **argv);
-int load_main(struct ix_app *app, int argc, char **argv);
+int ixload_main(struct ix_app *app, int argc, char **argv);
 
 enum { ARENA = 256, RING = 1024 };
 
@@ -184,7 +184,7 @@ int main(int argc, char **argv)
     /* The server reads its options before the client does: getopt has one state. */
     pthread_mutex_lock(&pair.lock);
     await_turn(1);
-    int status = load_main(&pair.side[1].app, argc - 3, argv + 3);
+    int status = ixload_main(&pair.side[1].app, argc - 3, argv + 3);
     /* The server goes on until it has seen the end of every connection. Then nothing may be lent.
      */
     for (uint64_t end = now_ns() + 20000000000u; anything_left() && now_ns() < end;)

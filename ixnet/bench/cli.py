@@ -1,0 +1,280 @@
+"""`ixnet bench`: its commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ixnet.bench.client import Client
+from ixnet.bench.drive import Benchmark, Target, run_benchmark
+from ixnet.bench.errors import BenchError
+from ixnet.bench.options import (
+    ClientOptions,
+    GoalOptions,
+    LoadOptions,
+    OutputOptions,
+    command,
+)
+from ixnet.bench.options import Target as Targets
+from ixnet.bench.result import make_result, read_result, write_result
+from ixnet.bench.search import Objective
+from ixnet.bench.session import Progress, RunPlan, Session
+from ixnet.bench.steps import parse_steps, run_steps
+from ixnet.bench.tables import result_table
+
+app = typer.Typer(
+    help="Load and latency, over kernel sockets or over ixnet itself.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """A line on the terminal that says what goes on; nothing where there is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(text)
+
+
+def make_client(options: ClientOptions) -> Client:
+    """Errors: IxError."""
+    from ixnet.control.cores import parse_cores
+
+    return Client(
+        transport=options.client,
+        netns=options.netns,
+        interface=options.interface,
+        cores=parse_cores(options.cores) if options.cores else (),
+        processes=options.processes,
+        queues=options.queues,
+        mode=options.mode,
+        busy_poll=options.busy_poll,
+        spin=options.spin,
+        frames=options.frames,
+        max_flows=options.max_flows,
+        ports=options.ports,
+        own_address=options.own_address,
+        placement=options.placement,
+        sources=tuple(options.source.split(",")) if options.source else (),
+    )
+
+
+def make_benchmark(
+    mode: str, words: list[str], load: LoadOptions, goal: GoalOptions | None = None
+) -> Benchmark:
+    """Errors: BenchError."""
+    if load.arrival not in ("poisson", "fixed"):
+        raise BenchError(f"--arrival {load.arrival} is not known", "use poisson or fixed")
+    more = ["--seed", str(load.seed), "--timeout", str(load.timeout), "--wait", str(load.wait)]
+    if load.arrival == "fixed":
+        more.append("--fixed")
+    return Benchmark(
+        mode=mode,
+        words=(*words, *more),
+        connections=load.connections,
+        depth=load.depth,
+        probes=load.probes,
+        plan=RunPlan(load.seconds, load.warmup, load.rate, load.probe_rate, load.window),
+        rounds=load.repeat,
+        objective=Objective.parse(goal.slo) if goal and goal.slo else None,
+        sweep=goal.sweep if goal else 0,
+    )
+
+
+def notes_of(output: OutputOptions) -> dict[str, str]:
+    """Errors: BenchError."""
+    notes: dict[str, str] = {}
+    for note in output.note or []:
+        key, equals, value = note.partition("=")
+        if not equals:
+            raise BenchError(f"--note {note} is no KEY=VALUE")
+        notes[key] = value
+    return notes
+
+
+def give(kind: str, output: OutputOptions, result: dict[str, Any]) -> None:
+    """Shows a result, and writes it where it was asked for."""
+    result["notes"] = notes_of(output)
+    if output.json == "-":
+        json.dump(result, sys.stdout, indent=1)
+        print()
+        return
+    Console(width=None if sys.stdout.isatty() else 120).print(result_table(result))
+    if output.json:
+        write_result(Path(output.json), result)
+
+
+def _bench(
+    kind: str,
+    benchmark: Benchmark,
+    target: list[str],
+    client: ClientOptions,
+    output: OutputOptions,
+    options: dict[str, Any],
+) -> None:
+    notes_of(output)
+    targets = [Target.parse(text) for text in target]
+    with shown_progress() as progress:
+        facts, entries = run_benchmark(make_client(client), benchmark, targets, progress)
+    give(kind, output, make_result(kind, facts, options, entries))
+
+
+@command(app, "echo")
+def echo(
+    target: Targets,
+    client: ClientOptions,
+    load: LoadOptions,
+    goal: GoalOptions,
+    output: OutputOptions,
+    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 64,
+) -> None:
+    """Messages that come back; every byte is compared."""
+    benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load, goal)
+    _bench(
+        "echo", benchmark, target, client, output,
+        {"bytes": bytes_, **asdict(load), **asdict(goal)},
+    )  # fmt: skip
+
+
+@command(app, "memcached", connections=32, depth=4)
+def memcached(
+    target: Targets,
+    client: ClientOptions,
+    load: LoadOptions,
+    goal: GoalOptions,
+    output: OutputOptions,
+    workload: Annotated[
+        str,
+        typer.Option(
+            metavar="W", help="Sizes and mix: etc, usr (Atikoglu et al.), or KEY,VALUE bytes."
+        ),
+    ] = "etc",
+    items: Annotated[int, typer.Option(metavar="N", help="Items that there are.")] = 100_000,
+    gets: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Share of GETs; none: the workload's.")
+    ] = None,
+    zipf: Annotated[
+        float, typer.Option(metavar="S", help="Exponent of popularity; 0: all are alike.")
+    ] = 0.99,
+    preload: Annotated[
+        bool, typer.Option("--preload/--no-preload", help="Store the items first.")
+    ] = True,
+) -> None:
+    """A memcached client's requests in the text protocol; every byte of the replies is compared."""
+    words = ["--workload", workload, "--items", str(items), "--zipf", str(zipf)]
+    if gets is not None:
+        words += ["--gets", str(gets)]
+    benchmark = make_benchmark("memcached", words, load, goal)
+    if preload:
+        benchmark = replace(benchmark, prepare=Session.load)
+    own = {"workload": workload, "items": items, "gets": gets, "zipf": zipf, "preload": preload}
+    _bench("memcached", benchmark, target, client, output, {**own, **asdict(load), **asdict(goal)})
+
+
+@command(app, "connrate")
+def connrate(
+    target: Targets,
+    client: ClientOptions,
+    load: LoadOptions,
+    goal: GoalOptions,
+    output: OutputOptions,
+    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 64,
+    end: Annotated[
+        str, typer.Option(metavar="HOW", help="How the client ends connections: rst or fin.")
+    ] = "rst",
+) -> None:
+    """Connections opened, served with one message, and closed, each second.
+
+    By RST as IX's authors did: a client that closes by FIN holds each port for a minute, and soon
+    has none.
+    """
+    if end not in ("rst", "fin"):
+        raise BenchError(f"--end {end} is not known", "use rst or fin")
+    words = ["--bytes", str(bytes_), *(["--rst"] if end == "rst" else [])]
+    benchmark = make_benchmark("connrate", words, load, goal)
+    own = {"bytes": bytes_, "end": end}
+    _bench("connrate", benchmark, target, client, output, {**own, **asdict(load), **asdict(goal)})
+
+
+@command(app, "stream", connections=1, depth=4)
+def stream(
+    target: Targets,
+    client: ClientOptions,
+    load: LoadOptions,
+    output: OutputOptions,
+    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 1 << 20,
+) -> None:
+    """Large messages through an echo server: bytes each way; every one is compared."""
+    benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load)
+    _bench("stream", benchmark, target, client, output, {"bytes": bytes_, **asdict(load)})
+
+
+@command(app, "connections", repeat=1, connections=250_000, window=256)
+def connections(
+    target: Targets,
+    client: ClientOptions,
+    load: LoadOptions,
+    output: OutputOptions,
+    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 64,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="How many are held, rising; none: from 1,000 to --connections."
+        ),
+    ] = None,
+    server_pid: Annotated[
+        str | None,
+        typer.Option(metavar="PID,...", help="Processes whose memory is the server's."),
+    ] = None,
+) -> None:
+    """Connections held rise step by step, each sending a message in turn; throughput and memory.
+
+    A local address has one connection for each of its ports: beyond that, several are needed
+    (--source), or a wider range of ports (--ports).
+    """
+    held = parse_steps(steps, load.connections)
+    benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load)
+    benchmark = replace(benchmark, connections=held[-1])
+    pids = [int(pid) for pid in server_pid.split(",")] if server_pid else []
+    with shown_progress() as progress:
+        facts, entries = run_steps(
+            make_client(client), benchmark, [Target.parse(t) for t in target], held, pids, progress
+        )
+    options = {"bytes": bytes_, "steps": held, **asdict(load)}
+    give("connections", output, make_result("connections", facts, options, entries))
+
+
+@app.command("report")
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Results in JSON.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")
+    ] = Path("report.html"),
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The plots as PNG files, too (needs ixnet[report])."),
+    ] = None,
+) -> None:
+    """One self-contained HTML page of several results, side by side."""
+    from ixnet.bench.report import write_pngs, write_report
+
+    results = [(path.name, read_result(path)) for path in files]
+    write_report(output, results)
+    print(f"{output}: {len(results)} results")
+    if png is not None:
+        for path in write_pngs(png, results):
+            print(path)

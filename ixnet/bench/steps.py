@@ -1,0 +1,63 @@
+"""`ixnet bench connections`: throughput and memory as the connections held rise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ixnet.bench.client import Client
+from ixnet.bench.drive import Benchmark, Target, checked, open_session
+from ixnet.bench.errors import BenchError
+from ixnet.bench.memory import available_mib, held_mib
+from ixnet.bench.session import Progress
+
+STEPS = (1_000, 10_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
+# Connections opened in a second, at the least; else something is wrong.
+SLOWEST_OPENING = 200
+
+
+def parse_steps(text: str | None, most: int) -> list[int]:
+    """Rising numbers of connections; without a text from 1,000 on to `most`. Errors: BenchError."""
+    if text is None:
+        return [*(step for step in STEPS if step < most), most]
+    try:
+        steps = [int(word.replace("_", "")) for word in text.split(",")]
+    except ValueError:
+        steps = []
+    if not steps or steps[0] < 1 or steps != sorted(set(steps)):
+        raise BenchError(f"--steps {text} are no rising numbers", "write them like 1000,10000")
+    return steps
+
+
+def run_steps(
+    client: Client,
+    benchmark: Benchmark,
+    targets: Sequence[Target],
+    held: Sequence[int],
+    server_pids: Sequence[int],
+    progress: Progress,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Each target once, from few connections to many. Errors: BenchError."""
+    entries: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    for target in targets:
+        steps: list[dict[str, Any]] = []
+        before_mib = available_mib()
+
+        def say(what: str, label: str = target.label) -> None:
+            progress(f"{label}: {what}")
+
+        with open_session(client, benchmark, target, say) as session:
+            facts = session.facts
+            for count in held:
+                session.open(count, patience_s=30 + count / SLOWEST_OPENING)
+                run = checked(session.run(benchmark.plan))
+                memory = {
+                    "server": held_mib(server_pids) if server_pids else None,
+                    "client": held_mib(session.pids),
+                    "machine": round(before_mib - available_mib(), 1),
+                }
+                steps.append({"connections": count, "run": run, "memory_mib": memory})
+        entries.append({"label": target.label, "target": f"{target.host}:{target.port}",
+                        "steps": steps})  # fmt: skip
+    return facts, entries
