@@ -426,8 +426,9 @@ void load_peer_closed(struct load *l, uint32_t index)
         transport_close(l, index, false);
     } else if (c->state == CONN_OPEN) {
         char what[96];
-        snprintf(what, sizeof what, "the server closed it, after %u bytes of a reply to %u requests",
-                 c->got, c->requests);
+        snprintf(what, sizeof what,
+                 "the server closed it, after %u bytes of a reply to %u requests", c->got,
+                 c->requests);
         fail_open(l, index, FAIL_CLOSED, what);
     }
 }
