@@ -138,12 +138,21 @@ def test_closed_ack_is_reset_with_its_number() -> None:
     peer.expect("R", seq=4000)
 
 
-@pytest.mark.parametrize("flags", ["R", "RA", "SR", "SF", ""])
-def test_closed_rst_or_nonsense_is_dropped(flags: str) -> None:
+@pytest.mark.parametrize("flags", ["R", "RA", "SR"])
+def test_closed_rst_is_dropped(flags: str) -> None:
     stack = Stack()
     peer = Peer(stack)
     peer.send(flags, ack=4)
     peer.expect_nothing()
+
+
+@pytest.mark.parametrize("flags, length", [("SF", 2), ("", 0)])
+def test_closed_nonsense_is_reset_as_anything_is(flags: str, length: int) -> None:
+    peer = Peer(Stack())
+    seq = peer.snd_nxt
+    peer.send(flags)
+    answer = peer.take()
+    assert answer.flags == "RA" and answer.ack == seq + length
 
 
 def test_closed_group_mac_is_never_reset() -> None:
@@ -380,6 +389,23 @@ def test_time_wait_newer_syn_opens_anew(offset: int) -> None:
     assert stack.counters("tcp_time_wait_reused", "tcp_established") == [1, 2]
 
 
+def test_time_wait_reused_begins_beyond_what_was_sent() -> None:
+    # RFC 1122 4.2.2.13: a connection that sent faster than the ISN clock runs is ahead of it.
+    stack, peer, handle = opened()
+    stack.sendv(handle, b"x" * 1000)
+    peer.take()
+    peer.send("A")
+    stack.close(handle)
+    peer.expect("FA")
+    peer.send("FA")
+    peer.expect("A")
+    stack.poll(ms=1)
+    end = (peer.irs + 1 + peer.rcv_nxt) % 2**32  # the FIN is before it
+    again = Peer(stack, iss=peer.iss + 1 + peer.snd_nxt + 1)
+    again.connect()
+    assert (again.irs - end) % 2**32 == 65537
+
+
 def test_time_wait_syn_without_listener_is_not_reused() -> None:
     stack, peer = in_state("TIME_WAIT")
     assert stack.unlisten(80) == 0
@@ -449,20 +475,31 @@ def test_ack_older_than_any_window_is_challenged(state: str) -> None:
     assert stack.counter("drop_tcp_ack") == 1
 
 
-@pytest.mark.parametrize("state", RECEIVING)
+@pytest.mark.parametrize("state", ["ESTABLISHED", "FIN_WAIT_1", "FIN_WAIT_2"])
 def test_old_ack_within_the_window_is_ignored_but_its_payload_taken(state: str) -> None:
-    stack, peer = in_state(state)
-    peer.send("PA", b"data", ack=-1)
+    stack, peer, handle = opened()
+    stack.sendv(handle, b"before")
+    peer.expect("PA", b"before")
+    peer.send("A")
+    if state != "ESTABLISHED":
+        stack.close(handle, write_only=True)
+        peer.expect("FA")
+        if state == "FIN_WAIT_2":
+            peer.send("A")
+    stack.events.clear()
+    peer.send("PA", b"data", ack=1)
     stack.expect("RECV", data=b"data")
     assert peer.state == state
 
 
 @pytest.mark.parametrize("state", OPEN)
-def test_duplicate_ack_changes_nothing(state: str) -> None:
+def test_ack_from_before_the_connection_is_challenged(state: str) -> None:
+    # RFC 5961 5.2, as Linux reads it: no ACK is older than what was ever acknowledged.
     _stack, peer = in_state(state)
-    peer.send("A", ack=peer.rcv_nxt - 1)
-    peer.expect_nothing()
+    peer.send("A", ack=-1)
+    peer.expect("A")
     assert peer.state == state
+    assert _stack.counter("tcp_challenge_acks") == 1
 
 
 def test_fin_wait_1_ack_of_the_fin_moves_to_fin_wait_2() -> None:

@@ -78,6 +78,43 @@ def test_keepalive_set_while_lingering_leaves_the_end_where_it_is() -> None:
 # ---- keepalive and user timeout -------------------------------------------------------
 
 
+def test_keepalive_begins_anew_with_the_answer_however_long_the_interval() -> None:
+    stack, peer, handle = opened()
+    stack.option(handle, "KEEPALIVE_INTERVAL_NS", 75 * S)
+    stack.option(handle, "KEEPALIVE_NS", 10 * S)
+    for _ in range(3):
+        stack.sleep(ms=9_900)
+        peer.expect_nothing()
+        stack.sleep(ms=150)
+        peer.expect("A", seq=-1 + peer.rcv_nxt)
+        peer.send("A")
+    stack.sleep(ms=10_100)
+    peer.expect("A")  # not answered
+    stack.sleep(ms=74_000)
+    peer.expect_nothing()
+    stack.sleep(ms=2_000)
+    peer.expect("A")
+
+
+def test_close_waits_for_the_peers_fin_as_long_as_it_is_told() -> None:
+    stack, peer, handle = opened()
+    stack.option(handle, "FIN_WAIT_NS", 3 * S)
+    stack.close(handle)
+    peer.expect("FA")
+    peer.send("A")
+    stack.sleep(ms=2_900)
+    assert stack.stats.flows == 1
+    stack.sleep(ms=200)
+    assert stack.stats.flows == 0
+
+
+def test_tos_stands_in_every_segment_without_its_ecn_bits() -> None:
+    stack, _, handle = opened()
+    stack.option(handle, "TOS", 0x2F)
+    stack.sendv(handle, b"x")
+    assert stack.sent.popleft()[15] == 0x2C
+
+
 def test_keepalive_interval_and_probes_say_when_a_silent_peer_is_given_up() -> None:
     stack, peer, handle = opened()
     assert stack.option(handle, "KEEPALIVE_INTERVAL_NS", 2 * S) == 0

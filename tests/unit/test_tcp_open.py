@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.unit.peer import (
@@ -20,11 +22,71 @@ from tests.unit.peer import (
     Stack,
     opened,
 )
-from tests.unit.san import lib
+from tests.unit.san import ffi, lib
 
 SECOND_LOCAL = "10.0.0.9"
 
 # ---- options --------------------------------------------------------------------------
+
+
+def test_listen_backlog_can_be_changed() -> None:
+    stack = Stack(listen=80, syn_cookies=lib.IX_COOKIES_NEVER)
+    assert lib.ix_shard_listen_option(stack.shard, ffi.NULL, 4, 80, lib.IX_OPT_BACKLOG, 1) == 0
+    first, second = Peer(stack), Peer(stack, sport=50001)
+    first.send("S")
+    first.expect("SA")
+    second.send("S")
+    second.expect_nothing()
+    assert lib.ix_shard_listen_option(stack.shard, ffi.NULL, 4, 80, lib.IX_OPT_BACKLOG, 2) == 0
+    second.send("S", seq=-1)
+    second.expect("SA")
+
+
+def test_listener_limits_window_and_mss_of_its_connections() -> None:
+    stack = Stack(listen=80, rcvbuf_bytes=1 << 20)
+    for option, value in ((lib.IX_OPT_RCVBUF, 20_000), (lib.IX_OPT_MSS, 1000)):
+        assert lib.ix_shard_listen_option(stack.shard, ffi.NULL, 4, 80, option, value) == 0
+    peer = Peer(stack, wscale=7)
+    peer.send("S")
+    answer = peer.take()
+    assert (answer.mss, answer.wscale, answer.window) == (1000, 0, 20_000)
+    for option, value in ((lib.IX_OPT_RCVBUF, 500), (lib.IX_OPT_MSS, 1), (lib.IX_OPT_MSS, 1 << 16)):
+        assert lib.ix_shard_listen_option(stack.shard, ffi.NULL, 4, 80, option, value) == -EINVAL
+
+
+def connect_with(stack: Stack, **limits: int) -> Any:
+    """A CONNECT with what its SYN must know."""
+    call = stack.queue("CONNECT", family=4, peer=REMOTE, peer_port=80)
+    for name, value in limits.items():
+        setattr(call.open, name, value)
+    stack.poll()
+    return call
+
+
+def test_connect_limits_window_and_mss_from_its_syn_on() -> None:
+    stack = Stack(rcvbuf_bytes=1 << 20)
+    call = connect_with(stack, rcvbuf_bytes=30_000, mss=900)
+    peer = Peer(stack, port=call.local_port, sport=80)
+    syn = peer.take()
+    assert (syn.mss, syn.wscale, syn.window) == (900, 0, 30_000)
+    stack.sleep(1000)
+    assert peer.take().mss == 900, "and when it comes again"
+    for bad in ({"mss": 1}, {"rcvbuf_bytes": 100}, {"zero": 1}):
+        assert connect_with(stack, **bad).result == -EINVAL
+
+
+@pytest.mark.parametrize("without", ["TIMESTAMPS", "SACK", "WINDOW_SCALING"])
+def test_what_the_shard_is_without_is_not_offered_nor_taken(without: str) -> None:
+    stack = Stack(listen=80, without=getattr(lib, f"IX_WITHOUT_{without}"))
+    peer = Peer(stack, ts=True, wscale=7, sack_ok=True)
+    peer.send("S")
+    answer = peer.take()
+    offered = {
+        "TIMESTAMPS": answer.ts is not None,
+        "SACK": answer.sack_ok,
+        "WINDOW_SCALING": answer.wscale is not None,
+    }
+    assert [name for name, there in offered.items() if not there] == [without]
 
 
 @pytest.mark.parametrize("wscale", [None, 0, 7])

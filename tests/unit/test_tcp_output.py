@@ -306,3 +306,12 @@ def test_idle_connection_starts_again_with_the_initial_window() -> None:
     peer.take_all()
     stack.stream(handle, 30 * MSS, 20 * MSS)
     assert len(peer.take_all()) == 10
+
+
+def test_burst_that_the_window_ends_is_pushed_and_a_lone_segment_is_not() -> None:
+    # RFC 9293 3.9.1.2 leaves it open; receivers that merge segments go by it.
+    stack, peer, handle = opened(window=2 * MSS + 100)
+    stack.stream(handle, 0, 6 * MSS)
+    assert [s.flags for s in peer.take_all()] == ["A", "PA"]
+    peer.send("A", window=MSS)
+    assert [s.flags for s in peer.take_all()] == ["A"]

@@ -60,6 +60,15 @@ struct ix_config {
     uint32_t mss_max;         /* no connection's MSS is larger, in neither direction (65,535) */
     uint32_t challenge_acks;  /* challenge ACKs a second, about (1,000) */
     uint8_t syn_cookies;      /* enum ix_cookies */
+    uint8_t without;          /* enum ix_without */
+};
+
+/* What no connection has or does. */
+enum ix_without {
+    IX_WITHOUT_TIMESTAMPS = 1, /* RFC 7323 section 3 */
+    IX_WITHOUT_SACK = 2,       /* RFC 2018 */
+    IX_WITHOUT_WINDOW_SCALING = 4, /* RFC 7323 section 2 */
+    IX_WITHOUT_IDLE_RESTART = 8    /* RFC 5681 4.1 */
 };
 
 /* SYN cookies (RFC 4987 3.6). */

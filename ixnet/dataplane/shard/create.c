@@ -303,17 +303,23 @@ int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t fa
                            uint32_t option, uint64_t value)
 {
     struct ix_ip address;
-    bool congestion = option == IX_OPT_CONGESTION && ix_cc_known(value);
-    bool connections = option == IX_OPT_CONNECTIONS && value <= IX_FLOWS_MAX;
-    if (!take_ip(ip, family, &address) || !(congestion || connections))
+    if (!take_ip(ip, family, &address))
         return -IX_EINVAL;
     struct ix_listener *l = find_listener(shard, &address, family, port);
     if (!l)
         return -IX_ENOENT;
-    if (congestion)
+    if (option == IX_OPT_CONGESTION && ix_cc_known(value))
         l->cc = (uint8_t)value;
-    else
+    else if (option == IX_OPT_CONNECTIONS && value <= IX_FLOWS_MAX)
         l->max_connections = (uint32_t)value;
+    else if (option == IX_OPT_BACKLOG && value <= UINT32_MAX)
+        l->backlog = or_default((uint32_t)value, IX_BACKLOG_DEFAULT);
+    else if (option == IX_OPT_RCVBUF && ix_tcp_rcvbuf_ok(value))
+        l->rcvbuf_bytes = (uint32_t)value;
+    else if (option == IX_OPT_MSS && ix_tcp_mss_ok(value))
+        l->mss = (uint16_t)value;
+    else
+        return -IX_EINVAL;
     return 0;
 }
 

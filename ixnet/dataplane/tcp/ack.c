@@ -87,6 +87,8 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
         ix_tcp_want_event(tcp, tcb, 0);
     }
     ix_sack_advance(tcp, tcb, hdr, a);
+    if (ix_seq_gt(tcb->snd_una - tcb->max_wnd, tcb->ack_floor))
+        tcb->ack_floor = tcb->snd_una - tcb->max_wnd;
     tcb->dupacks = 0;
     const uint32_t elsewhere = IX_TF_RECOVERY | IX_TF_RTO | IX_TF_SACK;
     if (!(tcb->flags & elsewhere) && hdr->ack - tcb->recover > 1u << 30)

@@ -123,6 +123,7 @@ static int option_time(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
         return option_keepalive(tcp, tcb, ms);
     *(call->bytes == IX_OPT_USER_TIMEOUT_NS ? &tcb->user_timeout_ms
       : call->bytes == IX_OPT_LINGER_NS     ? &tcb->linger_ms
+      : call->bytes == IX_OPT_FIN_WAIT_NS   ? &tcb->fin_wait_ms
                                             : &tcb->keepalive_interval_ms) = (uint32_t)ms;
     return 0;
 }
@@ -139,6 +140,7 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
     case IX_OPT_KEEPALIVE_INTERVAL_NS:
     case IX_OPT_USER_TIMEOUT_NS:
     case IX_OPT_LINGER_NS:
+    case IX_OPT_FIN_WAIT_NS:
         return option_time(tcp, tcb, call);
     case IX_OPT_KEEPALIVE_PROBES:
         if (call->value > 127)
@@ -160,6 +162,9 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
             return -IX_EINVAL;
         tcb->rcvbuf_bytes = (uint32_t)IX_MIN(call->value, 65535ull << tcb->rcv_wscale);
         tcb->drs_bytes = UINT32_MAX;
+        return 0;
+    case IX_OPT_TOS:
+        tcb->tos = (uint8_t)(call->value & ~(uint64_t)IX_ECN_MASK);
         return 0;
     case IX_OPT_QUICKACK:
         tcb->quick_acks = (uint8_t)IX_MIN(call->value, 255ull);

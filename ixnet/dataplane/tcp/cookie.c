@@ -14,7 +14,8 @@ enum {
     SLOT_AT = 30, /* the slot, modulo 4, in the two highest bits; */
     MSS_AT = 27,  /* then the index of the MSS; */
     MAC_MASK = (1 << MSS_AT) - 1, /* the rest has to be guessed: */
-    ISS_MASK = (1 << 13) - 1,     /* these bits depend on the peer's ISS, too */
+    ISS_MASK = (1 << 22) - 1,     /* these bits depend on the peer's ISS, too: as many as may be, or
+                                   chance takes a later segment for the first */
 
     OPT_WSCALE_MASK = 15, /* 15: no window scaling */
     OPT_SACK = 16,
@@ -91,7 +92,12 @@ static uint32_t timestamp(struct ix_tcp *tcp, const struct ix_flow_key *key,
 void ix_cookie_answer(struct ix_tcp *tcp, struct ix_listener *listener, const struct ix_packet *pkt,
                       const struct ix_tcp_hdr *syn, const struct ix_flow_key *key)
 {
-    uint32_t rcvbuf_bytes = tcp->cfg->rcvbuf_bytes;
+    uint32_t rcvbuf_bytes = listener->rcvbuf_bytes, rcvbuf_max = rcvbuf_bytes;
+    uint16_t mss = ix_tcp_own_mss(tcp, key->family);
+    if (!rcvbuf_bytes) {
+        rcvbuf_bytes = tcp->cfg->rcvbuf_bytes;
+        rcvbuf_max = tcp->cfg->rcvbuf_max_bytes;
+    }
     struct ix_tcp_hdr hdr = {
         .src_port = key->local_port,
         .dst_port = key->peer_port,
@@ -99,16 +105,17 @@ void ix_cookie_answer(struct ix_tcp *tcp, struct ix_listener *listener, const st
         .ack = syn->seq + 1,
         .window = (uint16_t)IX_MIN(rcvbuf_bytes, 65535u),
         .flags = IX_TCP_SYN | IX_TCP_ACK,
-        .mss = ix_tcp_own_mss(tcp, key->family),
+        .mss = listener->mss ? IX_MIN(listener->mss, mss) : mss,
         .wscale = -1,
     };
-    if (syn->has_ts) {
+    uint8_t without = tcp->cfg->without;
+    if (syn->has_ts && !(without & IX_WITHOUT_TIMESTAMPS)) {
         hdr.has_ts = true;
         hdr.ts_val = timestamp(tcp, key, syn);
         hdr.ts_ecr = syn->ts_val;
-        hdr.sack_ok = syn->sack_ok;
-        if (syn->wscale >= 0)
-            hdr.wscale = (int8_t)ix_tcp_scale_for(tcp->cfg->rcvbuf_max_bytes);
+        hdr.sack_ok = syn->sack_ok && !(without & IX_WITHOUT_SACK);
+        if (syn->wscale >= 0 && !(without & IX_WITHOUT_WINDOW_SCALING))
+            hdr.wscale = (int8_t)ix_tcp_scale_for(rcvbuf_max);
     }
     listener->cookie_ns = tcp->now_ns ? tcp->now_ns : 1;
     if (ix_tcp_send_bare(tcp, pkt, &hdr))
@@ -166,8 +173,7 @@ bool ix_cookie_ack(struct ix_tcp *tcp, struct ix_listener *listener, const struc
     struct ix_tcb *tcb = ix_tcp_half_open(tcp, listener, pkt, &syn, key, hash);
     if (!tcb)
         return true;
-    tcb->iss = hdr->ack - 1;
-    tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
+    ix_tcp_set_iss(tcb, hdr->ack - 1);
     ix_rec_sent(tcp, tcb, tcb->iss + 1);
     tcb->last.again = true; /* nobody knows when: its ACK measures nothing */
     tcb->rcv_adv = tcb->rcv_nxt + IX_MIN(tcb->rcvbuf_bytes, 65535u);

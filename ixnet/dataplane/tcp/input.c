@@ -51,7 +51,7 @@ static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
     }
     /* A listener answers neither (3.10.7.2, fourth), or scanners would learn of it. */
     bool headless = !(kind & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST));
-    if (kind == (IX_TCP_SYN | IX_TCP_FIN) || (hdr->flags & 0x3f) == 0 || (listener && headless)) {
+    if (listener && (headless || kind == (IX_TCP_SYN | IX_TCP_FIN))) {
         tcp->counters->drop_tcp_flags++;
         return IX_VERDICT_DROP;
     }
@@ -210,9 +210,10 @@ static bool ack_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt
         ix_tcp_established(tcp, tcb);
         return true;
     }
-    /* RFC 5961 5.2: an ACK of what was never sent, or from before any window, is a guess. */
+    /* RFC 5961 5.2: an ACK of what was never sent, or from before any window, is a guess; and so is
+     * one from before the connection. */
     if (ix_seq_gt(hdr->ack, tcb->snd_max) ||
-        ix_seq_lt(hdr->ack, tcb->snd_una - tcb->max_wnd)) {
+        ix_seq_lt(hdr->ack, tcb->ack_floor)) {
         tcp->counters->drop_tcp_ack++;
         ix_tcp_challenge(tcp, tcb);
         return false;
@@ -327,10 +328,11 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
 
 /* A SYN that may follow on a connection in TIME_WAIT (RFC 9293 3.10.7.4, RFC 6191 section 2): a
  * newer timestamp, or the same or none and a higher sequence number. True: the old connection is
- * gone. */
-static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+ * gone, and had sent all before *end. */
+static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                            uint32_t *end)
 {
-    if (tcb->state != IX_TCP_TIME_WAIT || !(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
+    if (!(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
         (hdr->flags & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST)) != IX_TCP_SYN)
         return false;
     bool newer = hdr->has_ts && tcb->flags & IX_TF_TS && hdr->ts_val != tcb->ts_recent
@@ -340,6 +342,7 @@ static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct
         tcb->flags & (IX_TF_ON_OUTPUT | IX_TF_ON_EVENTS))
         return false;
     tcp->counters->tcp_time_wait_reused++;
+    *end = tcb->snd_max;
     ix_tcp_finish(tcp, tcb, 0);
     return true;
 }
@@ -361,8 +364,17 @@ enum ix_verdict ix_tcp_input(struct ix_tcp *tcp, struct ix_packet *pkt)
     };
     uint64_t hash = ix_tcp_hash(tcp, &key);
     struct ix_tcb *tcb = ix_tcp_find(tcp, &key, hash);
-    if (IX_UNLIKELY(!tcb) || IX_UNLIKELY(reuse_time_wait(tcp, tcb, &hdr)))
+    if (IX_UNLIKELY(!tcb))
         return input_no_flow(tcp, pkt, &hdr, &key, hash);
+    if (IX_UNLIKELY(tcb->state == IX_TCP_TIME_WAIT)) {
+        uint32_t end;
+        if (reuse_time_wait(tcp, tcb, &hdr, &end)) {
+            enum ix_verdict verdict = input_no_flow(tcp, pkt, &hdr, &key, hash);
+            if ((tcb = ix_tcp_find(tcp, &key, hash)) != NULL)
+                ix_tcp_begin_after(tcb, end);
+            return verdict;
+        }
+    }
     if (IX_UNLIKELY(tcb->state <= IX_TCP_SYN_SENT)) {
         if (tcb->state == IX_TCP_SYN_SENT)
             input_syn_sent(tcp, tcb, pkt, &hdr);

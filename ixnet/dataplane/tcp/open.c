@@ -1,6 +1,9 @@
 /* Listeners, and both ways to open a connection. */
 #include "tcp/tcp.h"
 
+/* How far beyond what the connection before has sent a new one begins; as Linux. */
+enum { BEYOND_OLD = 65537 };
+
 struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key *key)
 {
     struct ix_listener *wild = NULL;
@@ -26,15 +29,40 @@ uint8_t ix_tcp_scale_for(uint32_t bytes)
     return shift;
 }
 
-/* Our side's offers; take_syn_options() withdraws what the peer does not offer too. */
-static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb)
+void ix_tcp_set_iss(struct ix_tcb *tcb, uint32_t iss)
 {
-    tcb->flags |= IX_TF_TS | IX_TF_SACK | IX_TF_WSCALE;
-    tcb->rcv_wscale = ix_tcp_scale_for(tcp->cfg->rcvbuf_max_bytes);
+    tcb->iss = iss;
+    tcb->snd_una = tcb->snd_max = tcb->recover = iss;
+    tcb->ack_floor = iss + 1;
+}
+
+void ix_tcp_begin_after(struct ix_tcb *tcb, uint32_t end)
+{
+    if (ix_seq_leq(tcb->iss, end))
+        ix_tcp_set_iss(tcb, end + BEYOND_OLD);
+}
+
+/* Our side's offers; take_syn_options() withdraws what the peer does not offer too. rcvbuf_bytes,
+ * mss: 0, or limits of this connection's own. */
+static void offer(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t rcvbuf_bytes, uint32_t mss)
+{
+    uint8_t without = tcp->cfg->without;
+    tcb->flags |= (without & IX_WITHOUT_TIMESTAMPS ? 0u : IX_TF_TS) |
+                  (without & IX_WITHOUT_SACK ? 0u : IX_TF_SACK) |
+                  (without & IX_WITHOUT_WINDOW_SCALING ? 0u : IX_TF_WSCALE);
+    if (tcb->flags & IX_TF_WSCALE)
+        tcb->rcv_wscale =
+            ix_tcp_scale_for(rcvbuf_bytes ? rcvbuf_bytes : tcp->cfg->rcvbuf_max_bytes);
+    if (rcvbuf_bytes) {
+        tcb->rcvbuf_bytes = rcvbuf_bytes;
+        tcb->drs_bytes = UINT32_MAX;
+    }
     tcb->ts_offset = ix_tcp_ts_offset(tcp, &tcb->key);
-    tcb->iss = ix_tcp_isn(tcp, &tcb->key);
-    tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
+    ix_tcp_set_iss(tcb, ix_tcp_isn(tcp, &tcb->key));
     tcb->mss = ix_tcp_own_mss(tcp, tcb->key.family);
+    if (mss)
+        tcb->mss = (uint16_t)IX_MIN(mss, (uint32_t)tcb->mss);
+    tcb->own_mss = tcb->mss;
     tcb->flags |= IX_TF_SYN_DUE;
     ix_tcp_want_output(tcp, tcb);
 }
@@ -51,7 +79,7 @@ void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struc
     }
     if (!hdr->sack_ok)
         tcb->flags &= ~IX_TF_SACK;
-    if (hdr->wscale >= 0) {
+    if (hdr->wscale >= 0 && tcb->flags & IX_TF_WSCALE) {
         tcb->snd_wscale = (uint8_t)hdr->wscale;
     } else {
         tcb->flags &= ~IX_TF_WSCALE;
@@ -84,7 +112,7 @@ struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener
     tcb->dst = (struct ix_dst){.mac = pkt->eth.src, .valid = true, .provisional = true};
     if (listener->cc)
         ix_cc_choose(tcb, listener->cc);
-    offer(tcp, tcb);
+    offer(tcp, tcb, listener->rcvbuf_bytes, listener->mss);
     ix_tcp_take_syn_options(tcp, tcb, hdr);
     ix_ecn_take_syn(tcp, tcb, hdr->flags, pkt->ip.tos & IX_ECN_MASK);
     return tcb;
@@ -153,7 +181,8 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
     if (err)
         return err;
     uint64_t hash = ix_tcp_hash(tcp, &key);
-    if (call->bytes && !ix_cc_known(call->bytes))
+    if ((call->bytes && !ix_cc_known(call->bytes)) || call->open.zero ||
+        !ix_tcp_rcvbuf_ok(call->open.rcvbuf_bytes) || !ix_tcp_mss_ok(call->open.mss))
         return -IX_EINVAL;
     if (ix_tcp_find(tcp, &key, hash))
         return -IX_EADDRINUSE;
@@ -165,7 +194,7 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
     if (call->bytes)
         ix_cc_choose(tcb, (uint8_t)call->bytes);
     tcp->counters->tcp_active_opens++;
-    offer(tcp, tcb);
+    offer(tcp, tcb, call->open.rcvbuf_bytes, call->open.mss);
     call->handle = ix_tcb_handle(tcp, tcb);
     call->local_port = key.local_port;
     return 0;

@@ -112,12 +112,11 @@ static uint32_t peer_room(const struct ix_tcb *tcb)
 }
 
 /* May a segment that is not full go now? Nagle's algorithm and the sender's side of silly window
- * avoidance (RFC 9293 3.7.4 and 3.8.6.2.1). */
-static bool short_segment_ok(const struct ix_tcb *tcb, uint32_t bytes, uint32_t unsent)
+ * avoidance (RFC 9293 3.7.4 and 3.8.6.2.1). idle: nothing is in flight. */
+static bool short_segment_ok(const struct ix_tcb *tcb, uint32_t bytes, uint32_t unsent, bool idle)
 {
     if (bytes == unsent && (tcb->flags & IX_TF_CLOSED_WR))
         return true;
-    bool idle = ix_tcb_flight(tcb) == 0;
     if (bytes == unsent && !(tcb->flags & IX_TF_MORE) && (idle || !(tcb->flags & IX_TF_NAGLE)))
         return true;
     return bytes > 0 && bytes >= tcb->max_wnd / 2;
@@ -155,13 +154,23 @@ static uint32_t unsent_bytes(const struct ix_tcb *tcb)
     return ix_seq_lt(tcb->snd_max, end) ? end - tcb->snd_max : 0;
 }
 
+/* Does a burst of two segments or more end with this one, because the window does? RFC 9293 3.9.1.2
+ * leaves PSH to us there; Linux sets it on each such burst, and receivers that merge segments hand
+ * them on then. One segment alone, of limited transmit say, is better delayed. */
+static bool ends_burst(const struct ix_tcb *tcb, uint32_t sent, uint32_t unsent, uint32_t room,
+                       uint32_t max)
+{
+    uint32_t next = IX_MIN(IX_MIN(unsent, max), room);
+    return sent && next < max && (next == 0 || !short_segment_ok(tcb, next, unsent, false));
+}
+
 /* New data. */
 static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us &&
+    if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us && !(tcp->cfg->without & IX_WITHOUT_IDLE_RESTART) &&
         tcp->now_ms - tcb->last_tx_ms > tcb->rto_us / 1000)
         ix_cc_restart_after_idle(tcp, tcb);
-    for (;;) {
+    for (uint32_t sent = 0;; sent++) {
         uint32_t unsent = unsent_bytes(tcb);
         bool fin = fin_due(tcb);
         if (unsent == 0 && !fin)
@@ -172,10 +181,11 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
         uint32_t bytes = IX_MIN(IX_MIN(unsent, max), room);
         fin = fin && bytes == unsent;
         if (bytes < max && !(fin && unsent == 0) &&
-            (bytes == 0 || !short_segment_ok(tcb, bytes, unsent)))
+            (bytes == 0 || !short_segment_ok(tcb, bytes, unsent, ix_tcb_flight(tcb) == 0)))
             return true;
-        uint8_t flags =
-            IX_TCP_ACK | (bytes && bytes == unsent ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
+        bool push = bytes && (bytes == unsent ||
+                              ends_burst(tcb, sent, unsent - bytes, room - bytes, max));
+        uint8_t flags = IX_TCP_ACK | (push ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
         if (!ix_tcp_send_segment(tcp, tcb, tcb->snd_max, bytes, flags, true))
             return false;
         sent_new(tcp, tcb, bytes, fin);

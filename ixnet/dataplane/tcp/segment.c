@@ -15,7 +15,7 @@ static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_h
         hdr->ts_ecr = tcb->ts_recent;
     }
     if (hdr->flags & IX_TCP_SYN) {
-        hdr->mss = ix_tcp_own_mss(tcp, tcb->key.family);
+        hdr->mss = tcb->own_mss;
         /* A shift of 0 is said too: silence would forbid the peer's shift (RFC 7323 2.2). */
         hdr->wscale = tcb->flags & IX_TF_WSCALE ? (int8_t)tcb->rcv_wscale : -1;
         hdr->sack_ok = tcb->flags & IX_TF_SACK;
@@ -170,7 +170,7 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     ix_tcp_emit(segment, &hdr, ix_ip_sum(&tcb->key.local, tcb->key.family),
                 ix_ip_sum(&tcb->key.peer, tcb->key.family), bytes, placed.sum);
     bool ect = new_data && (tcb->ecn & (IX_ECNF_ON | IX_ECNF_MUTE)) == IX_ECNF_ON;
-    uint8_t tos = ect ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
+    uint8_t tos = tcb->tos | (ect ? IX_ECN_ECT0 : IX_ECN_NOT_ECT);
     ix_net_output(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos, &tcb->key,
                   &tcb->dst.mac);
     net->counters->tcp_out++;

@@ -305,6 +305,11 @@ struct ix_tcb {
     /* Dynamic right-sizing: since drs_ms, when the application had taken all before drs_seq. */
     uint32_t drs_ms, drs_seq;
     uint32_t drs_bytes;    /* taken in the round trip before; UINT32_MAX: rcvbuf_bytes is fixed */
+    uint32_t ack_floor;    /* no ACK is older: what was ever acknowledged, at most max_wnd of it (RFC
+                              5961 5.2) */
+    uint32_t fin_wait_ms;  /* 0: default */
+    uint16_t own_mss;      /* what our SYN says */
+    uint8_t tos;           /* without the ECN bits */
     uint16_t accepted_by;  /* listener that counts it among its connections, plus 1; 0: none */
     uint8_t keepalive_probes; /* 0: default */
     uint32_t retransmits;  /* segments, in all */
@@ -318,6 +323,8 @@ struct ix_listener {
     uint16_t port;   /* 0: free */
     uint8_t family; /* 4, 6, or 0: both, then ip is all 0 */
     uint8_t cc; /* enum ix_congestion of its connections */
+    uint16_t mss;          /* limit of theirs; 0: none */
+    uint32_t rcvbuf_bytes; /* their receive windows' limit; 0: the configuration's, and grows */
     uint32_t backlog;
     uint32_t pending;  /* connections in SYN_RCVD or not yet ACCEPTed */
     uint32_t complete; /* of those the ones whose handshake is over */

@@ -56,6 +56,20 @@ static inline uint16_t ix_tcp_own_mss(const struct ix_tcp *tcp, uint8_t family)
     return (uint16_t)IX_MIN(mss, tcp->cfg->mss_max);
 }
 int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call);
+/* The numbers of a connection that has sent nothing yet begin at iss. */
+void ix_tcp_set_iss(struct ix_tcb *tcb, uint32_t iss);
+/* A connection that has sent nothing yet takes the place of one that had sent all before `end`: its
+ * numbers begin beyond (RFC 1122 4.2.2.13, RFC 9293 3.10.7.4). */
+void ix_tcp_begin_after(struct ix_tcb *tcb, uint32_t end);
+/* Limits of connections, as options have them: 0 is none. */
+static inline bool ix_tcp_rcvbuf_ok(uint64_t bytes)
+{
+    return bytes == 0 || (bytes >= IX_MSS_DEFAULT && bytes <= 1u << 30);
+}
+static inline bool ix_tcp_mss_ok(uint64_t mss)
+{
+    return mss == 0 || (mss >= IX_MSS_MIN && mss <= UINT16_MAX);
+}
 /* Takes MSS, window scale, SACK-permitted and timestamps from the peer's SYN. */
 void ix_tcp_take_syn_options(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr);
 /* Handshake complete: ESTABLISHED, and the event that says so. */

@@ -70,8 +70,9 @@ void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 void ix_tcp_await_fin(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
+    uint32_t wait_ms = tcb->fin_wait_ms ? tcb->fin_wait_ms : (uint32_t)FIN_WAIT_2_MS;
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
-                 tcp->now_ns + FIN_WAIT_2_MS * 1000000ull);
+                 tcp->now_ns + wait_ms * 1000000ull);
 }
 
 static void give_up(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -94,8 +95,7 @@ static void next_port(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->hash = ix_tcp_hash(tcp, &tcb->key);
     int err = ix_flowtab_add(&tcp->table, tcb->hash, flow);
     IX_ASSERT(err == 0); /* an entry was just freed */
-    tcb->iss = ix_tcp_isn(tcp, &tcb->key);
-    tcb->snd_una = tcb->snd_max = tcb->recover = tcb->iss;
+    ix_tcp_set_iss(tcb, ix_tcp_isn(tcp, &tcb->key));
     ix_rec_drop(tcp, tcb);
     tcb->rcv_adv = 0;
 }
@@ -257,14 +257,19 @@ static void ack_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    uint32_t idle_ms = tcp->now_ms - tcb->last_rx_ms;
-    uint32_t wait_ms = tcb->keepalive_ms, interval_ms = tcb->keepalive_interval_ms;
+    uint32_t idle_ms = tcp->now_ms - tcb->last_rx_ms, wait_ms = tcb->keepalive_ms;
     uint32_t most = tcb->keepalive_probes ? tcb->keepalive_probes : (uint32_t)KEEPALIVE_PROBES;
+    uint32_t interval_ms = tcb->keepalive_interval_ms;
     if (wait_ms == 0)
         return;
+    if (!interval_ms)
+        interval_ms = IX_MIN((uint32_t)KEEPALIVE_INTERVAL_MS, wait_ms);
+    /* Counted from when the peer was last heard of: its answer to a probe begins a new idle time,
+     * and the timer must not come later than that ends. */
+    uint64_t due_ms = tcb->keepalive_ms + (uint64_t)tcb->retries * interval_ms;
     /* What probes a window shows as well that the peer is there, and has the count to itself. */
-    bool probing = tcb->flags & IX_TF_PERSIST;
-    if (idle_ms >= tcb->keepalive_ms && ix_tcb_flight(tcb) == 0 && !probing) {
+    bool idle = ix_tcb_flight(tcb) == 0 && !(tcb->flags & IX_TF_PERSIST);
+    if (idle && idle_ms >= due_ms) {
         bool patience_over = tcb->user_timeout_ms
                                  ? idle_ms >= tcb->keepalive_ms + tcb->user_timeout_ms
                                  : tcb->retries >= most;
@@ -276,8 +281,10 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
             tcb->rtx_start_ms = tcp->now_ms; /* of data that is sent before the answer comes, too */
         tcp->counters->tcp_keepalives++;
         probe(tcp, tcb);
-        wait_ms = interval_ms ? interval_ms : IX_MIN((uint32_t)KEEPALIVE_INTERVAL_MS, wait_ms);
-    } else if (idle_ms < tcb->keepalive_ms) {
+        wait_ms = IX_MIN(interval_ms, wait_ms);
+    } else if (idle) {
+        wait_ms = (uint32_t)IX_MIN(due_ms - idle_ms, (uint64_t)wait_ms);
+    } else if (idle_ms < wait_ms) {
         wait_ms -= idle_ms;
     }
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
