@@ -172,20 +172,23 @@ static int listen_on(struct ix_posix *p, struct ix_sock *s, int backlog)
 {
     if (s->kind != IX_SOCK_TCP)
         return -EOPNOTSUPP;
+    /* Linux's queue is full with one more than was asked for (sk_acceptq_is_full()). */
+    uint32_t room = backlog < 0 || backlog > BACKLOG_MAX ? BACKLOG_MAX : (uint32_t)backlog;
     if (s->state == IX_SOCK_LISTEN)
-        return 0;
+        return ix_sock_listen_option(p, s, IX_OPT_BACKLOG, room + 1);
     if (s->state != IX_SOCK_NEW)
         return -EINVAL;
     int err = ix_sock_autobind(p, s);
     if (err)
         return err;
-    /* Linux's queue is full with one more than was asked for (sk_acceptq_is_full()). */
-    uint32_t room = backlog < 0 || backlog > BACKLOG_MAX ? BACKLOG_MAX : (uint32_t)backlog;
     err = ix_shard_listen(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
                           ix_sock_cookie(p, s), room + 1);
     if (!err && s->opt.congestion)
-        err = ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
-                                     IX_OPT_CONGESTION, s->opt.congestion);
+        err = ix_sock_listen_option(p, s, IX_OPT_CONGESTION, s->opt.congestion);
+    if (!err && s->opt.rcvbuf_set)
+        err = ix_sock_listen_option(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
+    if (!err && s->opt.maxseg)
+        err = ix_sock_listen_option(p, s, IX_OPT_MSS, s->opt.maxseg);
     if (!err)
         s->state = IX_SOCK_LISTEN;
     return err;
@@ -325,6 +328,8 @@ static int begin_connect(struct ix_posix *p, struct ix_sock *s)
                            .bytes = s->opt.congestion,
                            .peer_port = s->peer.port,
                            .local_port = s->bound ? s->local.port : 0};
+    call.open.rcvbuf_bytes = s->opt.rcvbuf_set ? s->opt.rcvbuf_bytes : 0;
+    call.open.mss = (uint16_t)s->opt.maxseg;
     memcpy(call.peer, s->peer.ip, sizeof call.peer);
     memcpy(call.local, s->local.ip, sizeof call.local);
     if (s->bound && !families_meet(s->local.family, s->peer.family))

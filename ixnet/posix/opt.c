@@ -15,6 +15,8 @@ enum {
     KEEPCNT = 9,
     BUF_MIN = 4608,  /* Linux: SOCK_MIN_SNDBUF */
     QUICK_ACKS = 16, /* Linux: TCP_MAX_QUICKACKS */
+    MSS_MIN = 88,    /* Linux: TCP_MIN_MSS */
+    MSS_MAX = 32767, /* Linux: MAX_TCP_WINDOW */
 };
 
 void ix_sock_default_options(const struct ix_posix *p, struct ix_sock *s)
@@ -22,6 +24,7 @@ void ix_sock_default_options(const struct ix_posix *p, struct ix_sock *s)
     s->opt = (struct ix_sock_options){.keepidle_s = KEEPIDLE_S,
                                       .keepintvl_s = KEEPINTVL_S,
                                       .keepcnt = KEEPCNT,
+                                      .pmtudisc = IP_PMTUDISC_WANT,
                                       .sndbuf_bytes = p->cfg.sndbuf_bytes,
                                       .rcvbuf_bytes = p->cfg.rcvbuf_bytes};
 }
@@ -30,6 +33,8 @@ void ix_sock_default_options(const struct ix_posix *p, struct ix_sock *s)
 
 static int tell(struct ix_posix *p, struct ix_sock *s, uint32_t option, uint64_t value)
 {
+    if (s->state == IX_SOCK_LISTEN)
+        return ix_sock_listen_option(p, s, option, value);
     struct ix_call call = {
         .op = IX_CALL_OPTION, .handle = s->handle, .bytes = option, .value = value};
     bool connection = s->kind == IX_SOCK_TCP && s->handle && s->state != IX_SOCK_KNOCKING;
@@ -39,6 +44,8 @@ static int tell(struct ix_posix *p, struct ix_sock *s, uint32_t option, uint64_t
 static int tell_keepalive(struct ix_posix *p, struct ix_sock *s)
 {
     uint64_t idle_ns = s->opt.keepalive ? s->opt.keepidle_s * 1000000000ull : 0;
+    (void)tell(p, s, IX_OPT_KEEPALIVE_INTERVAL_NS, s->opt.keepintvl_s * 1000000000ull);
+    (void)tell(p, s, IX_OPT_KEEPALIVE_PROBES, s->opt.keepcnt);
     return tell(p, s, IX_OPT_KEEPALIVE_NS, idle_ns);
 }
 
@@ -51,8 +58,22 @@ void ix_sock_apply_options(struct ix_posix *p, struct ix_sock *s)
         (void)tell_keepalive(p, s);
     if (s->opt.user_timeout_ms)
         (void)tell(p, s, IX_OPT_USER_TIMEOUT_NS, s->opt.user_timeout_ms * 1000000ull);
-    if (s->opt.rcvbuf_bytes != p->cfg.rcvbuf_bytes)
+    if (s->opt.fin_wait_s)
+        (void)tell(p, s, IX_OPT_FIN_WAIT_NS, s->opt.fin_wait_s * 1000000000ull);
+    if (s->opt.tos)
+        (void)tell(p, s, IX_OPT_TOS, s->opt.tos);
+    if (s->opt.rcvbuf_set)
         (void)tell(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
+}
+
+int ix_sock_listen_option(struct ix_posix *p, const struct ix_sock *s, uint32_t option,
+                          uint64_t value)
+{
+    bool known = option == IX_OPT_CONGESTION || option == IX_OPT_RCVBUF || option == IX_OPT_MSS ||
+                 option == IX_OPT_BACKLOG;
+    return known ? ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
+                                          option, value)
+                 : 0;
 }
 
 /* ---- setsockopt */
@@ -105,6 +126,7 @@ static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value
         return 0;
     case SO_RCVBUF:
         s->opt.rcvbuf_bytes = buffer_bytes(value, 1u << 30);
+        s->opt.rcvbuf_set = true;
         return tell(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
     default:
         return -ENOPROTOOPT;
@@ -127,6 +149,29 @@ static int set_tcp(struct ix_posix *p, struct ix_sock *s, int name, int value)
             return -EINVAL;
         s->opt.keepidle_s = (uint32_t)value;
         return s->opt.keepalive ? tell_keepalive(p, s) : 0;
+    case TCP_KEEPINTVL:
+        if (value < 1 || value > 32767)
+            return -EINVAL;
+        s->opt.keepintvl_s = (uint32_t)value;
+        return s->opt.keepalive ? tell_keepalive(p, s) : 0;
+    case TCP_KEEPCNT:
+        if (value < 1 || value > 127)
+            return -EINVAL;
+        s->opt.keepcnt = (uint32_t)value;
+        return s->opt.keepalive ? tell_keepalive(p, s) : 0;
+    case TCP_MAXSEG: /* for the handshake to come */
+        if (value && (value < MSS_MIN || value > MSS_MAX))
+            return -EINVAL;
+        s->opt.maxseg = (uint32_t)value;
+        return s->state == IX_SOCK_LISTEN ? tell(p, s, IX_OPT_MSS, s->opt.maxseg) : 0;
+    case TCP_LINGER2:
+        s->opt.fin_wait_s = value > 0 ? (uint32_t)(value < 120 ? value : 120) : 0;
+        return tell(p, s, IX_OPT_FIN_WAIT_NS, s->opt.fin_wait_s * 1000000000ull);
+    case TCP_INQ:
+        if (value < 0 || value > 1)
+            return -EINVAL;
+        s->opt.inq = value;
+        return 0;
     case TCP_USER_TIMEOUT:
         if (value < 0)
             return -EINVAL;
@@ -155,9 +200,6 @@ static int set_congestion(struct ix_posix *p, struct ix_sock *s, const void *val
     if (i > IX_CC_DCTCP)
         return -ENOENT;
     s->opt.congestion = i;
-    if (s->state == IX_SOCK_LISTEN)
-        return ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
-                                      IX_OPT_CONGESTION, i);
     return tell(p, s, IX_OPT_CONGESTION, i);
 }
 
@@ -168,6 +210,32 @@ static int set_v6only(struct ix_sock *s, int on)
         return -EINVAL;
     s->opt.v6only = on;
     return 0;
+}
+
+/* Linux takes a byte or an int here. */
+static int set_ip(struct ix_posix *p, struct ix_sock *s, int name, const void *value, socklen_t len)
+{
+    int number = 0;
+    if (len >= sizeof number)
+        memcpy(&number, value, sizeof number);
+    else if (len)
+        number = *(const uint8_t *)value;
+    else
+        return -EINVAL;
+    switch (name) {
+    case IP_TOS: /* a stream's ECN bits are TCP's own */
+        s->opt.tos = (uint8_t)(s->kind == IX_SOCK_TCP ? number & ~3 : number);
+        return tell(p, s, IX_OPT_TOS, s->opt.tos);
+    case IP_MTU_DISCOVER: /* kept; the path's MTU is always discovered */
+        if (number < IP_PMTUDISC_DONT || number > IP_PMTUDISC_PROBE)
+            return -EINVAL;
+        s->opt.pmtudisc = (uint8_t)number;
+        return 0;
+    case IP_FREEBIND: /* bind() takes any address as it is */
+        return 0;
+    default:
+        return -ENOPROTOOPT;
+    }
 }
 
 static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name, const void *value,
@@ -184,6 +252,8 @@ static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name
         return set_timeout(&s->opt.sndtimeo_ns, value, len);
     if (level == IPPROTO_TCP && name == TCP_CONGESTION && s->kind == IX_SOCK_TCP)
         return set_congestion(p, s, value, len);
+    if (level == IPPROTO_IP)
+        return set_ip(p, s, name, value, len);
     if (len < sizeof number)
         return -EINVAL;
     memcpy(&number, value, sizeof number);
@@ -201,7 +271,9 @@ int ix_posix_setsockopt(struct ix_posix *p, int fd, int level, int name, const v
 {
     ix_posix_enter(p);
     struct ix_sock *s = ix_sock_of_fd(p, fd);
-    int result = s ? set_option(p, s, level, name, value, len) : -EBADF;
+    int result = !s                           ? -EBADF
+                 : len && !ix_posix_usable(value) ? -EFAULT
+                                              : set_option(p, s, level, name, value, len);
     ix_posix_leave(p);
     return result;
 }
@@ -304,11 +376,25 @@ static int get_tcp(const struct ix_posix *p, const struct ix_sock *s, int name, 
         return 0;
     case TCP_MAXSEG:
         (void)linux_state(p, s, &info);
-        *value = info.mss ? (int)info.mss : 536;
+        *value = info.mss ? (int)info.mss : s->opt.maxseg ? (int)s->opt.maxseg : 536;
+        return 0;
+    case TCP_LINGER2:
+        *value = s->opt.fin_wait_s ? (int)s->opt.fin_wait_s : 60;
+        return 0;
+    case TCP_INQ:
+        *value = s->opt.inq;
         return 0;
     default:
         return -ENOPROTOOPT;
     }
+}
+
+static int get_ip(const struct ix_sock *s, int name, int *value)
+{
+    if (name != IP_TOS && name != IP_MTU_DISCOVER)
+        return -ENOPROTOOPT;
+    *value = name == IP_TOS ? s->opt.tos : s->opt.pmtudisc;
+    return 0;
 }
 
 static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, int name, void *value,
@@ -335,6 +421,8 @@ static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, in
         err = get_socket(p, s, name, &number);
     } else if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && s->family == 6) {
         number = s->opt.v6only;
+    } else if (level == IPPROTO_IP) {
+        err = get_ip(s, name, &number);
     } else if (level != IPPROTO_TCP || s->kind != IX_SOCK_TCP) {
         err = -ENOPROTOOPT;
     } else if (name == TCP_CONGESTION) {
@@ -359,7 +447,10 @@ int ix_posix_getsockopt(struct ix_posix *p, int fd, int level, int name, void *v
 {
     ix_posix_enter(p);
     struct ix_sock *s = ix_sock_of_fd(p, fd);
-    int result = s ? get_option(p, s, level, name, value, len) : -EBADF;
+    int result = !s ? -EBADF
+                 : !ix_posix_usable(value) || !ix_posix_usable(len)
+                     ? -EFAULT
+                     : get_option(p, s, level, name, value, len);
     ix_posix_leave(p);
     return result;
 }

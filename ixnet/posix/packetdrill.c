@@ -2,7 +2,7 @@
  * a clock that only this file moves. See packetdrill.h. */
 #include "posix/packetdrill.h"
 
-#include "api/config.h"
+#include "posix/settings.h"
 #include "posix/wire.h"
 
 #include <arpa/inet.h>
@@ -29,23 +29,19 @@ enum {
 #define START_NS 1700000000000000000ull
 
 /* As ixnet's records have it. */
-struct address {
-    uint8_t ip[16]; /* IPv4 in the first 4 bytes */
-    uint8_t family; /* 4 or 6 */
-};
-
 struct stack {
     struct ix_wire *wire;
     struct ix_shard *shard;
     struct ix_posix *posix;
     void *memory;
+    char *flags;
     pthread_t driver;       /* the thread that moves the clock: the one that made this */
     uint64_t now_ns;        /* read by all threads */
     pthread_mutex_t moving; /* held while the clock moves */
     uint64_t other_ns; /* when the other thread last entered a call; UINT64_MAX: the end of that
                         * call has been asked for */
     uint32_t locals;
-    struct address local[LOCALS_MAX];
+    struct ix_posix_address local[LOCALS_MAX];
 };
 
 static void fail(const char *what)
@@ -66,6 +62,18 @@ static void set_clock(struct stack *st, uint64_t now_ns)
     if (now_ns > st->now_ns)
         __atomic_store_n(&st->now_ns, now_ns, __ATOMIC_RELEASE);
     ix_wire_set_now(st->wire, st->now_ns);
+}
+
+static void make(struct stack *st);
+
+/* The shard is made when it is first needed: the commands that a script begins with, sysctls among
+ * them, have been run by then. */
+static struct stack *stack_of(void *userdata)
+{
+    struct stack *st = userdata;
+    if (!st->shard)
+        make(st);
+    return st;
 }
 
 static bool is_driver(const struct stack *st)
@@ -104,13 +112,13 @@ static void run_for(struct stack *st, uint64_t ns)
 
 static int pd_usleep(void *userdata, useconds_t us)
 {
-    run_for(userdata, us * 1000ull);
+    run_for(stack_of(userdata), us * 1000ull);
     return 0;
 }
 
 static int pd_gettimeofday(void *userdata, struct timeval *tv, struct timezone *tz)
 {
-    struct stack *st = userdata;
+    struct stack *st = stack_of(userdata);
     (void)tz;
     /* The thread that makes the blocking calls asks when its call ended: when it was woken, however
      * far the driver has come meanwhile. At other times the driver waits for it. */
@@ -135,7 +143,7 @@ static void tell_shard(struct stack *st, const struct ix_ctl_msg *msg)
 }
 
 /* Makes an address the stack's, unless it is already. */
-static void add_local(struct stack *st, const struct address *local)
+static void add_local(struct stack *st, const struct ix_posix_address *local)
 {
     static const uint8_t any[16];
     struct ix_ctl_msg msg = {.type = IX_CTL_ADDR_ADD, .family = local->family};
@@ -150,9 +158,9 @@ static void add_local(struct stack *st, const struct address *local)
 }
 
 /* That of a bind(), or none: family 0. IPv4-mapped ones are IPv4's. */
-static struct address address_of(const struct sockaddr *addr, socklen_t len)
+static struct ix_posix_address address_of(const struct sockaddr *addr, socklen_t len)
 {
-    struct address out = {.family = 0};
+    struct ix_posix_address out = {.family = 0};
     struct sockaddr_in in4;
     struct sockaddr_in6 in6;
     if (len >= sizeof in4 && addr->sa_family == AF_INET) {
@@ -169,13 +177,13 @@ static struct address address_of(const struct sockaddr *addr, socklen_t len)
 }
 
 /* The way to everybody; connect() goes out from `local`. */
-static void add_router(struct stack *st, const struct address *local)
+static void add_router(struct stack *st, const struct ix_posix_address *local)
 {
-    static const struct address routers[] = {
+    static const struct ix_posix_address routers[] = {
         {{192, 0, 2, 254}, 4},
         {{0x20, 1, 0xd, 0xb8, [15] = 0xfe}, 6},
     };
-    const struct address *router = &routers[local->family == 6];
+    const struct ix_posix_address *router = &routers[local->family == 6];
     struct ix_ctl_msg route = {.type = IX_CTL_ROUTE_SET, .family = local->family};
     struct ix_ctl_msg neigh = {.type = IX_CTL_NEIGH_SET, .family = local->family};
     memcpy(route.gateway, router->ip, sizeof route.gateway);
@@ -188,9 +196,9 @@ static void add_router(struct stack *st, const struct address *local)
 
 static int pd_netdev_send(void *userdata, const void *buf, size_t bytes)
 {
-    struct stack *st = userdata;
+    struct stack *st = stack_of(userdata);
     const uint8_t *packet = buf;
-    struct address dst = {.family = bytes ? packet[0] >> 4 : 0};
+    struct ix_posix_address dst = {.family = bytes ? packet[0] >> 4 : 0};
     if (bytes >= 20 && dst.family == 4 && packet[16] < 224) {
         memcpy(dst.ip, packet + 16, 4);
         add_local(st, &dst);
@@ -209,7 +217,7 @@ static int pd_netdev_send(void *userdata, const void *buf, size_t bytes)
 
 static int pd_netdev_receive(void *userdata, void *buf, size_t *bytes, long long *time_us)
 {
-    struct stack *st = userdata;
+    struct stack *st = stack_of(userdata);
     size_t room = *bytes, got;
     uint64_t at_ns = st->now_ns, next_ns = 0;
     while ((got = ix_wire_take(st->wire, buf, room, &at_ns)) == 0 && next_ns != UINT64_MAX) {
@@ -226,7 +234,7 @@ static int pd_netdev_receive(void *userdata, void *buf, size_t *bytes, long long
 
 static struct stack *enter(void *userdata)
 {
-    struct stack *st = userdata;
+    struct stack *st = stack_of(userdata);
     if (!is_driver(st))
         st->other_ns = clock_ns(st);
     return st;
@@ -256,9 +264,9 @@ static void fd_close(void *arg, int fd)
 }
 
 /* Else it is a pipe. */
-static bool is_ours(struct stack *st, int fd)
+static bool is_ours(void *userdata, int fd)
 {
-    return ix_posix_fcntl(st->posix, fd, F_GETFD, 0) >= 0;
+    return ix_posix_fcntl(stack_of(userdata)->posix, fd, F_GETFD, 0) >= 0;
 }
 
 static int pd_socket(void *userdata, int domain, int type, int protocol)
@@ -269,7 +277,7 @@ static int pd_socket(void *userdata, int domain, int type, int protocol)
 static int pd_bind(void *userdata, int fd, const struct sockaddr *addr, socklen_t len)
 {
     struct stack *st = enter(userdata);
-    struct address local = address_of(addr, len);
+    struct ix_posix_address local = address_of(addr, len);
     if (local.family)
         add_local(st, &local);
     return (int)leave(ix_posix_bind(st->posix, fd, addr, len));
@@ -446,78 +454,52 @@ static void pd_free(void *userdata)
 {
     struct stack *st = userdata;
     pthread_mutex_destroy(&st->moving);
-    ix_posix_free(st->posix);
-    ix_wire_free(st->wire);
+    if (st->shard) {
+        ix_posix_free(st->posix);
+        ix_wire_free(st->wire);
+    }
     free(st->memory);
+    free(st->flags);
     free(st);
 }
 
-static void read_flag(const char *flag, struct ix_config *cfg, struct address local[2])
+static void make(struct stack *st)
 {
-    unsigned value;
-    char address[INET6_ADDRSTRLEN];
-    if (sscanf(flag, "local=%45s", address) == 1 &&
-        (inet_pton(AF_INET, address, local[0].ip) == 1 ||
-         inet_pton(AF_INET6, address, local[1].ip) == 1))
-        return;
-    if (sscanf(flag, "mtu=%u", &value) == 1)
-        cfg->mtu = value;
-    else if (sscanf(flag, "time_wait_ms=%u", &value) == 1)
-        cfg->time_wait_ms = value;
-    else if (sscanf(flag, "rcvbuf=%u", &value) == 1)
-        cfg->rcvbuf_bytes = value;
-    else if (sscanf(flag, "sndbuf=%u", &value) == 1)
-        cfg->sndbuf_bytes = value;
-    else
-        fail("a setting in --so_flags is none that I know");
-}
-
-static void read_flags(const char *flags, struct ix_config *cfg, struct address local[2])
-{
-    char *copy = strdup(flags ? flags : ""), *at = copy, *flag;
-    while (copy && (flag = strsep(&at, ",")) != NULL)
-        if (*flag)
-            read_flag(flag, cfg, local);
-    free(copy);
-}
-
-static struct stack *make(const char *flags)
-{
-    struct stack *st = calloc(1, sizeof *st);
-    /* Of packetdrill's 192.168.0.0/16 and fd3d:a0b:17d6::/48. */
-    struct address local[2] = {{{192, 168, 0, 2}, 4},
-                               {{0xfd, 0x3d, 0x0a, 0x0b, 0x17, 0xd6, [15] = 2}, 6}};
-    struct ix_config cfg = {.now_ns = START_NS,
-                            .shard_count = 1,
-                            .max_flows = 1024,
-                            .pool_frames = POOL_FRAMES,
-                            .arena_frames = ARENA_FRAMES,
-                            .sg_inplace = 1,
-                            .port_lo = PORT_LO,
-                            .port_hi = PORT_HI,
-                            .all_port_lo = PORT_LO,
-                            .all_port_hi = PORT_HI};
+    struct ix_posix_settings set = {
+        .sysctls = true,
+        /* Of packetdrill's 192.168.0.0/16 and fd3d:a0b:17d6::/48. */
+        .local = {{{192, 168, 0, 2}, 4}, {{0xfd, 0x3d, 0x0a, 0x0b, 0x17, 0xd6, [15] = 2}, 6}},
+        .cfg = {.now_ns = START_NS,
+                .shard_count = 1,
+                .max_flows = 1024,
+                .pool_frames = POOL_FRAMES,
+                .arena_frames = ARENA_FRAMES,
+                .rcvbuf_max_bytes = RCVBUF_MAX,
+                .sndbuf_max_bytes = SNDBUF_MAX,
+                .sg_inplace = 1,
+                .port_lo = PORT_LO,
+                .port_hi = PORT_HI,
+                .all_port_lo = PORT_LO,
+                .all_port_hi = PORT_HI},
+    };
+    struct ix_config *cfg = &set.cfg;
+    (void)ix_posix_read_settings(st->flags, &set);
+    if (set.sysctls) {
+        ix_posix_sysctls(cfg);
+        (void)ix_posix_read_settings(st->flags, &set); /* which have the last word */
+    }
     for (uint64_t i = 0; i < 8; i++) /* the same numbers in every run */
-        cfg.secret[i] = (i + 1) * 0x9e3779b97f4a7c15ull;
-    memcpy(cfg.mac, ix_wire_mac, sizeof cfg.mac);
-    read_flags(flags, &cfg, local);
-    if (!cfg.rcvbuf_bytes)
-        cfg.rcvbuf_max_bytes = RCVBUF_MAX;
-    if (!cfg.sndbuf_bytes)
-        cfg.sndbuf_max_bytes = SNDBUF_MAX;
-    size_t bytes = ix_shard_bytes(&cfg);
-    if (!st || !bytes)
+        cfg->secret[i] = (i + 1) * 0x9e3779b97f4a7c15ull;
+    memcpy(cfg->mac, ix_wire_mac, sizeof cfg->mac);
+    size_t bytes = ix_shard_bytes(cfg);
+    if (!bytes)
         fail("the settings in --so_flags can't be");
-    st->driver = pthread_self();
-    st->now_ns = START_NS;
-    st->other_ns = UINT64_MAX;
-    pthread_mutex_init(&st->moving, NULL);
     st->wire = ix_wire_new(POOL_FRAMES + ARENA_FRAMES);
     st->memory = aligned_alloc(4096, bytes);
     if (!st->wire || !st->memory)
         fail("out of memory");
     memset(st->memory, 0, bytes);
-    st->shard = ix_shard_create(st->memory, bytes, &cfg, ix_wire_link(st->wire), NULL);
+    st->shard = ix_shard_create(st->memory, bytes, cfg, ix_wire_link(st->wire), NULL);
     st->posix = ix_posix_new(&(struct ix_posix_config){.shard = st->shard,
                                                        .env = {.now_ns = clock_ns,
                                                                .drive = drive,
@@ -527,24 +509,38 @@ static struct stack *make(const char *flags)
                                                                .lockstep = true},
                                                        .max_fds = FDS,
                                                        .pool_frames = POOL_FRAMES,
-                                                       .sndbuf_bytes = cfg.sndbuf_bytes,
-                                                       .rcvbuf_bytes = cfg.rcvbuf_bytes,
+                                                       .sndbuf_bytes = cfg->sndbuf_bytes,
+                                                       .rcvbuf_bytes = cfg->rcvbuf_bytes,
                                                        .port_lo = PORT_LO,
                                                        .port_hi = PORT_HI});
     if (!st->posix)
         fail("out of memory");
     for (int i = 0; i < 2; i++) {
-        add_local(st, &local[i]);
-        add_router(st, &local[i]);
+        add_local(st, &set.local[i]);
+        add_router(st, &set.local[i]);
     }
     ix_posix_pump(st->posix);
+}
+
+static struct stack *begin(const char *flags)
+{
+    struct stack *st = calloc(1, sizeof *st);
+    struct ix_posix_settings tried = {.sysctls = true};
+    if (!st || (st->flags = strdup(flags ? flags : "")) == NULL)
+        fail("out of memory");
+    if (!ix_posix_read_settings(st->flags, &tried))
+        fail("a setting in --so_flags is none that I know");
+    st->driver = pthread_self();
+    st->now_ns = START_NS;
+    st->other_ns = UINT64_MAX;
+    pthread_mutex_init(&st->moving, NULL);
     return st;
 }
 
 void packetdrill_interface_init(const char *flags, struct packetdrill_interface *interface)
 {
     *interface = (struct packetdrill_interface){
-        .userdata = make(flags),
+        .userdata = begin(flags),
         .free = pd_free,
         .socket = pd_socket,
         .bind = pd_bind,
@@ -582,10 +578,10 @@ void packetdrill_interface_init(const char *flags, struct packetdrill_interface 
 
 unsigned ixnet_packetdrill_sleepers(void *userdata)
 {
-    return ix_posix_sleepers(((struct stack *)userdata)->posix);
+    return ix_posix_sleepers(stack_of(userdata)->posix);
 }
 
 const char *ixnet_packetdrill_check(void *userdata)
 {
-    return ix_shard_check(((struct stack *)userdata)->shard);
+    return ix_shard_check(stack_of(userdata)->shard);
 }

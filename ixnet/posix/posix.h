@@ -20,6 +20,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+struct ix_config;
 struct ix_shard;
 struct ix_posix;
 
@@ -55,6 +56,10 @@ struct ix_posix_config {
     uint16_t port_lo, port_hi; /* what bind() to port 0 chooses from */
     bool sigpipe;              /* raise SIGPIPE with EPIPE, unless MSG_NOSIGNAL says otherwise */
 };
+
+/* Sets in a configuration what Linux's sysctls say of TCP, in this network namespace: sizes of
+ * buffers, timestamps, SACK, window scaling, ECN, SYN cookies, congestion control. */
+void ix_posix_sysctls(struct ix_config *cfg);
 
 /* Returns NULL if memory is out, or the shard takes fewer calls a poll than it returns events. The
  * memory is libc's, taken here and at no other time. */

@@ -2,6 +2,7 @@
 #include "posix/sock.h"
 
 #include <errno.h>
+#include <string.h>
 
 enum { CYCLES_MAX = 256 }; /* of one pump: a peer that never stops must not hold the lock */
 
@@ -124,16 +125,21 @@ void ix_sock_cycle(struct ix_posix *p, uint32_t n)
     settle(p);
 }
 
-int ix_sock_call(struct ix_posix *p, struct ix_call *call)
+void ix_sock_calls(struct ix_posix *p, struct ix_call *calls, uint32_t n)
 {
     settle(p); /* there may be calls that events gave rise to */
-    p->io->calls[0] = *call;
-    p->io->n_calls = 1;
+    memcpy(p->io->calls, calls, n * sizeof *calls);
+    p->io->n_calls = n;
     int events = ix_shard_poll(p->cfg.shard, ix_posix_now(p));
-    *call = p->io->calls[0];
+    memcpy(calls, p->io->calls, n * sizeof *calls);
     for (int i = 0; i < events; i++)
         take_event(p, &p->io->events[i]);
     settle(p);
+}
+
+int ix_sock_call(struct ix_posix *p, struct ix_call *call)
+{
+    ix_sock_calls(p, call, 1);
     return call->result;
 }
 

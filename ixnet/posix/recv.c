@@ -2,6 +2,8 @@
 #include "posix/sock.h"
 
 #include <errno.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <string.h>
 
 enum { GIVE_BACK_BATCH = 32 }; /* RECV_DONEs of one cycle */
@@ -139,6 +141,24 @@ static ssize_t empty_stream(struct ix_sock *s)
     return -EAGAIN;
 }
 
+/* TCP_INQ: how much is left to be read; the peer's end of the stream counts as a byte (Linux:
+ * tcp_inq_hint()). */
+static void tell_inq(const struct ix_sock *s, struct msghdr *msg, bool got)
+{
+    struct cmsghdr *at = CMSG_FIRSTHDR(msg);
+    int left = (int)s->rx_bytes;
+    if (left == 0 && s->eof)
+        left = 1;
+    bool tell = s->opt.inq && got && at && msg->msg_controllen >= CMSG_SPACE(sizeof left);
+    msg->msg_controllen = tell ? CMSG_SPACE(sizeof left) : 0;
+    if (!tell)
+        return;
+    at->cmsg_level = IPPROTO_TCP;
+    at->cmsg_type = TCP_CM_INQ;
+    at->cmsg_len = CMSG_LEN(sizeof left);
+    memcpy(CMSG_DATA(at), &left, sizeof left);
+}
+
 static ssize_t recv_stream(struct ix_posix *p, struct ix_sock *s, struct msghdr *msg, int flags)
 {
     struct ix_sock_wait wait = {.deadline_ns = ix_posix_deadline(
@@ -160,9 +180,9 @@ static ssize_t recv_stream(struct ix_posix *p, struct ix_sock *s, struct msghdr 
     ix_sock_wait_end(p, &wait);
     s->users--;
     ix_sock_release(p, s);
-    msg->msg_controllen = 0;
     msg->msg_namelen = 0;
     msg->msg_flags = 0;
+    tell_inq(s, msg, done != 0);
     return done ? (ssize_t)done : why;
 }
 
@@ -202,7 +222,8 @@ static ssize_t recv_datagram(struct ix_posix *p, struct ix_sock *s, struct msghd
 
 ssize_t ix_posix_recvmsg(struct ix_posix *p, int fd, struct msghdr *msg, int flags)
 {
-    const int known = MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL | MSG_NOSIGNAL;
+    const int known =
+        MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_WAITALL | MSG_NOSIGNAL | MSG_ERRQUEUE;
     ix_posix_enter(p);
     struct ix_sock *s = ix_sock_of_fd(p, fd);
     ssize_t result;
@@ -212,6 +233,10 @@ ssize_t ix_posix_recvmsg(struct ix_posix *p, int fd, struct msghdr *msg, int fla
         result = -EINVAL;
     else if (flags & ~known)
         result = -EOPNOTSUPP;
+    else if (flags & MSG_ERRQUEUE)
+        result = -EAGAIN; /* IP_RECVERR is not to be had: it is empty */
+    else if (!ix_posix_vec_usable(msg))
+        result = -EFAULT;
     else
         result = s->kind == IX_SOCK_UDP ? recv_datagram(p, s, msg, flags)
                                         : recv_stream(p, s, msg, flags);

@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <string.h>
 
+enum { PIECES = 64 }; /* of a cycle, each in a frame; a poll takes at least as many calls */
+
 static uint32_t frame_bytes(const struct ix_posix *p)
 {
     return 1u << p->io->frame_shift;
@@ -131,37 +133,64 @@ static uint32_t tail_chunk(struct ix_posix *p, struct ix_sock *s)
     return chunk;
 }
 
-/* Copies and sends one piece, `bytes` at most. Returns how much was taken, 0 if memory or the core
- * is full, or -errno. */
-static int send_piece(struct ix_posix *p, struct ix_sock *s, struct from *from, uint32_t bytes,
-                      bool more)
+/* The core took only `kept` bytes of call `at`, and nothing of those after it: that memory is not
+ * lent. Each piece but the first began a chunk. */
+static void take_back(struct ix_posix *p, struct ix_sock *s, const struct ix_call *calls,
+                      const uint32_t *chunks, uint32_t n, uint32_t at, uint32_t kept)
 {
-    uint32_t index = tail_chunk(p, s);
-    if (index == IX_SOCK_NONE)
-        return 0;
-    struct ix_tx_chunk *chunk = &p->arena[index];
-    uint32_t room = frame_bytes(p) - chunk->end, piece = bytes < room ? bytes : room;
-    struct from before = *from;
-    uint8_t *at = arena_at(p, index, chunk->end);
-    get(from, at, piece);
-    more |= piece < bytes;
-    struct ix_call call = {.op = IX_CALL_SENDV,
-                           .flags = more ? IX_SEND_MORE : 0,
-                           .handle = s->handle,
-                           .addr = (uint64_t)(at - p->io->umem),
-                           .bytes = piece};
-    /* An acknowledgement may come in the very cycle: what it covers must be ours already. */
-    chunk->end += (uint16_t)piece;
-    s->tx_bytes += piece;
-    int taken = ix_sock_call(p, &call);
-    uint32_t kept = taken > 0 ? (uint32_t)taken : 0;
-    if (kept < piece && s->state != IX_SOCK_DEAD) {
-        chunk->end -= (uint16_t)(piece - kept);
-        s->tx_bytes -= piece - kept;
-        *from = before;
-        get(from, NULL, kept);
+    for (uint32_t i = at + 1; i < n; i++) {
+        s->tx_bytes -= calls[i].bytes;
+        free_chunk(p, chunks[i]);
     }
-    return taken;
+    p->arena[chunks[at]].next = IX_SOCK_NONE;
+    p->arena[chunks[at]].end -= (uint16_t)(calls[at].bytes - kept);
+    s->tx_bytes -= calls[at].bytes - kept;
+    s->tx_tail = chunks[at];
+}
+
+/* Copies and sends `bytes` bytes at most, in one cycle, so that TCP sees one burst. Returns how
+ * many were taken, 0 if memory or the core is full, or -errno. */
+static int send_pieces(struct ix_posix *p, struct ix_sock *s, struct from *from, uint32_t bytes,
+                       bool more)
+{
+    struct ix_call calls[PIECES];
+    uint32_t chunks[PIECES], n = 0, done = 0;
+    struct from before = *from;
+    while (n < PIECES && bytes) {
+        uint32_t index = tail_chunk(p, s);
+        if (index == IX_SOCK_NONE)
+            break;
+        struct ix_tx_chunk *chunk = &p->arena[index];
+        uint32_t room = frame_bytes(p) - chunk->end, piece = bytes < room ? bytes : room;
+        uint8_t *at = arena_at(p, index, chunk->end);
+        get(from, at, piece);
+        bytes -= piece;
+        chunks[n] = index;
+        calls[n++] = (struct ix_call){.op = IX_CALL_SENDV,
+                                      .flags = more || bytes ? IX_SEND_MORE : 0,
+                                      .handle = s->handle,
+                                      .addr = (uint64_t)(at - p->io->umem),
+                                      .bytes = piece};
+        /* An acknowledgement may come in the very cycle: what it covers must be ours already. */
+        chunk->end += (uint16_t)piece;
+        s->tx_bytes += piece;
+    }
+    if (n == 0)
+        return 0;
+    ix_sock_calls(p, calls, n);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t kept = calls[i].result > 0 ? (uint32_t)calls[i].result : 0;
+        done += kept;
+        if (kept == calls[i].bytes)
+            continue;
+        if (s->state != IX_SOCK_DEAD) {
+            take_back(p, s, calls, chunks, n, i, kept);
+            *from = before;
+            get(from, NULL, done);
+        }
+        return done ? (int)done : calls[i].result;
+    }
+    return (int)done;
 }
 
 static ssize_t not_sendable(struct ix_sock *s)
@@ -190,7 +219,7 @@ static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct m
         uint32_t want = from.left < space ? (uint32_t)from.left : space;
         if (why == 0 && want) {
             bool more = flags & MSG_MORE || s->opt.cork || want < from.left;
-            int taken = send_piece(p, s, &from, want, more);
+            int taken = send_pieces(p, s, &from, want, more);
             if (taken > 0) {
                 done += (size_t)taken;
                 continue;
@@ -243,7 +272,8 @@ static ssize_t send_datagram(struct ix_posix *p, struct ix_sock *s, const struct
 
 ssize_t ix_posix_sendmsg(struct ix_posix *p, int fd, const struct msghdr *msg, int flags)
 {
-    const int known = MSG_DONTWAIT | MSG_MORE | MSG_NOSIGNAL;
+    /* MSG_ZEROCOPY is nothing without SO_ZEROCOPY, which there isn't. */
+    const int known = MSG_DONTWAIT | MSG_MORE | MSG_NOSIGNAL | MSG_ZEROCOPY;
     ix_posix_enter(p);
     struct ix_sock *s = ix_sock_of_fd(p, fd);
     ssize_t result;
@@ -253,6 +283,8 @@ ssize_t ix_posix_sendmsg(struct ix_posix *p, int fd, const struct msghdr *msg, i
         result = -EINVAL;
     else if (flags & ~known)
         result = -EOPNOTSUPP;
+    else if (!ix_posix_vec_usable(msg))
+        result = -EFAULT;
     else
         result = s->kind == IX_SOCK_UDP ? send_datagram(p, s, msg) : send_stream(p, s, msg, flags);
     ix_posix_leave(p);

@@ -37,7 +37,10 @@ struct ix_sock_options {
     bool nodelay, cork, keepalive, reuseaddr, reuseport, linger_on, v6only;
     int linger_s;
     uint32_t keepidle_s, keepintvl_s, keepcnt;
-    uint32_t user_timeout_ms;
+    uint32_t user_timeout_ms, fin_wait_s; /* TCP_LINGER2; 0: the core's */
+    uint32_t maxseg;         /* TCP_MAXSEG; 0: as the path has it */
+    uint8_t tos, pmtudisc;   /* IP_TOS, IP_MTU_DISCOVER */
+    bool rcvbuf_set, inq;    /* SO_RCVBUF was set; TCP_INQ */
     uint32_t congestion;                 /* enum ix_congestion */
     uint32_t sndbuf_bytes, rcvbuf_bytes; /* as getsockopt shows them */
     uint64_t rcvtimeo_ns, sndtimeo_ns;   /* 0: for ever */
@@ -145,9 +148,29 @@ static inline uint64_t ix_sock_cookie(const struct ix_posix *p, const struct ix_
     return (uint64_t)s->generation << 32 | ix_sock_index(p, s);
 }
 
+/* What a listener's connections begin with; options that accept() sees to are left to it. */
+int ix_sock_listen_option(struct ix_posix *p, const struct ix_sock *s, uint32_t option,
+                          uint64_t value);
+
+/* Is it a pointer? What lies below the first page that Linux maps (vm.mmap_min_addr) is none: that
+ * is what programs hand over by mistake. Others that lead nowhere end the process. */
+static inline bool ix_posix_usable(const void *p)
+{
+    return (uintptr_t)p >= 4096;
+}
+
+static inline bool ix_posix_vec_usable(const struct msghdr *msg)
+{
+    for (size_t i = 0; i < msg->msg_iovlen; i++)
+        if (msg->msg_iov[i].iov_len && !ix_posix_usable(msg->msg_iov[i].iov_base))
+            return false;
+    return true;
+}
+
 /* ---- pump.c */
 /* Runs one call now, and takes the events that its cycle brings. Returns the call's result. */
 int ix_sock_call(struct ix_posix *p, struct ix_call *call);
+void ix_sock_calls(struct ix_posix *p, struct ix_call *calls, uint32_t n);
 /* A call to be run with the next cycle. */
 void ix_sock_later(struct ix_posix *p, const struct ix_call *call);
 /* Runs `n` calls that stand in io->calls. */

@@ -79,6 +79,8 @@ class Stack:
 
     def __init__(self, flags: str = "") -> None:
         self._ifc = ffi.new("struct packetdrill_interface *")
+        # As the machine has its sysctls is no matter here.
+        flags = ",".join(filter(None, ["sysctls=0", flags]))
         library().packetdrill_interface_init(flags.encode(), self._ifc)
         self._open = True
 

@@ -193,7 +193,7 @@ static void act_knocked(struct sim_world *w, struct sim_side *side, struct sim_c
     }
     if (end->calling)
         return;
-    bool reject = conn->kind == SIM_REJECT;
+    bool reject = conn->kind == SIM_REJECT || end->again;
     call(side, end, reject ? IX_CALL_REJECT : IX_CALL_ACCEPT)->cookie = sim_cookie(end->id);
     end->calling = true;
     sim_trace(w, "side %u: %s %u", end->side, reject ? "REJECT" : "ACCEPT", end->id / 2);

@@ -156,6 +156,7 @@ static void check_lossless(struct sim_world *w)
                    c->side[0].tx_budget + c->side[1].tx_budget == 0 &&
                    c->side[0].back_ppm + c->side[1].back_ppm == 0;
     bool refused = n->tcp_aborted || n->drop_tcp_backlog || n->drop_tcp_accept_full ||
+                   n->drop_tcp_half_open ||
                    n->drop_tcp_flows || n->drop_tcp_lend_limit || n->tx_no_frame || n->tx_full ||
                    n->fill_starved || n->drop_neigh;
     w->result->lossless = upright && !refused;

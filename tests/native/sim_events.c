@@ -101,7 +101,7 @@ static void one_result(struct sim_world *w, struct sim_side *side, const struct 
         if (call->result == 0 && call->op == IX_CALL_ACCEPT)
             end->state = SIM_OPEN;
         else if (call->result == 0)
-            over(w, end, 0);
+            over(w, end, end->again ? end->status : 0);
         break;
     case IX_CALL_RECV_DONE:
         end->held_bytes -= call->bytes;
@@ -145,10 +145,16 @@ static struct sim_end *knocking(struct sim_world *w, const struct sim_side *side
         return NULL;
     for (uint32_t i = w->conn_count; i-- > 0;) {
         struct sim_conn *conn = &w->conns[i];
-        if (conn->end[1].side == me && conn->end[1].state == SIM_IDLE && conn->end[0].handle &&
+        struct sim_end *end = &conn->end[1];
+        /* A cookie is good for a while. What was under way when its connection ended by a reset
+         * brings it once more (RFC 4987 3.6: the server has nothing to know it by). */
+        bool again = end->state == SIM_OVER && w->c->cookies;
+        if (end->side == me && (end->state == SIM_IDLE || again) && conn->end[0].handle &&
             conn->given_port == ev->peer_port && conn->server_port == ev->local_port &&
-            conn->kind != SIM_SIMOPEN)
-            return &conn->end[1];
+            conn->kind != SIM_SIMOPEN) {
+            end->again |= again;
+            return end;
+        }
     }
     return NULL;
 }
@@ -172,8 +178,9 @@ static bool crowded(const struct sim_world *w)
 {
     const struct ix_counters *a = &w->side[0].shard->counters, *b = &w->side[1].shard->counters;
     return a->drop_tcp_backlog || a->drop_tcp_flows || a->drop_tcp_accept_full ||
-           b->drop_tcp_accept_full || b->drop_tcp_backlog || b->drop_tcp_flows ||
-           w->wire.direction[0].counters.overflow || w->wire.direction[1].counters.overflow;
+           a->drop_tcp_half_open || b->drop_tcp_half_open || b->drop_tcp_accept_full ||
+           b->drop_tcp_backlog || b->drop_tcp_flows || w->wire.direction[0].counters.overflow ||
+           w->wire.direction[1].counters.overflow;
 }
 
 static void on_connected(struct sim_world *w, struct sim_end *end, const struct ix_event *ev)
@@ -286,6 +293,8 @@ static bool end_is_right(const struct sim_world *w, const struct sim_conn *conn,
         bool given_up = crowded(w) && end->rx_got == 0 && peer->state == SIM_IDLE;
         bool early = w->c->side[peer->side].time_wait_ms < 60000 ||
                      w->c->side[peer->side].max_flows < 160 || w->c->upset_count;
+        if (end->status == -IX_ETIMEDOUT) /* its cookie never found room: nobody answers */
+            return given_up && w->c->cookies;
         return end->status == -IX_ECONNRESET &&
                ((forgotten && early) || simopen_failed || given_up);
     }

@@ -67,6 +67,7 @@ struct sim_end {
     bool eof;
     bool calling;    /* SENDV is among the calls of the next poll */
     bool told_epipe; /* a call said that the connection is over */
+    bool again;      /* it was over, and knocks once more */
     /* plan */
     uint32_t tx_total, rx_total;
     uint32_t chunk_max;   /* bytes per SENDV */

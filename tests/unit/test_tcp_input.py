@@ -400,6 +400,7 @@ def test_time_wait_reused_begins_beyond_what_was_sent() -> None:
     peer.send("FA")
     peer.expect("A")
     stack.poll(ms=1)
+    stack.events.clear()
     end = (peer.irs + 1 + peer.rcv_nxt) % 2**32  # the FIN is before it
     again = Peer(stack, iss=peer.iss + 1 + peer.snd_nxt + 1)
     again.connect()

@@ -69,8 +69,8 @@ struct ix_event {
 
 enum ix_call_op {
     IX_CALL_NONE = 0,
-    /* Opens a connection to peer:peer_port (local_port 0: chosen). bytes: enum ix_congestion. `open`
-     * is what its SYN must already know. result: 0 and `handle` filled in, or -errno. Ends in
+    /* Opens a connection to peer:peer_port (local_port 0: chosen). bytes: enum ix_congestion.
+     * `open` is what its SYN must know. result: 0 and `handle` filled in, or -errno. Ends in
      * CONNECTED. */
     IX_CALL_CONNECT = 1,
     /* Takes a KNOCKed connection; `cookie` comes back with each of its events. */
@@ -130,9 +130,9 @@ enum ix_option {
     /* Only of listeners: connections at a time, of all that it ever accepted; 0: no limit. */
     IX_OPT_CONNECTIONS = 10,
     IX_OPT_BACKLOG = 11, /* only of listeners: as in ix_shard_listen() */
-    /* Only of listeners: the most payload of a segment, in both directions; 0: as the path has it */
+    /* Only of listeners: the most payload of a segment, both ways; 0: as the path has it */
     IX_OPT_MSS = 12,
-    IX_OPT_TOS = 13,         /* the TOS byte's DSCP (RFC 2474) of its segments; ECN bits are ignored */
+    IX_OPT_TOS = 13,         /* DSCP (RFC 2474) of its segments, as in the TOS byte */
     IX_OPT_FIN_WAIT_NS = 14, /* closed: how long the peer's FIN is waited for; 0: 60 s */
     /* So many data segments are acknowledged without delay, unless the application answers one
      * before; an ACK that waits goes at once (default 0) */
@@ -221,8 +221,8 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns);
 int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                     uint64_t cookie, uint32_t backlog);
 int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port);
-/* What later connections of that listener begin with (IX_OPT_CONGESTION, IX_OPT_RCVBUF, IX_OPT_MSS),
- * or how many there may be (IX_OPT_CONNECTIONS, IX_OPT_BACKLOG). Returns 0, -ENOENT, -EINVAL. */
+/* What later connections of that listener begin with (IX_OPT_CONGESTION, RCVBUF, MSS), or how
+ * many there may be (IX_OPT_CONNECTIONS, BACKLOG). Returns 0, -ENOENT, -EINVAL. */
 int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                            uint32_t option, uint64_t value);
 

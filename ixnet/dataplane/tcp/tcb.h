@@ -305,8 +305,8 @@ struct ix_tcb {
     /* Dynamic right-sizing: since drs_ms, when the application had taken all before drs_seq. */
     uint32_t drs_ms, drs_seq;
     uint32_t drs_bytes;    /* taken in the round trip before; UINT32_MAX: rcvbuf_bytes is fixed */
-    uint32_t ack_floor;    /* no ACK is older: what was ever acknowledged, at most max_wnd of it (RFC
-                              5961 5.2) */
+    uint32_t ack_floor;    /* no ACK is older (RFC 5961 5.2): snd_una less what was ever
+                              acknowledged, at most max_wnd */
     uint32_t fin_wait_ms;  /* 0: default */
     uint16_t own_mss;      /* what our SYN says */
     uint8_t tos;           /* without the ECN bits */

@@ -1,0 +1,43 @@
+/* See settings.h. */
+#include "posix/settings.h"
+
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool read_setting(const char *text, struct ix_posix_settings *to)
+{
+    unsigned value;
+    char address[INET6_ADDRSTRLEN];
+    struct ix_config *cfg = &to->cfg;
+    if (sscanf(text, "local=%45s", address) == 1 &&
+        (inet_pton(AF_INET, address, to->local[0].ip) == 1 ||
+         inet_pton(AF_INET6, address, to->local[1].ip) == 1))
+        return true;
+    if (sscanf(text, "mtu=%u", &value) == 1)
+        cfg->mtu = value;
+    else if (sscanf(text, "time_wait_ms=%u", &value) == 1)
+        cfg->time_wait_ms = value;
+    else if (sscanf(text, "rcvbuf=%u", &value) == 1)
+        cfg->rcvbuf_bytes = cfg->rcvbuf_max_bytes = value;
+    else if (sscanf(text, "sndbuf=%u", &value) == 1)
+        cfg->sndbuf_bytes = cfg->sndbuf_max_bytes = value;
+    else if (sscanf(text, "half_open=%u", &value) == 1)
+        cfg->max_half_open = value;
+    else if (sscanf(text, "sysctls=%u", &value) == 1)
+        to->sysctls = value;
+    else
+        return false;
+    return true;
+}
+
+bool ix_posix_read_settings(const char *text, struct ix_posix_settings *to)
+{
+    char *copy = strdup(text), *at = copy, *one;
+    bool known = copy != NULL;
+    while (known && (one = strsep(&at, ",")) != NULL)
+        known = !*one || read_setting(one, to);
+    free(copy);
+    return known;
+}
