@@ -37,6 +37,10 @@ PACKETDRILL_SRC := ixnet/posix/packetdrill.c
 XDP_SRC := $(filter-out %.bpf.c,$(wildcard xdp/*.c))
 HOSTED_SRC := $(HOSTED_IN_CORE) $(NATIVE_SRC) $(POSIX_SRC) $(XDP_SRC)
 BPF_SRC := $(wildcard xdp/*.bpf.c)
+# Each folder of apps/ is one application, which the package carries: ixnet/app_NAME.so.
+APP_DIR_SRC := $(wildcard apps/*/*.c)
+APP_DIR_HDR := $(wildcard apps/*/*.h)
+APP_DIRS := $(sort $(patsubst apps/%/,%,$(dir $(APP_DIR_SRC))))
 APP_SRC := $(wildcard apps/*.c) $(wildcard tests/dune/apps/*.c)
 BENCH_SRC := $(wildcard bench/*.c)
 LIMIT_SRC := $(wildcard bench/limit/*.c)
@@ -55,7 +59,7 @@ PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.
 	ixnet/dataplane/gate/gate_hosted.h ixnet/dataplane/shard/farewell_hosted.h \
 	xdp/loader.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
-SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h
+SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(APP_DIR_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h
 
 # ---- flags ---------------------------------------------------------------------------
 
@@ -82,7 +86,7 @@ LIBS := -lxdp -lbpf -lpthread
 CORE_OBJ := $(CORE_SRC:%.c=$(B)/core/%.o)
 HOSTED_OBJ := $(HOSTED_SRC:%.c=$(B)/hosted/%.o)
 SAN_CORE_OBJ := $(CORE_SRC:%.c=$(B)/san/core/%.o)
-SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(TEST_NATIVE_SRC))
+SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(APP_DIR_SRC) $(TEST_NATIVE_SRC))
 PACKETDRILL_OBJ := $(POSIX_SRC:%.c=%.o) $(PACKETDRILL_SRC:%.c=%.o)
 PACKETDRILL := $(B)/ixnet-packetdrill.so
 SAN_PACKETDRILL := $(B)/san/ixnet-packetdrill.so
@@ -92,6 +96,8 @@ BENCHES := $(BENCH_SRC:%.c=$(B)/%)
 LIMITS := $(LIMIT_SRC:%.c=$(B)/%)
 MODULE := ixnet/_core.abi3.so
 LIBRARY := ixnet/libixnet.so
+APP_LIBRARIES := $(APP_DIRS:%=ixnet/app_%.so)
+MEMCACHED_MODULE := ixnet/_memcached.abi3.so
 SAN_MODULE := tests/unit/_san_core.abi3.so
 
 include libdune_shim/build.mk
@@ -201,7 +207,7 @@ clean:
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(LOAD_PROGRAM) $(LOAD_APP) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
+lib: $(MODULE) $(LOAD_PROGRAM) $(LOAD_APP) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 
@@ -234,8 +240,8 @@ $(B)/san/hosted/%.o: %.c Makefile
 # Changes when a source comes or goes: what is linked from all of them must then be linked anew.
 $(B)/sources.list: FORCE
 	@mkdir -p $(@D)
-	@echo '$(CORE_SRC) $(HOSTED_SRC) $(TEST_NATIVE_SRC)' | cmp -s - $@ || \
-		echo '$(CORE_SRC) $(HOSTED_SRC) $(TEST_NATIVE_SRC)' >$@
+	@echo '$(CORE_SRC) $(HOSTED_SRC) $(APP_DIR_SRC) $(TEST_NATIVE_SRC)' | cmp -s - $@ || \
+		echo '$(CORE_SRC) $(HOSTED_SRC) $(APP_DIR_SRC) $(TEST_NATIVE_SRC)' >$@
 FORCE:
 
 # The whole core as one object. Its own memcpy and the like are hidden, and become local here:
@@ -321,6 +327,28 @@ $(LOAD_PROGRAM): $(filter-out %/dataplane.o,$(LOAD_OBJ)) Makefile
 $(LOAD_APP): $(filter-out %/kernel.o,$(LOAD_OBJ)) $(LIBRARY) Makefile
 	$(call say,APP )
 	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) -Wl,-Bsymbolic -lm -Lixnet -lixnet -Wl,-rpath,'$$ORIGIN/..'
+
+define app_library
+ixnet/app_$(1).so: $(patsubst %.c,$(B)/hosted/%.o,$(wildcard apps/$(1)/*.c)) $(LIBRARY) $(B)/sources.list
+	$$(call say,APP )
+	$$(Q)$(CC) -shared -o $$@ $$(filter %.o,$$^) -Lixnet -lixnet -Wl,-soname=app_$(1).so -Wl,-Bsymbolic \
+		-Wl,--no-undefined -Wl,-rpath,'$$$$ORIGIN'
+endef
+$(foreach d,$(APP_DIRS),$(eval $(call app_library,$(d))))
+
+# What ixnet/memcached.py calls.
+MEMCACHED_OBJ := $(patsubst %.c,$(B)/hosted/%.o,$(wildcard apps/memcached/*.c))
+$(B)/cffi/memcached.stamp: apps/memcached/control.h $(MEMCACHED_OBJ) $(BUILDER) Makefile
+	$(call say,GEN )
+	$(Q)$(GENERATE) --module ixnet._memcached --out $(B)/cffi/_memcached.c --public \
+		$(addprefix --defined-in ,$(MEMCACHED_OBJ)) -- apps/memcached/control.h && touch $@
+$(B)/cffi/_memcached.c: $(B)/cffi/memcached.stamp
+	@:
+
+$(MEMCACHED_MODULE): $(B)/cffi/_memcached.c ixnet/app_memcached.so
+	$(call say,LD  )
+	$(Q)$(CC) $(MODULE_CFLAGS) -MF $(B)/cffi/_memcached.d -shared -o $@ $< \
+		-Lixnet -l:app_memcached.so -Wl,-rpath,'$$ORIGIN'
 
 # Programs carry the whole core in themselves.
 $(BENCHES): $(B)/%: %.c $(B)/libixnet.a Makefile

@@ -8,8 +8,10 @@ root=$PWD
 
 # What each is for: compilers and linker (gcc, make, libc6-dev), the BPF program
 # (clang, linux-libc-dev), loading it and AF_XDP sockets (libbpf-dev, libxdp-dev), the
-# Python side (python3-dev, python3-venv).
+# Python side (python3-dev, python3-venv), what the memcached server is compared with and tested by
+# (memcached, libmemcached-tools).
 packages="make gcc libc6-dev linux-libc-dev clang libbpf-dev libxdp-dev python3 python3-dev python3-venv"
+packages="$packages memcached libmemcached-tools"
 system_python=/usr/bin/python3
 
 say() { echo "setup: $*"; }
@@ -26,6 +28,22 @@ missing_packages() {
     done
 }
 
+# Debian starts the services that it installs; memcached's is not wanted, now or at the next boot.
+hold_services() {
+    policy=/usr/sbin/policy-rc.d
+    [ ! -e "$policy" ] || return 0 # whoever put it there decides
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    trap 'rm -f "$policy"' EXIT
+}
+
+release_services() {
+    case " $missing " in *" memcached "*)
+        ! command -v systemctl >/dev/null || systemctl --quiet disable memcached 2>/dev/null || true ;;
+    esac
+    [ -z "$(trap -p EXIT)" ] || { rm -f "$policy"; trap - EXIT; }
+}
+
 install_packages() {
     missing=$(missing_packages | xargs)
     [ -n "$missing" ] || return 0
@@ -37,6 +55,7 @@ install_packages() {
     # The lock may be held by an unattended upgrade: wait for it rather than fail.
     apt-get -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 ||
         say "apt-get update failed; going on with the package lists at hand"
+    hold_services
     if ! apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing >"$log" 2>&1; then
         tail -n 15 "$log" >&2
         rm -f "$log"
@@ -45,6 +64,7 @@ install_packages() {
             "or install these packages by hand"
     fi
     rm -f "$log"
+    release_services
 }
 
 # On another distribution there is no dpkg to ask, so ask for the things themselves.

@@ -1,4 +1,4 @@
-"""The `ixnet` command: doctor, lab, run, stat, bench.
+"""The `ixnet` command: doctor, lab, run, memcached, stat, bench.
 
 Every error is one message with its cure and exit status 2; IXNET_DEBUG=1 shows where it came from.
 What a command needs is imported when it runs, so that `ixnet --help` is quick.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ixnet import __version__
+from ixnet.cli_memcached import memcached
 
 if TYPE_CHECKING:
     from ixnet.control.doctor import Finding
@@ -40,6 +41,7 @@ lab_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(lab_app, name="lab")
+app.command()(memcached)
 
 
 def main() -> None:

@@ -55,10 +55,15 @@ def in_worker() -> bool:
 
 @dataclass(frozen=True)
 class Program:
-    """The application: a Python script, or a shared object with ix_app_main()."""
+    """The application: a Python script, or a shared object with ix_app_main().
+
+    on_death: called in the control process, with the shard's number, when a worker's process has
+    ended, before another takes its place.
+    """
 
     path: Path
     arguments: tuple[str, ...] = ()
+    on_death: Callable[[int], None] | None = None
 
     @property
     def is_native(self) -> bool:

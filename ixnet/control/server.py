@@ -539,6 +539,8 @@ class ControlPlane:
         was_ready = worker.state is State.READY
         self._serve_shard(worker)
         status = worker.reap()
+        if self.config.program.on_death is not None:
+            self.config.program.on_death(worker.plan.shard_id)
         self._table.drop(worker.plan.shard_id)
         self._set_kicker(worker, False)
         # Its queue's frames go to the kernel from here on, which is right for all but claimed ones.

@@ -1,0 +1,283 @@
+/* What a connection sent, from frames to commands. */
+#include "apps/memcached/conn.h"
+
+#include "apps/memcached/txn.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The input of the oldest frame that is not handled. */
+static const uint8_t *rest_of_frame(const struct ix_mc_server *s, const struct ix_mc_conn *c,
+                                    uint32_t *n)
+{
+    const struct ix_io *io = s->app->io;
+    const struct ix_mc_extent *x = &s->extents[c->in.head];
+    *n = x->bytes - c->in_at;
+    return io->umem + ((uint64_t)c->in.head << io->frame_shift) + x->offset + c->in_at;
+}
+
+/* n bytes of the oldest frame are handled. */
+static void advance(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n)
+{
+    uint32_t frame = c->in.head;
+    c->in_at += n;
+    s->use.counts->bytes_read += n;
+    if (c->in_at < s->extents[frame].bytes)
+        return;
+    c->in.head = s->extents[frame].next;
+    c->in_at = 0;
+    s->extents[frame].next = IX_MC_NONE;
+    if (s->done.head == IX_MC_NONE)
+        s->done.head = frame;
+    else
+        s->extents[s->done.tail].next = frame;
+    s->done.tail = frame;
+}
+
+void ix_mc_input_drop(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    while (c->in.head != IX_MC_NONE)
+        advance(s, c, s->extents[c->in.head].bytes - c->in_at);
+}
+
+/* Appends n bytes to the line that is being put together. */
+static bool append(struct ix_mc_conn *c, const uint8_t *data, uint32_t n)
+{
+    if (c->line_bytes + n > c->line_room) {
+        uint32_t room = c->line_room ? c->line_room : 256;
+        while (room < c->line_bytes + n)
+            room *= 2;
+        uint8_t *line = realloc(c->line, room);
+        if (!line)
+            return false;
+        c->line = line;
+        c->line_room = room;
+    }
+    memcpy(c->line + c->line_bytes, data, n);
+    c->line_bytes += n;
+    return true;
+}
+
+static void line_done(struct ix_mc_conn *c)
+{
+    c->line_bytes = 0;
+    if (c->line_room > IX_MC_LINE_MAX) {
+        free(c->line);
+        c->line = NULL;
+        c->line_room = 0;
+    }
+}
+
+static void end_input(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    c->state = IX_MC_ENDED;
+    line_done(c);
+    ix_mc_input_drop(s, c);
+}
+
+const uint8_t *ix_mc_peek(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n)
+{
+    uint32_t have;
+    if (c->line_bytes >= n)
+        return c->line;
+    if (!c->line_bytes && c->in.head != IX_MC_NONE) {
+        const uint8_t *at = rest_of_frame(s, c, &have);
+        if (have >= n)
+            return at;
+    }
+    while (c->line_bytes < n && c->in.head != IX_MC_NONE) {
+        const uint8_t *at = rest_of_frame(s, c, &have);
+        uint32_t part = n - c->line_bytes < have ? n - c->line_bytes : have;
+        if (!append(c, at, part)) {
+            end_input(s, c);
+            return NULL;
+        }
+        advance(s, c, part);
+    }
+    return c->line_bytes >= n ? c->line : NULL;
+}
+
+void ix_mc_consume(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n)
+{
+    if (c->line_bytes)
+        line_done(c);
+    else if (n)
+        advance(s, c, n);
+}
+
+/* ---- lines -------------------------------------------------------------------- */
+
+static bool may_be_long(const uint8_t *line, uint32_t n)
+{
+    uint32_t at = 0;
+    while (at < n && at <= 100 && line[at] == ' ')
+        at++;
+    line += at;
+    n -= at;
+    return at <= 100 && ((n >= 4 && !memcmp(line, "get ", 4)) ||
+                         (n >= 5 && !memcmp(line, "gets ", 5)));
+}
+
+/* A whole line with its \n, or NULL. *take: bytes of the frame to be handled with it. */
+static const uint8_t *find_line(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t *n,
+                                uint32_t *take)
+{
+    *take = 0;
+    while (c->in.head != IX_MC_NONE) {
+        uint32_t have;
+        const uint8_t *at = rest_of_frame(s, c, &have);
+        const uint8_t *end = memchr(at, '\n', have);
+        uint32_t part = end ? (uint32_t)(end - at) + 1 : have;
+        if (end && !c->line_bytes) {
+            *n = *take = part;
+            return at;
+        }
+        if (!append(c, at, part)) {
+            end_input(s, c);
+            return NULL;
+        }
+        advance(s, c, part);
+        if (end) {
+            *n = c->line_bytes;
+            return c->line;
+        }
+        if (c->line_bytes > IX_MC_LINE_MAX &&
+            (c->line_bytes > IX_MC_GET_LINE_MAX || !may_be_long(c->line, c->line_bytes))) {
+            end_input(s, c);
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+static void finish_command(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    ix_mc_consume(s, c, c->command_bytes);
+    c->command_bytes = 0;
+}
+
+/* Handles one line. False: there is none. */
+static bool one_line(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    uint32_t n = 0, take;
+    const uint8_t *line = find_line(s, c, &n, &take);
+    if (!line)
+        return false;
+    c->command_bytes = take;
+    n--;
+    if (n > 1 && line[n - 1] == '\r')
+        n--;
+    const uint8_t *nul = memchr(line, 0, n);
+    if (nul)
+        n = (uint32_t)(nul - line);
+    ix_mc_text_command(s, c, line, n);
+    c->pre_valid = false;
+    if (c->state == IX_MC_ENDED)
+        end_input(s, c);
+    else if (c->state != IX_MC_GET_KEYS)
+        finish_command(s, c);
+    return true;
+}
+
+/* ---- data --------------------------------------------------------------------- */
+
+static bool read_data(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    while (c->left && c->in.head != IX_MC_NONE) {
+        uint32_t have;
+        const uint8_t *at = rest_of_frame(s, c, &have);
+        uint32_t part = c->left < have ? (uint32_t)c->left : have;
+        if (c->state == IX_MC_READ_DATA)
+            ix_mc_write(s->mc, &c->cursor, at, part);
+        advance(s, c, part);
+        c->left -= part;
+    }
+    if (c->left)
+        return false;
+    bool data = c->state == IX_MC_READ_DATA;
+    c->state = IX_MC_READ_COMMAND;
+    if (data && c->protocol == IX_MC_BINARY)
+        ix_mc_binary_data(s, c);
+    else if (data)
+        ix_mc_text_data(s, c);
+    return true;
+}
+
+/* One step. False: nothing can be done before more input comes. */
+static bool step(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    switch (c->state) {
+    case IX_MC_READ_COMMAND:
+        if (c->protocol == IX_MC_ANY) {
+            const uint8_t *first = ix_mc_peek(s, c, 1);
+            if (!first)
+                return false;
+            c->protocol = *first == 0x80 ? IX_MC_BINARY : IX_MC_TEXT;
+        }
+        return c->protocol == IX_MC_BINARY ? ix_mc_binary_command(s, c) : one_line(s, c);
+    case IX_MC_GET_KEYS:
+        if (!ix_mc_text_key(s, c)) {
+            c->state = IX_MC_READ_COMMAND;
+            finish_command(s, c);
+        }
+        return true;
+    case IX_MC_READ_DATA:
+    case IX_MC_SWALLOW:
+        return read_data(s, c);
+    default:
+        return false;
+    }
+}
+
+static void starve(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    /* With frames of its own under way it goes on when they come back. */
+    if (c->out_count || c->starved || c->datagram)
+        return;
+    c->starved = true;
+    ix_mc_push(&s->starved, s->starve_next, (uint32_t)(c - s->conns));
+}
+
+void ix_mc_input(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    uint32_t steps = 0;
+    c->last_ns = s->use.now_ns;
+    for (;; steps++) {
+        if (!ix_mc_emit(s, c) || ix_mc_room(s, c) < IX_MC_ROOM_MIN) {
+            starve(s, c);
+            break;
+        }
+        if (steps == IX_MC_TURN_COMMANDS) {
+            s->use.counts->conn_yields++;
+            ix_mc_ready(s, c);
+            break;
+        }
+        if (!step(s, c)) {
+            if (c->eof || c->state == IX_MC_ENDED)
+                ix_mc_call_soon(s, c, IX_MC_TODO_CLOSE);
+            break;
+        }
+    }
+    c->room = 0; /* the frame leaves as it is */
+    if (c->out_unsent != IX_MC_NONE && !c->blocked)
+        ix_mc_call_soon(s, c, IX_MC_TODO_SEND);
+}
+
+void ix_mc_prefetch(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    uint32_t n, nkey = 0;
+    if (c->state != IX_MC_READ_COMMAND || c->line_bytes || c->in.head == IX_MC_NONE)
+        return;
+    const uint8_t *at = rest_of_frame(s, c, &n);
+    if (n < 6 || memcmp(at, "get ", 4))
+        return;
+    n -= 4;
+    for (at += 4; nkey < n && nkey <= IX_MC_KEY_MAX && at[nkey] > ' ';)
+        nkey++;
+    if (!nkey || nkey == n || nkey > IX_MC_KEY_MAX)
+        return;
+    c->pre_hash = ix_mc_hash(s->mc, at, nkey);
+    c->pre_key = at;
+    c->pre_valid = true;
+    __builtin_prefetch(ix_mc_bucket(&s->use, c->pre_hash));
+}

@@ -1,0 +1,230 @@
+"""`ixnet memcached`: memcached's options, its store, and the instance that serves it.
+
+The store lies in memory that this process maps before it forks the workers; requests are handled by
+`app_memcached.so` (apps/memcached/) in each worker. When a worker dies, what it left half done is
+taken back here.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ixnet._memcached import ffi, lib
+from ixnet.control.config import FLOWS_DEFAULT, ConfigError, RunConfig
+from ixnet.control.errors import IxError
+from ixnet.runtime import Program
+
+LIBRARY = Path(__file__).parent / "app_memcached.so"
+PROTOCOLS = ("auto", "ascii", "binary")
+_WHY_BYTES = 320
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+@dataclass(frozen=True)
+class MemcachedConfig:
+    """memcached's options, by the letters of its command line.
+
+    memory_mb: -m. item_size: -I, like 1m or 512k. port, udp_port: -p, -U; 0 is none. conns: -c, of
+    all workers together. listen: -l, one address; None every one. growth_factor: -f. chunk_min: -n,
+    bytes for key, value and flags of the smallest class. protocol: -B. options: -o.
+    """
+
+    memory_mb: int = 64
+    item_size: str = "1m"
+    port: int = 11211
+    udp_port: int = 0
+    conns: int = 1024
+    listen: str | None = None
+    growth_factor: float = 1.25
+    chunk_min: int = 48
+    backlog: int = 1024
+    verbose: int = 0
+    no_eviction: bool = False
+    no_cas: bool = False
+    no_flush: bool = False
+    large_pages: bool = False
+    protocol: str = "auto"
+    options: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, port in (("-p", self.port), ("-U", self.udp_port)):
+            if not 0 <= port <= 65535:
+                raise ConfigError(f"{name} {port} is no port", "use 0 (none) to 65535")
+        if not (self.port or self.udp_port):
+            raise ConfigError("no port to serve", "give -p or -U")
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(
+                f"-B {self.protocol} is not known", f"use one of: {', '.join(PROTOCOLS)}"
+            )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size like 1m, 512k or 1048576."""
+    found = re.fullmatch(r"(\d+)([kmg]?)", text.lower())
+    if not found:
+        raise ConfigError(f"{text} is no size", "write it like 512k, 1m or 1048576")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _number(name: str, text: str | None) -> int:
+    if text is None or not text.isdecimal():
+        raise ConfigError(f"-o {name} needs a number", f"write it like -o {name}=1")
+    return int(text)
+
+
+def _percent(name: str, text: str | None) -> int:
+    try:
+        return round(float(text or "") * 100)
+    except ValueError as error:
+        raise ConfigError(f"-o {name} needs a number", f"write it like -o {name}=0.2") from error
+
+
+def _set(attribute: str, value: int) -> Callable[[Any, str, str | None], None]:
+    """An option without a value."""
+
+    def apply(c: Any, name: str, text: str | None) -> None:
+        if text is not None:
+            raise ConfigError(f"-o {name} takes no value", f"write it like -o {name}")
+        setattr(c, attribute, value)
+
+    return apply
+
+
+def _take(
+    attribute: str, read: Callable[[str, str | None], int]
+) -> Callable[[Any, str, str | None], None]:
+    """An option with one."""
+    return lambda c, name, text: setattr(c, attribute, read(name, text))
+
+
+# What -o knows, by memcached's names.
+OPTIONS: dict[str, Callable[[Any, str, str | None], None]] = {
+    "hashpower": _take("hash_power", _number),
+    "slab_chunk_max": _take("chunk_max_bytes", lambda _, text: parse_size(text or "")),
+    "idle_timeout": _take("idle_timeout_s", _number),
+    "hot_lru_pct": _take("hot_percent", _number),
+    "warm_lru_pct": _take("warm_percent", _number),
+    "hot_max_factor": _take("hot_factor_percent", _percent),
+    "warm_max_factor": _take("warm_factor_percent", _percent),
+    "temporary_ttl": _take("temp_ttl_s", _number),
+    "lru_crawler": _set("lru_crawler", 1),
+    "no_lru_crawler": _set("lru_crawler", 0),
+    "lru_maintainer": _set("maintainer", 1),
+    "no_lru_maintainer": _set("maintainer", 0),
+    "track_sizes": _set("track_sizes", 1),
+    "modern": lambda c, name, text: None,
+}
+
+
+def parse_options(text: str) -> dict[str, str | None]:
+    """-o name,name=value,... Errors: ConfigError names the options that there are."""
+    found: dict[str, str | None] = {}
+    for word in filter(None, text.split(",")):
+        name, given, value = word.partition("=")
+        if name not in OPTIONS:
+            raise ConfigError(f"-o {name} is not known", f"known are: {', '.join(OPTIONS)}")
+        found[name] = value if given else None
+    return found
+
+
+class Store:
+    """The items, in memory shared with workers that are forked later."""
+
+    def __init__(self, config: MemcachedConfig, workers: int) -> None:
+        c = ffi.new("struct ix_mc_config *")
+        lib.ix_mc_config_init(c)
+        c.now_ns, c.wall_s = time.monotonic_ns(), int(time.time())
+        c.hash_key = secrets.randbits(64)
+        c.limit_bytes, c.item_max_bytes = config.memory_mb << 20, parse_size(config.item_size)
+        c.chunk_min_bytes = config.chunk_min
+        c.chunk_max_bytes = min(c.chunk_max_bytes, c.item_max_bytes // 2 & ~7)
+        c.growth_percent = round(config.growth_factor * 100)
+        c.conns_max, c.workers, c.backlog = config.conns, workers, config.backlog
+        c.tcp_port, c.udp_port, c.verbose = config.port, config.udp_port, config.verbose
+        c.no_eviction, c.no_cas = config.no_eviction, config.no_cas
+        c.no_flush, c.large_pages = config.no_flush, config.large_pages
+        c.protocol = PROTOCOLS.index(config.protocol)
+        if config.listen is not None:
+            c.listen = config.listen.encode()[:47]
+        for name, text in config.options.items():
+            OPTIONS[name](c, name, text)
+        why = ffi.new("char[]", _WHY_BYTES)
+        self._store = lib.ix_mc_new(c, why, _WHY_BYTES)
+        if self._store == ffi.NULL:
+            raise IxError(ffi.string(why).decode(), "see ixnet memcached --help")
+
+    @property
+    def address(self) -> int:
+        """Where it lies, in this process and in those forked from it."""
+        return int(ffi.cast("uintptr_t", self._store))
+
+    @property
+    def items(self) -> int:
+        """How many items it has."""
+        return int(lib.ix_mc_items(self._store))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of items, keys and headers included."""
+        return int(lib.ix_mc_bytes(self._store))
+
+    def recover(self, worker: int) -> None:
+        """Takes back what a dead worker left, while others run."""
+        lib.ix_mc_recover(self._store, worker)
+
+    def check(self) -> str | None:
+        """Which invariant does not hold; None: all do. For when no worker runs."""
+        wrong = lib.ix_mc_check(self._store)
+        return None if wrong == ffi.NULL else ffi.string(wrong).decode()
+
+    def close(self) -> None:
+        """Unmaps it. Safe to repeat."""
+        lib.ix_mc_free(self._store)
+        self._store = ffi.NULL
+
+
+def program(store: Store) -> Program:
+    """The application that serves the store."""
+    return Program(LIBRARY, (f"{store.address:x}",), store.recover)
+
+
+def serve(
+    config: MemcachedConfig,
+    interface: str,
+    threads: int | None,
+    cores: str | None,
+    say: Callable[[str], None],
+    complain: Callable[[str], None],
+    **more: Any,
+) -> int:
+    """Runs a server to its end; returns the exit status.
+
+    threads: how many NIC queues, None all. more: other fields of RunConfig.
+    """
+    from ixnet.control.cores import parse_cores
+    from ixnet.control.nic import Nic
+    from ixnet.control.server import run_instance
+
+    workers = threads if threads is not None else len(Nic.find(interface).queues)
+    store = Store(config, workers)
+    try:
+        run = RunConfig(
+            interface=interface,
+            program=program(store),
+            queues=workers,
+            cores=parse_cores(cores) if cores is not None else None,
+            max_flows=max(FLOWS_DEFAULT, 2 * config.conns),
+            **more,
+        )
+        status = run_instance(run, say, complain)
+        if config.verbose:
+            say(f"{store.items} items, {store.nbytes} bytes")
+        return status
+    finally:
+        store.close()
