@@ -121,11 +121,13 @@ class Run:
         return self.process.stderr.read()
 
 
-def run_to_end(lab: Lab, app: Path, *args: str, **more: Any) -> tuple[int, list[str], str]:
+def run_to_end(
+    lab: Lab, app: Path, *args: str, patience_s: float = PATIENCE_S, **more: Any
+) -> tuple[int, list[str], str]:
     """An instance that ends by itself: exit status, lines of standard output, standard error."""
     run = Run(lab, app, args, **more)
     try:
-        out, err = run.process.communicate(timeout=PATIENCE_S)
+        out, err = run.process.communicate(timeout=patience_s)
     finally:
         if run.process.poll() is None:
             run.process.kill()

@@ -1,4 +1,7 @@
-"""The low-level batched interface against the kernel's own stack, call by call."""
+"""The low-level batched interface against the kernel's own stack, call by call.
+
+tests/dune/test_shard_api.py runs the same in the dune placement.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
-from tests.runtime.lab import APPS, run_to_end
+from tests.runtime.lab import APPS, PATIENCE_S, run_to_end
 
 TCP_PORT, UDP_PORT, OWN_UDP_PORT = 9001, 9002, 9003
 
@@ -64,15 +67,24 @@ def peer(lab: Lab) -> Iterator[str]:
     datagrams.close()
 
 
+def exercise(
+    lab: Lab, peer: str, *options: str, patience_s: float = PATIENCE_S
+) -> tuple[dict[str, Any], list[str]]:
+    """What apps/exercise.py saw, and what the instance said when it started."""
+    args = [peer, str(TCP_PORT), str(UDP_PORT), str(OWN_UDP_PORT)]
+    words = ["--no-restart-workers", *options]
+    status, said, err = run_to_end(
+        lab, APPS / "exercise.py", *args, options=words, patience_s=patience_s
+    )
+    assert status == 0, err
+    found: dict[str, Any] = json.loads(next(line for line in said if line.startswith("{")))
+    return found, said
+
+
 @pytest.fixture(scope="module")
 def report(lab: Lab, peer: str) -> dict[str, Any]:
     """What apps/exercise.py saw, on one queue."""
-    args = [peer, str(TCP_PORT), str(UDP_PORT), str(OWN_UDP_PORT)]
-    options = ["--no-restart-workers"]
-    status, said, err = run_to_end(lab, APPS / "exercise.py", *args, options=options)
-    assert status == 0, err
-    found: dict[str, Any] = json.loads(next(line for line in said if line.startswith("{")))
-    return found
+    return exercise(lab, peer)[0]
 
 
 def test_connect_ends_in_connected_with_its_cookie(report: dict[str, Any]) -> None:
