@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ixnet.control.instance import find_instances
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns, run_in_netns
 from ixnet.control.nic import Nic
@@ -163,6 +164,11 @@ class Service:
             self.process.kill()
             raise
         return self.process.returncode, errors
+
+    def live(self) -> dict[str, Any]:
+        """What its control plane says of itself."""
+        found = next(instance for instance in find_instances() if instance.name == "lab")
+        return until("an answer of the control plane", lambda: found.ask(PATIENCE_S), PATIENCE_S)
 
     def stat(self) -> dict[str, Any]:
         """What `ixnet stat --json` says."""
