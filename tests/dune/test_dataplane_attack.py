@@ -89,8 +89,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     place = tmp_path_factory.mktemp("attack")
     os.mkfifo(place / "orders")
     (place / "answers").touch()
-    with (
-        Dataplane("att", 2, place / "log", ATTACK, (str(place), str(PORT))) as attacked,
+    args = (str(place), str(PORT))
+    with (  # the attacker is root, with every capability: nothing but the rings stops it
+        Dataplane("att", 2, place / "log", ATTACK, args, "--keep-privileges") as attacked,
         Dataplane("oth", 1, place / "log2", ECHO, ("--port", str(PORT))) as other,
     ):
         world = World(place, attacked.wait_ready(), other.wait_ready())
