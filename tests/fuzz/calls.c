@@ -38,8 +38,9 @@ static void substitute(struct world *w, struct ix_call *call, uint32_t how)
     }
     if (call->op == IX_CALL_CONNECT && how & ARENA) {
         memset(call->local, 0, sizeof call->local);
-        call->family = 4;
-        memcpy(call->peer, &world_peer_ip, 4);
+        struct ix_ip peer = world_address(w, world_peer_ip);
+        call->family = world_family(w);
+        memcpy(call->peer, peer.b, sizeof call->peer);
     }
 }
 

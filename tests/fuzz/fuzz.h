@@ -21,11 +21,13 @@ struct fuzz_header {
     uint8_t tx_delay;  /* modulo 4: polls until a frame sent completes */
     uint8_t mss;       /* the peer's MSS: 88 + 8 * mss */
     uint16_t window;   /* the peer's window */
-    uint8_t pad[8];
+    uint8_t version;   /* FUZZ_IPV6: the shard's network is IPv6's, else IPv4's */
+    uint8_t pad[7];
 };
 
 enum {
     FUZZ_STATES = 10,
+    FUZZ_IPV6 = 6,
     /* header options */
     FUZZ_TS = 1,
     FUZZ_SACK = 2,
@@ -40,8 +42,8 @@ enum {
 /* What happens next, for the target on packets. */
 enum fuzz_op {
     FUZZ_SEGMENT = 0, /* a TCP segment of the main connection, or of another (which) */
-    FUZZ_PACKET,      /* an IPv4 packet of any kind, a fragment maybe */
-    FUZZ_ICMP,        /* an ICMP error about the main connection */
+    FUZZ_PACKET,      /* an IP packet of any kind, a fragment maybe */
+    FUZZ_ICMP,        /* an ICMP error about the main connection; of ICMPv6 other messages, too */
     FUZZ_TIME,        /* time passes: seq ms, modulo 128 s */
     FUZZ_CALL,        /* a sensible call of the application */
     FUZZ_DONE,        /* the application gives back what it holds */

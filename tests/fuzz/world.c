@@ -106,8 +106,75 @@ void world_inject(struct world *w, const uint8_t *frame, uint32_t bytes)
     w->rx[w->rx_count++] = (struct ix_desc){.addr = addr, .len = bytes};
 }
 
+struct ix_ip world_address(const struct world *w, uint32_t ip)
+{
+    if (!w->six)
+        return ix_ip_from_v4(ip);
+    struct ix_ip out = {.b = {0x20, 1, 0xd, 0xb8}};
+    memcpy(&out.b[12], &ip, 4);
+    return out;
+}
+
+uint8_t world_family(const struct world *w)
+{
+    return w->six ? 6 : 4;
+}
+
+uint32_t world_sum(const struct world *w, uint32_t ip)
+{
+    struct ix_ip address = world_address(w, ip);
+    return ix_ip_sum(&address, world_family(w));
+}
+
+/* The header before `at`, which begins with what says what follows it. */
+static uint8_t *push_header(uint8_t *at, const void *header, uint32_t bytes, uint8_t *next,
+                            uint8_t type)
+{
+    at -= bytes;
+    memcpy(at, header, bytes);
+    at[0] = *next;
+    *next = type;
+    return at;
+}
+
+static void packet6(struct world *w, const struct ix_ipv4 *ip, const uint8_t *payload,
+                    uint32_t bytes)
+{
+    enum { FRAGMENT_BYTES = 8 };
+    uint8_t frame[2048] = {0};
+    uint8_t *at = frame + 256, *end = at + bytes;
+    struct ix_ip src = world_address(w, ip->src), dst = world_address(w, ip->dst);
+    uint8_t next = ip->proto == IX_PROTO_ICMP ? IX_PROTO_ICMP6 : ip->proto;
+    memcpy(at, payload, bytes);
+    if (ip->frag_bytes || ip->more_fragments) {
+        uint8_t fragment[FRAGMENT_BYTES] = {0};
+        ix_store_be16(fragment + 2, (uint16_t)(ip->frag_bytes | ip->more_fragments));
+        ix_store_be32(fragment + 4, ip->id);
+        at = push_header(at, fragment, sizeof fragment, &next, IX_PROTO_FRAGMENT);
+    }
+    if (w->extension_bytes)
+        at = push_header(at, w->extension, w->extension_bytes, &next, w->extension_type);
+    w->extension_bytes = 0;
+    struct ix_ipv6 header = {.payload_bytes = (uint16_t)(end - at),
+                             .next = next,
+                             .hop_limit = ip->ttl,
+                             .traffic_class = ip->tos};
+    memcpy(header.src, src.b, 16);
+    memcpy(header.dst, dst.b, 16);
+    at -= IX_IPV6_BYTES;
+    ix_ipv6_emit(at, &header);
+    at -= IX_ETH_BYTES;
+    ix_eth_emit(at, &(struct ix_eth){
+                        .dst = world_mac, .src = world_peer_mac, .type = IX_ETH_IPV6});
+    world_inject(w, at, (uint32_t)(end - at));
+}
+
 void world_packet(struct world *w, const struct ix_ipv4 *ip, const uint8_t *payload, uint32_t bytes)
 {
+    if (w->six) {
+        packet6(w, ip, payload, IX_MIN(bytes, 1500u - IX_IPV6_BYTES));
+        return;
+    }
     uint8_t frame[2048] = {0};
     struct ix_ipv4 header = *ip;
     bytes = IX_MIN(bytes, 1500u - IX_IPV4_BYTES);
@@ -128,8 +195,10 @@ void world_segment(struct world *w, uint16_t peer_port, const struct ix_tcp_hdr 
     out.dst_port = w->key.local_port;
     uint32_t header_bytes = ix_tcp_header_bytes(&out);
     option_bytes = IX_MIN(option_bytes, IX_TCP_HEADER_MAX - header_bytes) & ~3u;
-    payload_bytes = IX_MIN(payload_bytes, 1500u - IX_IPV4_BYTES - header_bytes - option_bytes);
-    ix_tcp_emit(segment, &out, world_peer_ip, world_ip, 0, 0);
+    uint32_t most = 1500u - ix_ip_header_bytes(world_family(w)) - header_bytes - option_bytes;
+    payload_bytes = IX_MIN(payload_bytes, most);
+    uint32_t src_sum = world_sum(w, world_peer_ip), dst_sum = world_sum(w, world_ip);
+    ix_tcp_emit(segment, &out, src_sum, dst_sum, 0, 0);
     if (option_bytes)
         memcpy(segment + header_bytes, options, option_bytes);
     header_bytes += option_bytes;
@@ -138,7 +207,7 @@ void world_segment(struct world *w, uint16_t peer_port, const struct ix_tcp_hdr 
         segment[header_bytes + i] = (uint8_t)(hdr->seq + i);
     uint32_t bytes = header_bytes + payload_bytes;
     memset(segment + 16, 0, 2);
-    uint32_t sum = ix_csum_pseudo4(world_peer_ip, world_ip, IX_PROTO_TCP, bytes);
+    uint32_t sum = ix_csum_pseudo4(src_sum, dst_sum, IX_PROTO_TCP, bytes);
     uint16_t csum = ix_csum_finish(ix_csum_add(segment, bytes, sum));
     memcpy(segment + 16, &csum, 2);
     world_packet(w,
@@ -250,7 +319,7 @@ const struct ix_tcb *world_tcb(struct world *w)
 
 static void tell(struct world *w, struct ix_ctl_msg msg)
 {
-    msg.family = 4;
+    msg.family = world_family(w);
     (void)ix_ctl_send(w->shard, &msg);
 }
 
@@ -258,8 +327,9 @@ static void tell_network(struct world *w)
 {
     struct ix_ctl_msg addr = {.type = IX_CTL_ADDR_ADD, .value = w->cfg.own_address};
     struct ix_ctl_msg neigh = {.type = IX_CTL_NEIGH_SET};
-    memcpy(addr.ip, &world_ip, 4);
-    memcpy(neigh.ip, &world_peer_ip, 4);
+    struct ix_ip own = world_address(w, world_ip), peer = world_address(w, world_peer_ip);
+    memcpy(addr.ip, own.b, sizeof addr.ip);
+    memcpy(neigh.ip, peer.b, sizeof neigh.ip);
     memcpy(neigh.mac, world_peer_mac.b, 6);
     tell(w, addr);
     tell(w, neigh);
@@ -312,10 +382,11 @@ static void close_half(struct world *w)
 static void active_open(struct world *w)
 {
     struct ix_call *call = world_call(w, IX_CALL_CONNECT);
-    call->family = 4;
+    struct ix_ip peer = world_address(w, world_peer_ip);
+    call->family = world_family(w);
     call->peer_port = WORLD_PEER_PORT;
     call->local_port = w->key.local_port = 40000;
-    memcpy(call->peer, &world_peer_ip, 4);
+    memcpy(call->peer, peer.b, sizeof call->peer);
     (void)ix_shard_poll(w->shard, w->now_ns);
     if (call->result < 0)
         world_fail("CONNECT is refused");
@@ -417,6 +488,7 @@ struct world *world_make(const uint8_t *data, size_t size)
 {
     struct world *w = memory_of();
     memcpy(&w->header, data, IX_MIN(size, sizeof w->header));
+    w->six = w->header.version == FUZZ_IPV6;
     w->now_ns = 5000000 * MS;
     configure(w);
     size_t need = ix_shard_bytes(&w->cfg);
@@ -430,15 +502,15 @@ struct world *world_make(const uint8_t *data, size_t size)
     if (!w->shard)
         world_fail("the configuration is refused");
     w->io = ix_shard_io(w->shard);
-    w->key = (struct ix_flow_key){.peer = ix_ip_from_v4(world_peer_ip),
-                                  .local = ix_ip_from_v4(world_ip),
+    w->key = (struct ix_flow_key){.peer = world_address(w, world_peer_ip),
+                                  .local = world_address(w, world_ip),
                                   .peer_port = WORLD_PEER_PORT,
                                   .local_port = WORLD_PORT,
-                                  .family = 4};
+                                  .family = world_family(w)};
     tell_network(w);
-    (void)ix_shard_listen(w->shard, NULL, 4, WORLD_PORT, 77,
+    (void)ix_shard_listen(w->shard, NULL, 0, WORLD_PORT, 77,
                           w->header.options & FUZZ_SMALL_BACKLOG ? 1 : 0);
-    (void)ix_shard_udp_bind(w->shard, NULL, 4, WORLD_UDP_PORT, 78, &w->udp_handle);
+    (void)ix_shard_udp_bind(w->shard, NULL, 0, WORLD_UDP_PORT, 78, &w->udp_handle);
     go_to_state(w);
     return w;
 }

@@ -42,6 +42,10 @@ struct world {
     uint64_t handle;        /* of the main connection */
     struct ix_tcb last;     /* its TCB when it was last seen: numbers to go on from */
     uint64_t udp_handle;
+    bool six;               /* the network is IPv6's */
+    uint8_t extension[40];  /* goes before the next packet's payload, its first byte filled in */
+    uint8_t extension_type;
+    uint32_t extension_bytes; /* 0: none */
 
     uint64_t fill[WORLD_RING];
     uint32_t fill_head, fill_tail;
@@ -72,7 +76,12 @@ const struct ix_tcb *world_tcb(struct world *w);
 /* Sends a segment of the main connection: relative to nothing, numbers as they go on the wire. */
 void world_segment(struct world *w, uint16_t peer_port, const struct ix_tcp_hdr *hdr,
                    const uint8_t *options, uint32_t option_bytes, uint32_t payload_bytes);
-/* Puts IPv4 and Ethernet headers before a payload and injects it. */
+/* An address of IPv4 in the world's family, that of the world, and its part of a pseudo header. */
+struct ix_ip world_address(const struct world *w, uint32_t ip);
+uint8_t world_family(const struct world *w);
+uint32_t world_sum(const struct world *w, uint32_t ip);
+/* Puts IP and Ethernet headers before a payload and injects it; of IPv6 the headers that mean the
+ * same. */
 void world_packet(struct world *w, const struct ix_ipv4 *ip, const uint8_t *payload,
                   uint32_t bytes);
 /* The application leaves, time passes, and nothing may be left. */

@@ -173,10 +173,10 @@ static void act_connect(struct sim_world *w, struct sim_side *side, struct sim_c
         return;
     }
     struct ix_call *c = call(side, end, IX_CALL_CONNECT);
-    uint32_t peer = sim_side_ip(1 - end->side);
-    c->family = 4;
+    struct ix_ip peer = sim_side_ip(w, 1 - end->side);
+    c->family = sim_family(w);
     c->cookie = sim_cookie(end->id);
-    memcpy(c->peer, &peer, 4);
+    memcpy(c->peer, peer.b, sizeof c->peer);
     c->peer_port = first ? conn->server_port : conn->port;
     c->local_port = first ? conn->port : conn->server_port;
     end->state = SIM_OPENING;

@@ -115,7 +115,7 @@ static void make_wire(struct sim_world *w)
 
 static void tell(struct sim_world *w, uint32_t i, struct ix_ctl_msg msg)
 {
-    msg.family = 4;
+    msg.family = sim_family(w);
     int err = ix_ctl_send(w->side[i].shard, &msg);
     IX_ASSERT(err == 0);
 }
@@ -124,8 +124,8 @@ static void tell_neighbour(struct sim_world *w, uint32_t i, uint8_t type)
 {
     struct ix_ctl_msg msg = {.type = type};
     struct ix_mac mac = sim_side_mac(1 - i);
-    uint32_t ip = sim_side_ip(1 - i);
-    memcpy(msg.ip, &ip, 4);
+    struct ix_ip ip = sim_side_ip(w, 1 - i);
+    memcpy(msg.ip, ip.b, sizeof msg.ip);
     memcpy(msg.mac, mac.b, 6);
     tell(w, i, msg);
 }
@@ -148,18 +148,18 @@ static void make_shard(struct sim_world *w, uint32_t i)
     }
     side->io = ix_shard_io(side->shard);
     side->clock_ns = plan->clock_ns;
-    uint32_t ip = sim_side_ip(i), net = ip & ix_swap32(0xffffff00);
+    struct ix_ip ip = sim_side_ip(w, i);
     struct ix_ctl_msg addr = {.type = IX_CTL_ADDR_ADD, .value = w->c->own_address};
-    struct ix_ctl_msg route = {.type = IX_CTL_ROUTE_SET, .prefix = 24};
-    memcpy(addr.ip, &ip, 4);
-    memcpy(route.ip, &net, 4);
+    struct ix_ctl_msg route = {.type = IX_CTL_ROUTE_SET, .prefix = w->c->six ? 64 : 24};
+    memcpy(addr.ip, ip.b, sizeof addr.ip);
+    memcpy(route.ip, ip.b, sizeof route.ip); /* the shard masks it */
     tell(w, i, addr);
     tell(w, i, route);
     if (!w->c->own_address)
         tell_neighbour(w, i, IX_CTL_NEIGH_SET);
     side->listener_cookie = 0x115700ull + i;
-    int err = ix_shard_listen(side->shard, NULL, 4, SIM_SERVER_PORT, side->listener_cookie,
-                              plan->backlog);
+    int err = ix_shard_listen(side->shard, NULL, i ? 0 : sim_family(w), SIM_SERVER_PORT,
+                              side->listener_cookie, plan->backlog);
     IX_ASSERT(err == 0);
 }
 
@@ -186,11 +186,11 @@ static void near_wrap(struct sim_world *w)
     for (uint32_t e = 0; e < 2; e++) {
         struct sim_side *side = &w->side[conn->end[e].side];
         struct ix_flow_key key = {
-            .peer = ix_ip_from_v4(sim_side_ip(1 - conn->end[e].side)),
-            .local = ix_ip_from_v4(sim_side_ip(conn->end[e].side)),
+            .peer = sim_side_ip(w, 1 - conn->end[e].side),
+            .local = sim_side_ip(w, conn->end[e].side),
             .peer_port = e ? conn->port : conn->server_port,
             .local_port = e ? conn->server_port : conn->port,
-            .family = 4,
+            .family = sim_family(w),
         };
         uint32_t isn = ix_tcp_isn(&side->shard->tcp, &key);
         uint32_t target = 0u - (uint32_t)sim_log_range(&w->random, 1, 20000);

@@ -60,7 +60,8 @@ struct ix_simd_case {
     bool cookies; /* every connection is opened by a SYN cookie; all keep themselves alive, as an
                    * opener whose last ACK was lost may have nothing to say */
     bool grow; /* windows grow with use, up to eight times what they are at first */
-    bool own_address;         /* neighbours by ARP over the wire, else they are told */
+    bool own_address;         /* neighbours by ARP or ND over the wire, else they are told */
+    bool six;                 /* all over IPv6 */
     bool wrap_isn;            /* sequence numbers of the first connection wrap around early */
     uint32_t conns;           /* connections in all */
     uint32_t odd_ppm;         /* chance that a connection does not end in order */

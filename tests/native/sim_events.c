@@ -140,8 +140,9 @@ void sim_app_results(struct sim_world *w, struct sim_side *side, uint32_t n_call
 static struct sim_end *knocking(struct sim_world *w, const struct sim_side *side,
                                 const struct ix_event *ev)
 {
-    uint32_t me = (uint32_t)(side - w->side), peer_ip = sim_side_ip(1 - me);
-    if (memcmp(ev->peer, &peer_ip, 4) != 0)
+    uint32_t me = (uint32_t)(side - w->side);
+    struct ix_ip peer = sim_side_ip(w, 1 - me);
+    if (ev->family != sim_family(w) || memcmp(ev->peer, peer.b, sizeof ev->peer) != 0)
         return NULL;
     for (uint32_t i = w->conn_count; i-- > 0;) {
         struct sim_conn *conn = &w->conns[i];

@@ -206,6 +206,7 @@ void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
     uint64_t cookie_state = state_for(seed, cookie_stream);
     c->cookies = sim_chance(&cookie_state, 100000);
     c->grow = sim_chance(&cookie_state, 400000);
+    c->six = sim_chance(&cookie_state, 350000);
 }
 
 /* ---- its connections --------------------------------------------------------------- */
@@ -364,9 +365,10 @@ int ix_simd_describe(const struct ix_simd_case *c, char *out, size_t bytes)
     size_t at = (size_t)snprintf(
         out, bytes,
         "seed %lu: %u connections in %lu ns, %lu bytes, odd %u, pauses %u, faults until %lu ns, "
-        "upsets %u, wire %u, %s\n",
+        "upsets %u, wire %u, %s, %s\n",
         c->seed, c->conns, c->spread_ns, c->bytes, c->odd_ppm, c->pause_ppm, c->faults_until_ns,
-        c->upset_count, c->wire_frames, c->own_address ? "arp" : "neighbours told");
+        c->upset_count, c->wire_frames, c->own_address ? "arp or nd" : "neighbours told",
+        c->six ? "IPv6" : "IPv4");
     for (uint32_t i = 0; i < 2 && at < bytes; i++)
         at += (size_t)describe_side(c, i, out + at, bytes - at);
     return (int)IX_MIN(at, bytes - 1);

@@ -26,14 +26,25 @@ static const uint8_t *segment_in(const uint8_t *frame, uint32_t bytes, struct ix
                                  uint32_t *payload_bytes)
 {
     struct ix_eth eth;
-    struct ix_ipv4 ip;
-    if (ix_eth_parse(frame, bytes, &eth) != IX_PARSE_OK || eth.type != IX_ETH_IPV4 ||
-        ix_ipv4_parse(frame + IX_ETH_BYTES, bytes - IX_ETH_BYTES, &ip) != IX_PARSE_OK ||
-        ip.proto != IX_PROTO_TCP)
+    struct ix_ipv4 ip = {.proto = 0};
+    struct ix_ipv6 ip6;
+    if (ix_eth_parse(frame, bytes, &eth) != IX_PARSE_OK)
         return NULL;
-    const uint8_t *segment = frame + IX_ETH_BYTES + ip.header_bytes;
+    const uint8_t *packet = frame + IX_ETH_BYTES;
+    bytes -= IX_ETH_BYTES;
+    if (eth.type == IX_ETH_IPV6 && ix_ipv6_parse(packet, bytes, &ip6) == IX_PARSE_OK) {
+        ip = (struct ix_ipv4){.src = ix_csum_address(ip6.src),
+                              .dst = ix_csum_address(ip6.dst),
+                              .header_bytes = IX_IPV6_BYTES,
+                              .total_bytes = (uint16_t)(IX_IPV6_BYTES + ip6.payload_bytes),
+                              .proto = ip6.next};
+    } else if (eth.type != IX_ETH_IPV4 || ix_ipv4_parse(packet, bytes, &ip) != IX_PARSE_OK) {
+        return NULL;
+    }
+    const uint8_t *segment = packet + ip.header_bytes;
     uint32_t segment_bytes = (uint32_t)ip.total_bytes - ip.header_bytes;
-    if (ix_tcp_parse(segment, segment_bytes, ip.src, ip.dst, tcp) != IX_PARSE_OK)
+    if (ip.proto != IX_PROTO_TCP ||
+        ix_tcp_parse(segment, segment_bytes, ip.src, ip.dst, tcp) != IX_PARSE_OK)
         return NULL;
     *payload_bytes = segment_bytes - tcp->header_bytes;
     return segment;

@@ -195,9 +195,16 @@ static inline struct sim_end *sim_end_of(struct sim_world *w, uint32_t end)
 {
     return &w->conns[end / 2].end[end % 2];
 }
-static inline uint32_t sim_side_ip(uint32_t side)
+static inline uint8_t sim_family(const struct sim_world *w)
 {
-    return ix_swap32(0x0a000001 + side); /* 10.0.0.1 and 10.0.0.2 */
+    return w->c->six ? 6 : 4;
+}
+/* 10.0.0.1 and 10.0.0.2, or 2001:db8::1 and 2001:db8::2. */
+static inline struct ix_ip sim_side_ip(const struct sim_world *w, uint32_t side)
+{
+    if (!w->c->six)
+        return ix_ip_from_v4(ix_swap32(0x0a000001 + side));
+    return (struct ix_ip){.b = {0x20, 1, 0xd, 0xb8, [15] = (uint8_t)(side + 1)}};
 }
 static inline struct ix_mac sim_side_mac(uint32_t side)
 {

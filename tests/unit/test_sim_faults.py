@@ -24,7 +24,21 @@ def test_mark_changes_ect_to_ce_and_the_checksum_with_it(tos: int) -> None:
     assert after[16:24] + after[26:] == packet[16:24] + packet[26:]
 
 
-def test_mark_leaves_what_is_no_ipv4_packet() -> None:
+@pytest.mark.parametrize("traffic_class", range(0, 256, 5))
+def test_mark_changes_ect_to_ce_in_ipv6(traffic_class: int) -> None:
+    packet = frame(1, ethertype=0x86DD)
+    head = (6 << 28 | traffic_class << 20 | 0x12345).to_bytes(4, "big")
+    packet = packet[:14] + head + packet[18:]
+    buffer = ffi.new("uint8_t[]", packet)
+    changed = lib.ix_sim_mark(buffer, len(packet))
+    after = bytes(ffi.buffer(buffer, len(packet)))
+    assert changed == (traffic_class & 3 != 0)
+    marked = traffic_class | 3 if changed else traffic_class
+    assert int.from_bytes(after[14:18], "big") == 6 << 28 | marked << 20 | 0x12345
+    assert after[:14] + after[18:] == packet[:14] + packet[18:]
+
+
+def test_mark_leaves_what_is_no_ip_packet() -> None:
     for data in (frame(1, ethertype=0x0806), frame(1, size=30), bytes(20)):
         buffer = ffi.new("uint8_t[]", data)
         assert not lib.ix_sim_mark(buffer, len(data))

@@ -70,10 +70,24 @@ uint64_t ix_sim_spike(const struct ix_sim_path *p, uint64_t now_ns)
     return still ? now_ns - since + p->spike_every_ns : now_ns;
 }
 
+/* The two low bits of the traffic class, which no checksum covers. */
+static bool mark6(uint8_t *packet)
+{
+    enum { ECN_AT = 1, ECN_MASK = 0x30 };
+    bool capable = packet[ECN_AT] & ECN_MASK;
+    if (capable)
+        packet[ECN_AT] |= ECN_MASK;
+    return capable;
+}
+
 bool ix_sim_mark(uint8_t *frame, uint32_t bytes)
 {
     enum { TOS_AT = 1, CSUM_AT = 10, CE = 3, IPV4_BYTES = 20 };
-    if (bytes < ETHERNET_BYTES + IPV4_BYTES || ix_load_be16(frame + 12) != ETHERTYPE_IPV4)
+    if (bytes < ETHERNET_BYTES + IPV4_BYTES)
+        return false;
+    if (ix_load_be16(frame + 12) == ETHERTYPE_IPV6)
+        return mark6(frame + ETHERNET_BYTES);
+    if (ix_load_be16(frame + 12) != ETHERTYPE_IPV4)
         return false;
     uint8_t *packet = frame + ETHERNET_BYTES;
     uint32_t ecn = packet[TOS_AT] & CE;

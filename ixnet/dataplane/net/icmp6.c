@@ -123,7 +123,8 @@ void ix_icmp6_error(struct ix_net *net, const struct ix_packet *pkt, uint8_t typ
         return;
     uint8_t *message = ix_net_frame_ptr(net, frame) + IX_TX_HEADROOM;
     /* As much of the packet as fits into the least MTU (2.4 (c)). */
-    uint32_t most = IX_IPV6_MTU_MIN - IX_IPV6_BYTES - IX_ICMP6_BYTES;
+    uint32_t mtu = IX_MIN((uint32_t)IX_IPV6_MTU_MIN, net->mtu);
+    uint32_t most = mtu - IX_IPV6_BYTES - IX_ICMP6_BYTES;
     uint32_t quote = IX_MIN((uint32_t)pkt->ip.total_bytes, most);
     __builtin_memcpy(message + IX_ICMP6_BYTES, pkt->data + IX_ETH_BYTES, quote);
     struct ix_icmp6 icmp = {
