@@ -392,8 +392,22 @@ class ControlPlane:
                 self._mirror.resolve(message_ip(message))
             elif message.type == lib.IX_CTL_PARTIAL_CSUM:
                 self._warn(PARTIAL_CSUM_WARNING)
+            elif message.type == lib.IX_CTL_DUPLICATE:
+                self._on_duplicate(message)
         if worker.recorder is not None and (problem := worker.recorder.problem()):
             self._warn(problem)
+
+    def _on_duplicate(self, message: Any) -> None:
+        """Another one has an own address: no reason to end for one who serves already."""
+        ip, mac = message_ip(message), bytes(message.mac).hex(":")
+        text = f"{mac} has the address {ip}, too"
+        cure = f"give {ip} up there, or another --own-address here"
+        if not message.value or self._stopping_since is not None:
+            self._warn(f"{text} (cure: {cure})")
+            return
+        self._complain(f"ixnet: {text}: stopping\n  cure: {cure}")
+        self._exit_status = 2
+        self._stop_all()
 
     def _on_request(self, worker: Worker) -> None:
         if worker.requests is None:  # its process has ended in this very round

@@ -270,6 +270,19 @@ def test_own_address_kernels_address_is_the_kernels(own_lab: Lab, own_service: S
         connect(own_lab, ip=SERVER6)
 
 
+def test_own_address_that_another_one_has_is_refused(tmp_path: Path) -> None:
+    with Lab(lab_config(queues=1)) as own:
+        with iproute(own.cfg.client_netns) as ipr:
+            index = own.facts.client.index
+            ipr.addr("add", index=index, address=OWN6, prefixlen=64, flags=IFA_F_NODAD)
+        run = Service(own, tmp_path, options=["--own-address", f"{OWN6}/64"])
+        try:
+            assert run.process.wait(20) == 2
+            assert f"{own.cfg.client_mac} has the address {OWN6}, too" in run.errors()
+        finally:
+            own.stop(run.process)
+
+
 def test_own_address_connects_out(own_lab: Lab, own_service: Service) -> None:
     """The dataplane solicits its neighbours itself."""
     with listening(own_lab.cfg.client_netns, "::") as target:

@@ -40,6 +40,10 @@ def stack6(*, neighbour: bool = True, listen: int | None = None, **config: Any) 
     if neighbour:
         ctl6(stack, "NEIGH_SET", REMOTE6, mac=REMOTE_MAC)
     stack.poll()
+    if config.get("own_address"):  # by then it is known that nobody else has it
+        stack.sent.clear()
+        stack.sleep(1000)
+        stack.sent.clear()
     if listen:
         assert lib.ix_shard_listen(stack.shard, ffi.NULL, 6, listen, 77, 0) == 0
     return stack

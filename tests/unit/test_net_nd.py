@@ -62,6 +62,78 @@ def test_solicitation_for_an_own_address_is_answered_and_learned_from(dst: str) 
     assert known(stack)
 
 
+def new_address(shard_id: int = 0) -> Stack:
+    """A shard that has just been given an own address."""
+    stack = Stack(own_address=1, shard_id=shard_id, shard_count=2)
+    ctl6(stack, "ADDR_ADD", LOCAL6, value=1)
+    ctl6(stack, "ROUTE_SET")
+    stack.poll()
+    return stack
+
+
+def duplicate(stack: Stack) -> tuple[int, bytes, bytes]:
+    """What the control plane is told: whether ours is new, the address, the other's MAC."""
+    message = ffi.new("struct ix_ctl_msg *")
+    assert lib.ix_ctl_recv(stack.shard, message) == 1
+    assert message.type == lib.IX_CTL_DUPLICATE
+    return message.value, bytes(message.ip), bytes(message.mac)
+
+
+def test_new_address_is_probed_then_announced() -> None:
+    stack = new_address()  # RFC 4862 5.4.2, RFC 4861 7.2.6
+    packet = sent(stack)
+    assert (packet.dst, packet[IPv6].src, packet[IPv6].dst) == (colons(GROUP_MAC), "::", GROUP)
+    assert packet[ICMPv6ND_NS].tgt == LOCAL6 and ICMPv6NDOptSrcLLAddr not in packet
+    assert packet[IPv6].hlim == 255
+    stack.sleep(999)
+    assert not stack.sent
+    stack.sleep(1)
+    packet = sent(stack)
+    advert = packet[ICMPv6ND_NA]
+    assert (packet.dst, packet[IPv6].dst) == ("33:33:00:00:00:01", "ff02::1")
+    assert (advert.tgt, advert.S, advert.O) == (LOCAL6, 0, 1)
+    stack.sleep(10_000)
+    assert not stack.sent
+
+
+def test_one_shard_probes_for_all() -> None:
+    stack = new_address(shard_id=1)
+    stack.sleep(1000)
+    assert not stack.sent
+
+
+def test_new_address_is_used_but_overrides_nobody() -> None:
+    stack = new_address()  # RFC 4429 3.3
+    stack.sent.clear()
+    stack.inject(solicit())
+    assert (sent(stack)[ICMPv6ND_NA].S, stack.counter("nd_duplicates")) == (1, 0)
+    stack.inject(solicit())
+    assert sent(stack)[ICMPv6ND_NA].O == 0
+
+
+def rival_advert(mac: bytes = REMOTE_MAC, src: str = LOCAL6) -> bytes:
+    message = ICMPv6ND_NA(tgt=LOCAL6, R=0, S=0, O=1) / ICMPv6NDOptDstLLAddr(lladdr=colons(mac))
+    all_nodes = bytes.fromhex("333300000001")
+    return frame(IPv6(src=src, dst="ff02::1", hlim=255) / message, dst=all_nodes, src=mac)
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("src", [LOCAL6, REMOTE6])
+def test_rival_is_told_of_and_not_believed(new: bool, src: str) -> None:
+    stack = new_address()
+    stack.sleep(0 if new else 1000)
+    stack.inject(rival_advert(src=src))
+    assert duplicate(stack) == (new, raw6(LOCAL6), REMOTE_MAC)
+    stack.inject(rival_advert(LOCAL_MAC))  # an echo of our own, by a loop in the network
+    assert stack.counter("nd_duplicates") == 1
+
+
+def test_two_that_probe_at_once_are_rivals() -> None:
+    stack = new_address()  # RFC 4862 5.4.3
+    stack.inject(solicit(src="::", mac=False))
+    assert duplicate(stack) == (1, raw6(LOCAL6), REMOTE_MAC)
+
+
 def test_probe_for_a_duplicate_is_answered_to_all() -> None:
     stack = stack6(own_address=1, neighbour=False)
     stack.inject(solicit(src="::", mac=False))

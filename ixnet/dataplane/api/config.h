@@ -111,7 +111,8 @@ enum ix_ctl_type {
     IX_CTL_ABORT_ALL = 8, /* reset every connection (a shutdown) */
     /* from the shard: */
     IX_CTL_NEIGH_MISS = 16,  /* please resolve ip */
-    IX_CTL_PARTIAL_CSUM = 17 /* the peer sends partial checksums: said once */
+    IX_CTL_PARTIAL_CSUM = 17, /* the peer sends partial checksums: said once */
+    IX_CTL_DUPLICATE = 18     /* mac has the own address ip, too; value 1: ours is new */
 };
 
 struct ix_ctl_msg {

@@ -34,6 +34,7 @@
     X(drop_nd_bad, "malformed neighbor solicitations and advertisements")                     \
     X(nd_solicits_in, "neighbor solicitations for an own address")                            \
     X(nd_adverts_out, "neighbor advertisements sent")                                         \
+    X(nd_duplicates, "signs that another one has an own IPv6 address")                        \
     X(neigh_misses, "packets whose next hop had no known MAC address")                        \
     X(drop_no_route, "packets without a route")                                               \
     X(drop_neigh, "packets not sent because the next hop is unresolved")                      \

@@ -73,8 +73,11 @@ enum ix_verdict ix_ip6_input(struct ix_net *net, struct ix_packet *pkt)
                                .tos = ip.traffic_class,
                                .total_bytes = (uint16_t)(IX_MIN(
                                    (uint32_t)IX_IPV6_BYTES + ip.payload_bytes, 65535u))};
-    if (IX_UNLIKELY(source_impossible(&pkt->src, walk.proto) ||
-                    ix_net_is_local(net, 6, &pkt->src))) {
+    /* From one of our own addresses comes what a liar sends, or one who has it, too: what that one
+     * says to all is for Neighbor Discovery to hear. */
+    bool own = ix_net_is_local(net, 6, &pkt->src) &&
+               (walk.proto != IX_PROTO_ICMP6 || !ix_ip_is_group(&pkt->dst, 6));
+    if (IX_UNLIKELY(source_impossible(&pkt->src, walk.proto) || own)) {
         n->drop_ip_src++;
         return IX_VERDICT_DROP;
     }

@@ -102,6 +102,10 @@ struct ix_net {
     uint32_t tx_head, tx_tail;
     struct ix_desc tx[IX_TX_STAGE];
 
+    /* Own IPv6 addresses that are new, in doubt until then (RFC 4862 5.4); UINT64_MAX: none. */
+    uint64_t nd_doubt_ns;
+    bool nd_speaks; /* this shard asks about them, and announces them */
+
     uint64_t icmp_tokens_ns; /* token bucket for ICMP errors: time credit, see icmp4.c */
 
     uint32_t addr_count, route_count;
@@ -165,9 +169,13 @@ void ix_arp_ask(struct ix_net *net, uint32_t ip);
 /* A neighbor solicitation or advertisement, `bytes` bytes, checksum verified: answers for own
  * addresses, and learns. */
 void ix_nd_input(struct ix_net *net, const struct ix_packet *pkt);
+/* An own address is new: whether others have it is asked, if this shard is to, and awaited. */
+void ix_nd_begin(struct ix_net *net, const struct ix_ip *ip, bool speaks);
+/* Nobody has objected: all are told of the own addresses (RFC 4861 7.2.6). */
+void ix_nd_settle(struct ix_net *net);
 /* Solicits `ip`: own-address mode only. */
 void ix_nd_ask(struct ix_net *net, const struct ix_ip *ip);
-/* Is `group` the solicited-node multicast address (RFC 4291 2.7.1) of an own address? */
+/* Is `group` that of all nodes, or the solicited-node address (RFC 4291 2.7.1) of an own one? */
 bool ix_nd_is_group(const struct ix_net *net, const struct ix_ip *group);
 bool ix_net_is_own(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
 

@@ -162,6 +162,7 @@ static void init_net(struct ix_shard *shard)
     net->epoch = 1;
     ix_pmtu_init(&net->pmtu);
     ix_reass_init(&net->reass);
+    net->nd_doubt_ns = UINT64_MAX;
     net->ip_id = (uint16_t)ix_random(&net->random);
     net->neigh_key = (struct ix_key){{ix_random(&net->random), ix_random(&net->random)}};
 }

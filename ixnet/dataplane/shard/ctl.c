@@ -82,7 +82,9 @@ static void apply(struct ix_shard *shard, const struct ix_ctl_msg *msg)
         ix_net_route_del(net, msg->family, &ip, msg->prefix);
         break;
     case IX_CTL_ADDR_ADD:
-        (void)ix_net_addr_add(net, msg->family, &ip, msg->value);
+        if (ix_net_addr_add(net, msg->family, &ip, msg->value) == 0 && msg->family == 6 &&
+            msg->value && net->own_address)
+            ix_nd_begin(net, &ip, shard->cfg.shard_id == 0);
         break;
     case IX_CTL_ADDR_DEL:
         ix_net_addr_del(net, msg->family, &ip);

@@ -207,6 +207,8 @@ static void begin(struct ix_shard *shard, uint64_t now_ns)
         ix_pmtu_age(&shard->net);
     if (IX_UNLIKELY(shard->now_ns >= shard->net.reass.next_ns))
         ix_reass_expire(&shard->net);
+    if (IX_UNLIKELY(shard->now_ns >= shard->net.nd_doubt_ns))
+        ix_nd_settle(&shard->net);
     shard->io.n_events = 0;
     shard->counters.cycles++;
 }
@@ -263,5 +265,6 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
         return now_ns;
     uint64_t timer_ns = ix_wheel_next_ns(&shard->wheel);
     uint64_t reclaim_ns = next_reclaim_ns(shard, now_ns);
-    return IX_MIN(IX_MIN(timer_ns, reclaim_ns), shard->net.reass.next_ns);
+    uint64_t net_ns = IX_MIN(shard->net.reass.next_ns, shard->net.nd_doubt_ns);
+    return IX_MIN(IX_MIN(timer_ns, reclaim_ns), net_ns);
 }
