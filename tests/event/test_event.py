@@ -122,7 +122,7 @@ def test_connect_tells_connected_then_data() -> None:
     server.end()
 
 
-@pytest.mark.parametrize("address", [("example", 1), ("10.0.0", 1), ("10.0.0.1", 0), ("::1", 1)])
+@pytest.mark.parametrize("address", [("example", 1), ("10.0.0", 1), ("10.0.0.1", 0), ("::1::", 1)])
 def test_connect_refuses_what_is_no_address(address: tuple[str, int]) -> None:
     server = Server()
     with pytest.raises(ValueError, match="not a"):
