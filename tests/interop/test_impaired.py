@@ -37,6 +37,7 @@ from tests.interop.kit import (
 
 IMPAIR = Path(__file__).parent / "impair.py"
 SERVER_IP, CLIENT_IP = "10.77.0.1", "10.77.0.2"
+SERVER_IP6 = "fd77:6978::1"
 BAD = ["--loss", "0.01", "--reorder", "0.02", "--duplicate", "0.005", "--corrupt", "0.005"]
 WORSE = ["--loss", "0.03", "--reorder", "0.1", "--duplicate", "0.02", "--corrupt", "0.01"]
 
@@ -45,7 +46,12 @@ WORSE = ["--loss", "0.03", "--reorder", "0.1", "--duplicate", "0.02", "--corrupt
 def near() -> Iterator[Lab]:
     """The server's end; the far end of its link is one of the wire's."""
     with Lab(
-        lab_config(queues=1, client_ip="10.99.1.2/24", client_mac="02:69:78:00:00:03")
+        lab_config(
+            queues=1,
+            client_ip="10.99.1.2/24",
+            client_ip6="fd99:1::2/64",
+            client_mac="02:69:78:00:00:03",
+        )
     ) as made:
         yield made
 
@@ -54,7 +60,12 @@ def near() -> Iterator[Lab]:
 def far() -> Iterator[Lab]:
     """The client's end."""
     with Lab(
-        lab_config(queues=1, server_ip="10.99.2.1/24", server_mac="02:69:78:00:00:04")
+        lab_config(
+            queues=1,
+            server_ip="10.99.2.1/24",
+            server_ip6="fd99:2::1/64",
+            server_mac="02:69:78:00:00:04",
+        )
     ) as made:
         yield made
 
@@ -91,16 +102,16 @@ def wire(near: Lab, far: Lab, *options: str) -> Iterator[None]:
         assert all(did.get(what) for what in asked), did
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "ip"), [(1, SERVER_IP), (2, SERVER_IP), (6, SERVER_IP6)])
 def test_streams_over_a_bad_wire_are_whole(
-    near: Lab, far: Lab, service: Service, seed: int
+    near: Lab, far: Lab, service: Service, seed: int, ip: str
 ) -> None:
     with wire(near, far, *BAD, "--seed", str(seed)):
-        with connect(far, "sink", ip=SERVER_IP) as sock:
+        with connect(far, "sink", ip=ip) as sock:
             send_and_sink(sock, 2 * MIB, seed)
-        with connect(far, f"source {2 * MIB} {seed}", ip=SERVER_IP) as sock:
+        with connect(far, f"source {2 * MIB} {seed}", ip=ip) as sock:
             take_source(sock, 2 * MIB, seed)
-        echo_streams(far, 4, MIB // 2, ip=SERVER_IP)
+        echo_streams(far, 4, MIB // 2, ip=ip)
         service.wait_quiet()
     counters = service.counters()
     # Both senders had something to repair, and what was corrupt was noticed.
