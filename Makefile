@@ -49,6 +49,10 @@ LOAD_SRC := $(wildcard ixnet/bench/load/*.c)
 LOAD_OBJ := $(LOAD_SRC:%.c=$(B)/hosted/%.o)
 LOAD_PROGRAM := ixnet/bench/ixload
 LOAD_APP := ixnet/bench/ixload.so
+PING_OBJ := $(patsubst %.c,$(B)/hosted/%.o,$(wildcard ixnet/bench/ping/*.c))
+PING_PROGRAM := ixnet/bench/ixping
+PING_APP := ixnet/bench/ixping.so
+BENCH_PARTS := $(LOAD_PROGRAM) $(LOAD_APP) $(PING_PROGRAM) $(PING_APP)
 # Of the fuzz targets all but libFuzzer's side: their corpus is played without it.
 TEST_NATIVE_SRC := $(wildcard tests/native/*.c) $(filter-out %/engine.c,$(wildcard tests/fuzz/*.c))
 
@@ -200,14 +204,14 @@ tidy: build
 	{ set +x; } 2>/dev/null; exit $$status
 
 clean:
-	rm -rf $(B) $(LOAD_PROGRAM) $(LOAD_APP) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.sym ixnet/*.so \
+	rm -rf $(B) $(BENCH_PARTS) ixnet/xdp_objects ixnet/dune-sandbox ixnet/ring0.* ixnet/*.sym ixnet/*.so \
 		tests/unit/_san_core*.so
 
 # ---- building (run under the lock by the targets above) ------------------------------
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(LOAD_PROGRAM) $(LOAD_APP) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
+lib: $(MODULE) $(BENCH_PARTS) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin
 san: $(SAN_MODULE) $(SAN_PACKETDRILL)
 
@@ -320,11 +324,16 @@ $(APPS): $(B)/%.so: %.c $(LIBRARY) Makefile
 	$(Q)$(CC) $(HOSTED_CFLAGS) $(DEPS) -MF $(B)/$*.d -shared -o $@ $< -Lixnet -lixnet \
 		-Wl,-rpath,'$$ORIGIN/../../ixnet' $(call orskip,rm -f $@)
 
-$(LOAD_PROGRAM): $(filter-out %/dataplane.o,$(LOAD_OBJ)) Makefile
+$(LOAD_PROGRAM): $(filter-out %/dataplane.o,$(LOAD_OBJ))
+$(LOAD_APP): $(filter-out %/kernel.o,$(LOAD_OBJ))
+$(PING_PROGRAM): $(filter-out %/plane.o,$(PING_OBJ))
+$(PING_APP): $(filter-out %/sockets.o,$(PING_OBJ))
+
+$(LOAD_PROGRAM) $(PING_PROGRAM): Makefile
 	$(call say,PROG)
 	$(Q)$(CC) -o $@ $(filter %.o,$^) -lm
 
-$(LOAD_APP): $(filter-out %/kernel.o,$(LOAD_OBJ)) $(LIBRARY) Makefile
+$(LOAD_APP) $(PING_APP): $(LIBRARY) Makefile
 	$(call say,APP )
 	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) -Wl,-Bsymbolic -lm -Lixnet -lixnet -Wl,-rpath,'$$ORIGIN/..'
 

@@ -1,8 +1,8 @@
 """Builds ixnet's compiled parts with the Makefile, and puts them into the package.
 
 The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module), the XDP
-objects, libdune.so with _dune.abi3.so, dune-sandbox, ring0.bin, ring0.sym, dune_shim.sym and the load
-generator. Everything else about the package stands in pyproject.toml.
+objects, libdune.so with _dune.abi3.so, dune-sandbox, ring0.bin, ring0.sym, dune_shim.sym and the
+load generator. Everything else about the package stands in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # ring0.sym: the names of ring0.bin's functions, for the report of a crash.
-PROGRAMS = ("dune-sandbox", "ring0.bin", "ring0.sym", "dune_shim.sym", "bench/ixload")
-APPS = ("bench/ixload.so",)
+PROGRAMS = (
+    "dune-sandbox",
+    "ring0.bin",
+    "ring0.sym",
+    "dune_shim.sym",
+    "bench/ixload",
+    "bench/ixping",
+)
+APPS = ("bench/ixload.so", "bench/ixping.so")
 CURE = (
     "building ixnet needs these Debian packages: make gcc libc6-dev linux-libc-dev clang "
     "libbpf-dev libxdp-dev python3-dev (apt-get install them, or run `make setup`)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,10 +16,12 @@ from types import TracebackType
 
 from bench.common import ROOT, BenchError, program
 from ixnet.control.lab import LabConfig
-from ixnet.control.namespaces import run_in_netns
+from ixnet.control.namespaces import in_netns, run_in_netns
 
 READY_S = 30.0
 STOP_S = 5.0
+# Room for items of either memcached.
+MEMCACHED_MB = "1024"
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,15 @@ class Server(ABC):
             self.label, self.argv(lab, port, placement), lab, self.pinned_to(placement)
         )
         try:
-            running.wait_ready()
+            self.wait_ready(running, lab, port)
         except BaseException:
             running.stop()
             raise
         return running
+
+    def wait_ready(self, running: RunningServer, lab: LabConfig, port: int) -> None:
+        """Waits until it says that it serves. Errors: BenchError."""
+        running.wait_ready()
 
 
 class RunningServer:
@@ -77,6 +85,11 @@ class RunningServer:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
+
+    @property
+    def pid(self) -> int:
+        """Of its process; it may have started others."""
+        return self._process.pid
 
     def printed(self) -> str:
         """All that it printed so far."""
@@ -180,6 +193,53 @@ class IxnetServer(Server):
         return None
 
 
+class DebianMemcached(Server):
+    """memcached itself, on the kernel's stack, one worker thread."""
+
+    label = "memcached -t 1"
+
+    def argv(self, lab: LabConfig, port: int, placement: Placement) -> list[str]:
+        """The command line."""
+        words = ["memcached", "-u", "root", "-t", "1", "-m", MEMCACHED_MB, "-c", "4096"]
+        return [*words, "-U", "0", "-p", str(port)]
+
+    def pinned_to(self, placement: Placement) -> int | None:
+        """All of it on the first core."""
+        return placement.cores[0]
+
+    def wait_ready(self, running: RunningServer, lab: LabConfig, port: int) -> None:
+        """It says nothing; it serves when it accepts. Errors: BenchError."""
+        deadline = time.monotonic() + READY_S
+        host = lab.server_ip.split("/")[0]
+        while running.alive() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), in_netns(lab.server_netns):
+                socket.create_connection((host, port), timeout=1).close()
+                running.ready_line = "memcached -t 1"
+                return
+            time.sleep(0.01)
+        raise BenchError(f"memcached does not serve: {running.printed()}")
+
+
+class IxnetMemcached(Server):
+    """`ixnet memcached`, one worker."""
+
+    label = "ixnet memcached"
+
+    def __init__(self, *run_options: str) -> None:
+        self._run_options = run_options
+
+    def argv(self, lab: LabConfig, port: int, placement: Placement) -> list[str]:
+        """The command line."""
+        command = str(Path(sys.executable).parent / "ixnet")
+        words = [command, "memcached", "--interface", lab.server_if, "-t", str(placement.queues)]
+        words += ["--cores", ",".join(map(str, placement.cores)), "-m", MEMCACHED_MB]
+        return [*words, "-c", "4096", "-p", str(port), *self._run_options]
+
+    def pinned_to(self, placement: Placement) -> int | None:
+        """It pins its workers itself."""
+        return None
+
+
 def _polling(busy_poll: bool) -> str:
     return "--busy-poll" if busy_poll else "--block"
 
@@ -192,3 +252,8 @@ def native_echo(busy_poll: bool, *run_options: str) -> Server:
 def python_echo(busy_poll: bool, *run_options: str) -> Server:
     """The Python echo app (ixnet.event) on the dataplane; busy_poll as for native_echo."""
     return IxnetServer("ixnet Python", "apps/echo.py", _polling(busy_poll), *run_options)
+
+
+def ixnet_memcached(*run_options: str) -> Server:
+    """The memcached server on the dataplane, never sleeping."""
+    return IxnetMemcached(_polling(True), *run_options)

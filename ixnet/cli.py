@@ -365,6 +365,12 @@ def run(
             "the disk; if it is full, recording ends and traffic goes on.",
         ),
     ] = None,
+    timestamps: Annotated[
+        bool,
+        typer.Option(
+            "--timestamps", help="Write when it arrived before each frame (ixnet bench latency)."
+        ),
+    ] = False,
     snaplen: Annotated[
         int | None,
         typer.Option(metavar="BYTES", help="Record only so much of each frame (65535: all)."),
@@ -406,6 +412,7 @@ def run(
             privileges=_privileges(user, keep_privileges),
             pcap=pcap,
             snaplen=snaplen,
+            timestamps=timestamps,
         )
         status = run_instance(config, _say, _complain)
     raise typer.Exit(status)

@@ -5,8 +5,8 @@
  * and everything that this program doesn't understand, goes on to the kernel,
  * so ssh, DNS and every other service of the host work as before.
  *
- * Nothing is written to a frame. Fields are read through a cursor that checks
- * each step against the end of the frame. Every frame leaves through settle(),
+ * Nothing is written to a frame (steer_stamp.bpf.c writes before it). Fields are
+ * read through a cursor that checks each step against the end of the frame. Every frame leaves through settle(),
  * which counts its verdict.
  */
 #include <linux/bpf.h>
@@ -19,6 +19,10 @@
 #include <bpf/bpf_helpers.h>
 
 #include "steer.h"
+
+#ifndef IX_STEER_STAMPS
+#define IX_STEER_STAMPS 0 /* steer_stamp.bpf.c sets it */
+#endif
 
 struct {
     __uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -473,6 +477,20 @@ static __always_inline enum ix_steer_verdict classify(struct cursor *cur)
     }
 }
 
+/* Where a driver has no room for metadata the frame goes on without a stamp. */
+static __always_inline void stamp(struct xdp_md *ctx)
+{
+    struct ix_steer_stamp *meta;
+
+    if (bpf_xdp_adjust_meta(ctx, -(int)sizeof *meta))
+        return;
+    meta = (void *)(long)ctx->data_meta;
+    if ((void *)(meta + 1) > (void *)(long)ctx->data)
+        return;
+    meta->magic = IX_STEER_STAMP_MAGIC;
+    meta->arrived_ns = bpf_ktime_get_ns();
+}
+
 /* The only way out: counts the verdict and acts on it. A claimed frame whose
  * queue has no socket would be lost in a redirect, so the socket is looked up
  * first, and the kernel gets the frame (it answers with a reset or ICMP). */
@@ -490,6 +508,8 @@ static __always_inline int settle(struct xdp_md *ctx, enum ix_steer_verdict v)
         *count += 1;
     if (v < IX_STEER_REDIRECT_CLAIM)
         return XDP_PASS;
+    if (IX_STEER_STAMPS)
+        stamp(ctx);
     return bpf_redirect_map(&xsks, queue, XDP_PASS);
 }
 

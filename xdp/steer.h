@@ -55,6 +55,13 @@ struct ix_steer_range {
     __u8 addr[16];
 };
 
+/* What steer_stamp.bpf.c writes as XDP metadata, directly before the frame. */
+#define IX_STEER_STAMP_MAGIC 0x69787374616d7031ull
+struct ix_steer_stamp {
+    __u64 magic;
+    __u64 arrived_ns; /* CLOCK_MONOTONIC when the driver ran the program */
+};
+
 /* Every frame gets exactly one of these, counted per CPU in `verdicts`.
  * X(enumerator, name, is the frame redirected, what it says) */
 #define IX_STEER_VERDICTS(X)                                                                      \

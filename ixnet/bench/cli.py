@@ -16,6 +16,7 @@ from rich.console import Console
 from ixnet.bench.client import Client
 from ixnet.bench.drive import Benchmark, Target, run_benchmark
 from ixnet.bench.errors import BenchError
+from ixnet.bench.latency import parse_protocols, run_latency
 from ixnet.bench.options import (
     ClientOptions,
     GoalOptions,
@@ -256,6 +257,37 @@ def connections(
         )
     options = {"bytes": bytes_, "steps": held, **asdict(load)}
     give("connections", output, make_result("connections", facts, options, entries))
+
+
+@command(app, "latency")
+def latency(
+    target: Targets,
+    client: ClientOptions,
+    output: OutputOptions,
+    protocol: Annotated[str, typer.Option(metavar="WHICH", help="udp, tcp, or both.")] = "udp,tcp",
+    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message, 64 to 1400.")] = 64,
+    seconds: Annotated[float, typer.Option("--seconds", "-t", help="Measured time.")] = 1,
+    warmup: Annotated[float, typer.Option(metavar="S", help="Time before that.")] = 0.2,
+    interval: Annotated[
+        float, typer.Option(metavar="S", help="Between two messages; 0: at once.")
+    ] = 0,
+    timeout: Annotated[float, typer.Option(metavar="S", help="For a reply.")] = 1,
+    repeat: Annotated[int, typer.Option("--repeat", "-n", help="Rounds; targets alternate.")] = 3,
+) -> None:
+    """One message at a time to an echo server and back, stage by stage.
+
+    The stages' ends are timestamps of the kernel or of the dataplane; the result says whose.
+    """
+    words = ["--bytes", str(bytes_), "--seconds", str(seconds), "--warmup", str(warmup)]
+    words += ["--interval", str(interval), "--timeout", str(timeout)]
+    targets = [Target.parse(text) for text in target]
+    with shown_progress() as progress:
+        facts, entries = run_latency(
+            make_client(client), targets, parse_protocols(protocol), words, repeat,
+            seconds + warmup + timeout + 30, progress,
+        )  # fmt: skip
+    options = {"protocol": protocol, "bytes": bytes_, "seconds": seconds, "interval": interval}
+    give("latency", output, make_result("latency", facts, options, entries))
 
 
 @app.command("report")

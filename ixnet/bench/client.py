@@ -117,17 +117,24 @@ class Client:
         # Half a frame of the arena for each request that can be under way, and room for replies.
         frames = self.frames or min(1 << 17, max(8192, 1 << (4 * under_way).bit_length()))
         flows = self.max_flows or max(65_536, connections + connections // 4)
+        sizes = ("--frames", str(frames), "--max-flows", str(flows))
+        return self.run_argv("ixload.so", [*words, *more], name, *sizes)
+
+    def run_argv(self, app: str, words: Sequence[str], name: str, *options: str) -> list[str]:
+        """`ixnet run` of one of this package's applications, with options more than the client's
+        own."""
+        assert self.interface is not None
         argv = [sys.executable, "-m", "ixnet", "run", "--interface", self.interface]
         argv += ["--queues", str(self.queues), "--mode", self.mode, "--placement", self.placement]
         argv += ["--busy-poll" if self.busy_poll else "--block", "--no-restart-workers"]
-        argv += ["--frames", str(frames), "--max-flows", str(flows), "--name", name]
+        argv += ["--name", name, *options]
         if self.cores:
             argv += ["--cores", ",".join(map(str, self.cores))]
         if self.ports:
             argv += ["--ports", self.ports]
         if self.own_address:
             argv += ["--own-address", self.own_address]
-        return [*argv, str(load_file("ixload.so")), "--", *words, *more]
+        return [*argv, str(load_file(app)), "--", *words]
 
     def segment_bytes(self, family: int) -> int:
         """Payload of a full segment on the client's interface."""

@@ -56,7 +56,8 @@ class RunConfig:
     request or off. syn_cookies: full, never or always; mss_max: bytes, None no limit. kick: who
     makes the system calls that push the NIC along in the dune placement: exit, the guest itself, or
     thread, one of the control process; None: exit. privileges: of the workers. pcap: where frames
-    are recorded; snaplen: bytes kept of each, None or 0 all.
+    are recorded; snaplen: bytes kept of each, None or 0 all. timestamps: arrival
+    times before frames.
     """
 
     interface: str
@@ -83,6 +84,7 @@ class RunConfig:
     privileges: Privileges = field(default_factory=Privileges)
     pcap: Path | None = None
     snaplen: int | None = None
+    timestamps: bool = False
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)

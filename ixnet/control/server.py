@@ -65,7 +65,7 @@ from ixnet.control.workers import (
     message_ip,
     monotonic_s,
 )
-from ixnet.control.xdp import IpAddress, Proto, Steering
+from ixnet.control.xdp import IpAddress, Proto, open_steering
 from ixnet.control.xsk import QueueSocket
 
 # How long the loop sleeps at most: shards' requests are looked at this often even without a nudge.
@@ -197,7 +197,7 @@ class ControlPlane:
         self._stack.callback(self._stop_page.close)
         self._stop = self._stop_page.words
         recorders = open_recorders(config, len(self._queues), self._stack)
-        self._steering = self._stack.enter_context(Steering.open())
+        self._steering = self._stack.enter_context(open_steering(config.timestamps))
         self._start_kicker()
         self._claims = Claims(self._steering, nic, [own.ip for own in config.own_addresses])
         self._stack.callback(self._claims.close)

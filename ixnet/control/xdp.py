@@ -23,6 +23,7 @@ except ImportError as error:
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 OBJECT_PATH = Path(__file__).resolve().parent.parent / "xdp_objects" / "steer.bpf.o"
+STAMP_PATH = OBJECT_PATH.with_name("steer_stamp.bpf.o")
 _ERR_BYTES = 4096
 
 
@@ -280,3 +281,8 @@ class Steering:
 
 def _text(err: Any) -> str:
     return str(ffi.string(err).decode(errors="replace")).strip()
+
+
+def open_steering(timestamps: bool) -> Steering:
+    """The steering program, or the one that also writes down when frames arrived."""
+    return Steering.open(STAMP_PATH if timestamps else OBJECT_PATH)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.servers import DebianMemcached, Placement
 from ixnet.bench.result import SCHEMA
 from ixnet.control.lab import Lab, LabConfig
+from ixnet.control.namespaces import in_netns
+from tests.bench.conftest import HOST
 
 Kecho = Callable[..., subprocess.Popen[str]]
 
@@ -46,7 +53,7 @@ def measure(lab: Lab, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         made: dict[str, Any] = json.loads(path.read_text())
         assert (made["schema"], made["kind"]) == (SCHEMA, kind)
         assert made["client"]["transport"] == client
-        assert made["client"]["mode"] in ("kernel sockets", "native copy")
+        assert made["client"].get("mode", "kernel sockets") in ("kernel sockets", "native copy")
         assert made["machine"]["cores"] >= 1 and made["versions"]["ixnet"]
         assert "bench" in made["command"]
         return made
@@ -137,6 +144,71 @@ def test_connections_rise_and_each_has_its_turn(
     assert all(step["memory_mib"]["client"] > 1 for step in entry["steps"])
 
 
+@pytest.fixture
+def start_memcached(lab: Lab) -> Iterator[None]:
+    """Debian's memcached on port 11211."""
+    if shutil.which("memcached") is None:
+        pytest.skip("memcached is not installed (apt-get install memcached)")
+    server = DebianMemcached()
+    with server.start(lab.cfg, 11211, Placement(queues=1, cores=(0,))):
+        yield
+
+
+@pytest.mark.usefixtures("start_memcached")
+@pytest.mark.parametrize("client", ["kernel", "ixnet"])
+def test_memcached_items_are_stored_and_come_back(measure: Measure, client: str) -> None:
+    words = ("10.77.0.1:11211", *SHORT, "--items", "2000", "--gets", "0.9", "-t", "1")
+    made = measure("memcached", client, *words)
+    [run] = made["targets"][0]["runs"]
+    assert run["ok"]
+    assert run["get_hits"] > run["sets"] > 0
+    assert run["get_misses"] == 0
+    assert run["get_hits"] + run["sets"] == run["completed"]
+
+
+@pytest.fixture
+def udp_echo(lab: Lab) -> Iterator[None]:
+    """Sends datagrams to port 7000 back."""
+    with in_netns(lab.cfg.server_netns):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind((HOST, 7000))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data, peer = server.recvfrom(2000)
+                if not data:
+                    return
+                server.sendto(data, peer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield
+    with contextlib.suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)  # wakes recvfrom()
+    thread.join(5)
+    server.close()
+
+
+@pytest.mark.usefixtures("udp_echo")
+@pytest.mark.parametrize("client", ["kernel", "ixnet"])
+def test_latency_is_the_sum_of_its_stages(
+    start_kecho: Kecho, measure: Measure, client: str
+) -> None:
+    start_kecho()
+    words = ("10.77.0.1:7000", "--repeat", "1", "--seconds", "0.5", "--warmup", "0.1")
+    made = measure("latency", client, *words)
+    probes = made["targets"][0]["probes"]
+    assert [probe["protocol"] for probe in probes] == ["udp", "tcp"]
+    for probe in probes:
+        assert probe["incomplete"] == 0
+        assert len(probe["stages"]) == {"kernel": 5, "ixnet": 6}[client]
+        assert {stage["latency"]["count"] for stage in probe["stages"]} != {0}
+        *stages, whole = [stage["latency"]["us"]["mean"] for stage in probe["stages"]]
+        assert sum(stages) == pytest.approx(whole, rel=0.05)
+        assert all(stage["clock"].startswith("software") for stage in probe["stages"])
+
+
 @pytest.mark.parametrize("client", ["kernel", "ixnet"])
 def test_nobody_listening_is_an_error_that_says_so(lab: Lab, client: str) -> None:
     done = bench("echo", *client_words(lab, client), "10.77.0.1:7999", *SHORT)
@@ -155,6 +227,7 @@ def test_nobody_listening_is_an_error_that_says_so(lab: Lab, client: str) -> Non
         (["echo", "10.0.0.1:7", "--arrival", "late"], "poisson or fixed"),
         (["connrate", "10.0.0.1:7", "--end", "bang"], "rst or fin"),
         (["connections", "10.0.0.1:7", "--steps", "9,3"], "no rising numbers"),
+        (["latency", "10.0.0.1:7", "--protocol", "icmp"], "use udp, tcp"),
         (["report", "/dev/null"], "is not JSON"),
     ],
 )

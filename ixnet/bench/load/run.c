@@ -10,7 +10,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define DRAIN_NS   2000000000ull
+#define CLOSING_NS 2000000000ull
 #define OVERDUE_NS 200000000ull /* open loop: how long after the end requests still go out */
 
 struct plan {
@@ -104,7 +104,7 @@ static void drain(struct load *l)
     while (overdue(l) && l->now_ns < until_ns && load_turn(l, until_ns))
         ;
     l->issuing = false;
-    until_ns = l->now_ns + DRAIN_NS;
+    until_ns = l->now_ns + seconds_ns(l->opt.timeout_s);
     bool connrate = l->opt.mode == MODE_CONNRATE;
     while ((under_way(l) || (connrate && l->open)) && l->now_ns < until_ns) {
         if (connrate)
@@ -114,7 +114,7 @@ static void drain(struct load *l)
     }
     if (under_way(l) && !l->over)
         load_note(l, FAIL_TIMEOUT, "%u replies are still missing %g s after the last request",
-                  under_way(l), DRAIN_NS / 1e9);
+                  under_way(l), l->opt.timeout_s);
     count_late(l);
     l->from_ns = l->to_ns = 0;
 }
@@ -179,7 +179,7 @@ static void close_all(struct load *l)
             transport_close(l, i, false);
         }
     }
-    uint64_t until_ns = l->now_ns + DRAIN_NS;
+    uint64_t until_ns = l->now_ns + CLOSING_NS;
     while (l->open && l->now_ns < until_ns && load_turn(l, until_ns))
         ;
 }

@@ -1,0 +1,100 @@
+"""`ixnet bench latency`: one message at a time, and where its time goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from ixnet.bench.client import Client, load_file
+from ixnet.bench.drive import Target
+from ixnet.bench.errors import BenchError
+from ixnet.bench.histogram import Histogram
+from ixnet.bench.session import Progress
+
+PROTOCOLS = ("udp", "tcp")
+
+
+def parse_protocols(text: str) -> tuple[str, ...]:
+    """Errors: BenchError."""
+    protocols = tuple(text.split(","))
+    if not set(protocols) <= set(PROTOCOLS):
+        raise BenchError(f"--protocol {text} is not known", "use udp, tcp, or udp,tcp")
+    return protocols
+
+
+def merge_probes(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several rounds of one protocol as one."""
+    made = {key: reports[0][key] for key in ("protocol", "bytes")}
+    for key in ("sent", "lost", "incomplete"):
+        made[key] = sum(report[key] for report in reports)
+    made["stages"] = []
+    for i, stage in enumerate(reports[0]["stages"]):
+        merged = Histogram()
+        for report in reports:
+            merged.add(Histogram.from_buckets(report["stages"][i]["histogram"]))
+        made["stages"].append(
+            {"name": stage["name"], "clock": stage["clock"], "latency": merged.as_dict()}
+        )
+    return made
+
+
+def ping(
+    client: Client, target: Target, protocol: str, words: Sequence[str], patience_s: float
+) -> dict[str, Any]:
+    """One round of one protocol; the program's report. Errors: BenchError."""
+    argv = [protocol, *target.words, *words]
+    if client.transport == "ixnet":
+        name = f"ping-{os.getpid()}"
+        process = client.start(client.run_argv("ixping.so", argv, name, "--timestamps"))
+    else:
+        argv = [str(load_file("ixping")), *argv]
+        process = client.start(argv, client.cores[0] if client.cores else None)
+    try:
+        out, _ = process.communicate(timeout=patience_s)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"the pings did not end in {patience_s:g} s") from error
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    line = next((line for line in out.splitlines() if line.startswith("{")), "")
+    try:
+        report: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise BenchError(f"no report of the pings: {out.strip()}") from error
+    if report["error"]:
+        raise BenchError(f"{protocol} ping to {target.label}: {report['error']}")
+    if not any(stage["histogram"] for stage in report["stages"]):
+        raise BenchError(f"{protocol} ping to {target.label}: no reply came back in time")
+    return report
+
+
+def run_latency(
+    client: Client,
+    targets: Sequence[Target],
+    protocols: Sequence[str],
+    words: Sequence[str],
+    rounds: int,
+    patience_s: float,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Targets and protocols in turns; the client's facts, and an entry a target."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for number in range(rounds):
+        for target in targets:
+            for protocol in protocols:
+                progress(f"round {number + 1} of {rounds}: {target.label}, {protocol}")
+                report = ping(client, target, protocol, words, patience_s)
+                found.setdefault((target.label, protocol), []).append(report)
+    entries = [
+        {
+            "label": target.label,
+            "target": f"{target.host}:{target.port}",
+            "probes": [merge_probes(found[target.label, protocol]) for protocol in protocols],
+        }
+        for target in targets
+    ]
+    return client.describe(), entries
