@@ -398,17 +398,22 @@ def results_of(figures: Sequence[Figure], client: dict[str, Any]) -> list[tuple[
 
 def measure_all(
     names: Sequence[str], seconds: float, rounds: int, console: Console
-) -> tuple[list[Figure], dict[str, Any]]:
-    """The figures named. Errors: BenchError, LabError."""
+) -> tuple[list[Figure], dict[str, Any], list[str]]:
+    """The figures named, the client's facts, and what went wrong: a figure that can't be measured
+    is left out. Errors: LabError."""
     config = LabConfig.named("figures", queues=1)
     lab_down(config, kill=True)  # what a killed run may have left
     figures: list[Figure] = []
+    problems: list[str] = []
     with Lab(config) as lab, console.status("measuring") as status:
         setting = Setting(lab, seconds, rounds, lambda text: status.update(text))
         client = setting.client().describe() | {"mode": "native copy"}
         for name in names:
-            figures += FIGURES[name](setting)
-    return figures, client
+            try:
+                figures += FIGURES[name](setting)
+            except BenchError as error:
+                problems.append(f"{name}: {error}")
+    return figures, client, problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -429,13 +434,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         names.remove("connections")
     console = report_console()
     try:
-        figures, client = measure_all(names, args.seconds, args.rounds, console)
-        if args.readme:
+        figures, client, problems = measure_all(names, args.seconds, args.rounds, console)
+        if args.readme and figures:
             put_into(args.readme, markdown(figures, args.rounds))
     except (BenchError, LabError) as error:
         print(f"bench.figures: {error}", file=sys.stderr)
         return 1
     console.print(table(figures, args.rounds))
+    for problem in problems:
+        print(f"bench.figures: {problem}", file=sys.stderr)
     results = results_of(figures, client)
     if args.json:
         lines = [asdict(f) | {"ratio": f.ratio, "met": f.met} for f in figures]
@@ -447,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ixnet.bench.report import write_report
 
         write_report(args.html, results)
-    return 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
