@@ -2,10 +2,12 @@
 #include "posix/wire.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { FRAME_SHIFT = 12, ETH_BYTES = 14, RX_HEADROOM = 256, UMEM_ALIGN = 4096 };
+enum { FRAME_SHIFT = 12, ETH_BYTES = 14, RX_HEADROOM = 256, UMEM_ALIGN = 4096, MTU = 1500 };
 
 const uint8_t ix_wire_mac[6] = {0x02, 0, 0, 0, 0, 0x01};
 const uint8_t ix_wire_router_mac[6] = {0x02, 0, 0, 0, 0, 0xfe};
@@ -164,24 +166,101 @@ struct ix_link *ix_wire_link(struct ix_wire *w)
     return &w->link;
 }
 
-int ix_wire_put(struct ix_wire *w, const void *packet, size_t bytes)
+static int put_one(struct ix_wire *w, const uint8_t *packet, size_t bytes)
 {
-    uint8_t version = bytes ? *(const uint8_t *)packet >> 4 : 0;
-    if (version != 4 && version != 6)
-        return -EINVAL;
     if (bytes + ETH_BYTES + RX_HEADROOM > 1u << FRAME_SHIFT)
         return -EMSGSIZE;
     if (w->fill.count == 0)
         return -ENOBUFS;
     uint64_t addr = pull(w, &w->fill).addr + RX_HEADROOM;
     uint8_t *frame = ix_link_ptr(&w->link, addr);
+    bool v4 = *packet >> 4 == 4;
     memcpy(frame, ix_wire_mac, 6);
     memcpy(frame + 6, ix_wire_router_mac, 6);
-    frame[12] = version == 4 ? 0x08 : 0x86;
-    frame[13] = version == 4 ? 0x00 : 0xdd;
+    frame[12] = v4 ? 0x08 : 0x86;
+    frame[13] = v4 ? 0x00 : 0xdd;
     memcpy(frame + ETH_BYTES, packet, bytes);
     push(w, &w->rx, addr, (uint32_t)bytes + ETH_BYTES);
     return 0;
+}
+
+static void put16(uint8_t *at, uint32_t value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static uint32_t get32(const uint8_t *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+/* RFC 1071, 16-bit words in network byte order. */
+static uint32_t add_words(const uint8_t *data, size_t bytes, uint32_t sum)
+{
+    for (size_t i = 0; i < bytes; i++)
+        sum += i % 2 ? data[i] : (uint32_t)data[i] << 8;
+    return (sum & 0xffff) + (sum >> 16);
+}
+
+/* The checksum's field, filled in anew; sum: of what it covers besides. */
+static void checksum(uint8_t *data, size_t bytes, uint8_t *field, uint32_t sum)
+{
+    put16(field, 0);
+    sum = add_words(data, bytes, sum);
+    put16(field, ~((sum & 0xffff) + (sum >> 16)));
+}
+
+/* One part of a longer segment: [at, at + part) of its payload, behind headers of its own. */
+static int put_part(struct ix_wire *w, const uint8_t *packet, size_t ip_bytes, size_t tcp_bytes,
+                    size_t at, size_t part, bool last)
+{
+    uint8_t whole[MTU], *tcp = whole + ip_bytes;
+    size_t headers = ip_bytes + tcp_bytes, l4_bytes = tcp_bytes + part;
+    bool v4 = packet[0] >> 4 == 4;
+    memcpy(whole, packet, headers);
+    memcpy(whole + headers, packet + headers + at, part);
+    put16(whole + (v4 ? 2 : 4), (uint32_t)(v4 ? headers + part : l4_bytes));
+    if (v4)
+        checksum(whole, ip_bytes, whole + 10, 0);
+    uint32_t seq = get32(tcp + 4) + (uint32_t)at;
+    put16(tcp + 4, seq >> 16);
+    put16(tcp + 6, seq & 0xffff);
+    if (!last)
+        tcp[13] &= (uint8_t) ~(TH_FIN | TH_PUSH);
+    uint32_t pseudo = add_words(whole + (v4 ? 12 : 8), v4 ? 8 : 32, IPPROTO_TCP);
+    pseudo += (uint32_t)l4_bytes;
+    checksum(tcp, l4_bytes, tcp + 16, pseudo);
+    return put_one(w, whole, headers + part);
+}
+
+/* A TCP segment longer than the MTU, as a NIC's receive offload makes them and scripts have them.
+ * It arrives as the segments that it must have been. */
+static int put_long(struct ix_wire *w, const uint8_t *packet, size_t bytes)
+{
+    bool v4 = packet[0] >> 4 == 4;
+    size_t ip_bytes = v4 ? (size_t)(packet[0] & 15) * 4 : 40;
+    if ((v4 ? packet[9] : packet[6]) != IPPROTO_TCP)
+        return put_one(w, packet, bytes);
+    size_t tcp_bytes = (size_t)(packet[ip_bytes + 12] >> 4) * 4, headers = ip_bytes + tcp_bytes;
+    if (ip_bytes < 20 || tcp_bytes < 20 || headers >= MTU)
+        return -EINVAL;
+    size_t payload = bytes - headers, most = MTU - headers;
+    for (size_t at = 0; at < payload; at += most) {
+        size_t left = payload - at, part = left < most ? left : most;
+        int err = put_part(w, packet, ip_bytes, tcp_bytes, at, part, part == left);
+        if (err)
+            return err;
+    }
+    return 0;
+}
+
+int ix_wire_put(struct ix_wire *w, const void *packet, size_t bytes)
+{
+    uint8_t version = bytes ? *(const uint8_t *)packet >> 4 : 0;
+    if (version != 4 && version != 6)
+        return -EINVAL;
+    return bytes > MTU ? put_long(w, packet, bytes) : put_one(w, packet, bytes);
 }
 
 size_t ix_wire_take(struct ix_wire *w, void *packet, size_t max, uint64_t *now_ns)

@@ -21,8 +21,8 @@ struct ix_link *ix_wire_link(struct ix_wire *wire);
 /* The dataplane's MAC, and the router's, from which everything comes. */
 extern const uint8_t ix_wire_mac[6], ix_wire_router_mac[6];
 
-/* A packet arrives. Returns 0, -EMSGSIZE, -EINVAL (neither IPv4 nor IPv6), or -ENOBUFS: no empty
- * frame is left, as on a NIC. */
+/* A packet arrives; a TCP segment of more than 1,500 bytes as several. Returns 0, -EMSGSIZE,
+ * -EINVAL (neither IPv4 nor IPv6), or -ENOBUFS: no empty frame is left, as on a NIC. */
 int ix_wire_put(struct ix_wire *wire, const void *packet, size_t bytes);
 /* The oldest packet that was sent: its bytes (at most `max`), and at which now_ns. Returns its
  * length, or 0 if there is none. */

@@ -638,3 +638,52 @@ def test_threads_write_and_read_at_once(stack: Stack) -> None:
     for thread in threads:
         thread.join(20)
     assert totals == [2000] * 4 == echoed
+
+
+@pytest.mark.parametrize("size", [1461, 3000, 4001, 10_000])
+def test_segment_longer_than_the_mtu_arrives_whole(stack: Stack, size: int) -> None:
+    listening = listener(stack)
+    peer = Peer(stack)
+    peer.put("A")
+    fd = stack.call("accept", listening, ffi.NULL, ffi.NULL)
+    data = payload(size)
+    peer.put("FA", data=data)
+    stack.sleep_us(50_000)
+    got, buffer = b"", ffi.new("uint8_t[]", size)
+    while (n := stack.call("recv", fd, buffer, size, 0)) > 0:
+        got += bytes(ffi.buffer(buffer, n))
+    assert got == data, "and the end of the stream behind it"
+
+
+def test_second_listen_changes_the_backlog_for_syns(stack: Stack) -> None:
+    fd = listener(stack, backlog=0)
+    stack.call("listen", fd, 4)
+    peers = [Peer(stack, port=41_000 + i) for i in range(3)]
+    for peer in peers:
+        peer.put("A")
+    for _ in peers:
+        stack.call("accept", fd, ffi.NULL, ffi.NULL)
+
+
+def test_options_are_kept_as_linux_keeps_them(stack: Stack) -> None:
+    fd = stack.call("socket", *TCP_SOCKET)
+    tcp, ip = socket.IPPROTO_TCP, socket.IPPROTO_IP
+    for level, name, value in (
+        (tcp, socket.TCP_KEEPINTVL, 7),
+        (tcp, socket.TCP_KEEPCNT, 3),
+        (tcp, socket.TCP_MAXSEG, 1000),
+        (tcp, socket.TCP_LINGER2, 5),
+        (ip, socket.IP_TOS, 0x20),
+    ):
+        set_option(stack, fd, level, name, value)
+        assert option(stack, fd, level, name) == value
+    for name, bad in ((socket.TCP_KEEPINTVL, 0), (socket.TCP_KEEPCNT, 128), (socket.TCP_MAXSEG, 5)):
+        fails(errno.EINVAL, lambda name=name, bad=bad: set_option(stack, fd, tcp, name, bad))
+
+
+def test_pointer_into_the_first_page_is_efault(stack: Stack) -> None:
+    fd, _ = connection(stack)
+    null = ffi.cast("void *", 8)
+    fails(errno.EFAULT, lambda: stack.call("send", fd, null, 10, 0))
+    fails(errno.EFAULT, lambda: stack.call("recv", fd, null, 10, 0))
+    fails(errno.EFAULT, lambda: stack.call("setsockopt", fd, 6, 1, null, 4))
