@@ -105,7 +105,7 @@ def test_probe_sends_the_last_segment_after_two_round_trips() -> None:
     stack, peer, handle = far()
     stack.stream(handle, 0, 4 * MSS)
     peer.take_all()
-    stack.sleep(ms=2 * RTT_MS - 2)
+    stack.sleep(ms=2 * RTT_MS)
     peer.expect_nothing()
     stack.sleep(ms=3)
     assert numbers(peer) == [3]
@@ -118,7 +118,7 @@ def test_probe_of_a_lost_tail_starts_recovery() -> None:
     peer.take_all()
     stack.poll(ms=RTT_MS)
     sack(peer, 5)
-    stack.sleep(ms=2 * RTT_MS + 1)
+    stack.sleep(ms=2 * RTT_MS + 3)
     assert numbers(peer) == [7]
     stack.poll(ms=RTT_MS)
     sack(peer, 5, (7, 8))
@@ -162,7 +162,7 @@ def test_probe_that_was_needless_leaves_the_window() -> None:
     stack, peer, handle = far()
     stack.stream(handle, 0, 4 * MSS)
     peer.take_all()
-    stack.sleep(ms=2 * RTT_MS + 1)
+    stack.sleep(ms=2 * RTT_MS + 3)
     assert numbers(peer) == [3]
     peer.send("A", ack=4 * MSS, sack=[(3 * MSS, 4 * MSS)])  # both arrived
     assert stack.info(handle).cwnd_bytes >= 10 * MSS

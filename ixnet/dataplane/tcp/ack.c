@@ -125,7 +125,7 @@ void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr 
     /* Before the blocks: what they say is sent after what the ACK covers. */
     if (ix_seq_gt(hdr->ack, tcb->snd_una))
         advance(tcp, tcb, hdr, &a);
-    if (IX_UNLIKELY(hdr->sack_count) && sack && ix_seq_geq(hdr->ack, tcb->snd_una))
+    if (IX_UNLIKELY(hdr->sack_count) && sack) /* of an ACK that others overtook, too */
         ix_sack_update(tcp, tcb, hdr, &a);
     ix_tcp_update_window(tcp, tcb, hdr);
     /* With SACK: a block that tells something new (RFC 6675 section 2), whatever else. */

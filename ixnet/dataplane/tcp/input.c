@@ -277,7 +277,7 @@ static enum ix_verdict input_text(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
         ix_seq_gt(hdr->seq + payload_bytes, tcb->rcv_nxt)) {
         /* Data that nobody will read: tell the peer (RFC 1122 4.2.2.13). */
         tcp->counters->drop_tcp_closed++;
-        ix_tcp_send_reset(tcp, tcb);
+        ix_tcp_send_reset_for(tcp, pkt, hdr, payload_bytes);
         ix_tcp_finish(tcp, tcb, -IX_ECONNRESET);
         return IX_VERDICT_DROP;
     }

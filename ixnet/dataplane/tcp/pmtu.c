@@ -4,6 +4,7 @@
 enum {
     BLACK_HOLE_RETRIES = 3, /* Linux: tcp_retries1 */
     BLACK_HOLE_MSS = 1024,  /* the first guess, then halves (RFC 4821 7.2; Linux: tcp_base_mss) */
+    NARROW_RETRIES = 6,     /* until those: nearly every path carries the first guess */
 };
 
 /* RFC 1191 section 7: what a router that does not say its MTU may have. */
@@ -50,7 +51,7 @@ void ix_tcp_path_mtu(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_icm
 void ix_tcp_black_hole(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t mss = ix_tcb_mss_now(tcb);
-    if (tcb->retries < BLACK_HOLE_RETRIES || !ix_tcb_synchronized(tcb) || tcb->snd_wnd == 0)
+    if (tcb->retries < (mss > BLACK_HOLE_MSS ? BLACK_HOLE_RETRIES : NARROW_RETRIES) || !ix_tcb_synchronized(tcb) || tcb->snd_wnd == 0)
         return;
     uint32_t smaller = mss > BLACK_HOLE_MSS ? BLACK_HOLE_MSS : mss / 2;
     smaller = IX_MAX(smaller, mss_of(tcb, IX_MTU_MIN));

@@ -5,7 +5,7 @@ enum {
     MIN_RTT_WINDOW_S = 300,      /* section 6.2 step 1 leaves it open; Linux: tcp_min_rtt_wlen */
     REO_WND_PERSIST = 16,        /* recoveries for which a wider window stays (6.2 step 4) */
     MAX_ACK_DELAY_US = 200000,   /* TLP.max_ack_delay when the peer's is unknown (7.2) */
-    PTO_MIN_US = 10000,          /* what a peer that handles batches may be late */
+    PTO_SPARE_US = 2000,         /* timers are not exact (7.2); Linux: TCP_TIMEOUT_MIN_US */
     PTO_UNKNOWN_US = 1000000,    /* no SRTT yet (7.2) */
 };
 
@@ -137,11 +137,10 @@ uint32_t ix_tlp_wait_us(const struct ix_tcb *tcb)
         tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO | IX_TF_PERSIST) || tcb->sacked_bytes ||
         tcb->rack & IX_RACK_TLP_OUT || ix_tcb_flight(tcb) == 0)
         return 0;
-    uint32_t wait_us = tcb->srtt_us ? IX_MAX(2 * tcb->srtt_us, (uint32_t)PTO_MIN_US)
-                                    : (uint32_t)PTO_UNKNOWN_US;
-    if (ix_tcb_flight(tcb) <= ix_tcb_mss(tcb))
-        wait_us += MAX_ACK_DELAY_US;
-    return wait_us < ix_tcp_rto_us(tcb) ? wait_us : 0; /* else the timeout comes first */
+    uint32_t spare_us =
+        ix_tcb_flight(tcb) <= ix_tcb_mss(tcb) ? (uint32_t)MAX_ACK_DELAY_US : PTO_SPARE_US;
+    uint32_t wait_us = tcb->srtt_us ? 2 * tcb->srtt_us + spare_us : (uint32_t)PTO_UNKNOWN_US;
+    return IX_MIN(wait_us, ix_tcp_rto_us(tcb)); /* in the timeout's place where that is sooner */
 }
 
 void ix_tlp_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool again)
