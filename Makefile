@@ -120,7 +120,7 @@ $(eval $(call dune_module,$(PAIR),$(PAIR_OBJ) $(B)/core/ixcore.o))
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: help setup build build-san dune dune-build demo test tidy sim conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
+.PHONY: memcached-soak help setup build build-san dune dune-build demo test tidy sim conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -135,6 +135,7 @@ help:
 	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
 	@echo 'make fuzz       libFuzzer on packets and on calls (SECONDS=60); installs its runtime'
 	@echo 'make conformance  packet scripts and exchanges with Linux beside it, in the long form'
+	@echo 'make memcached-soak  memaslap with verification over a bad wire, ten minutes'
 	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
 	@echo 'make lab-dune   libdune in that machine, with all of the CPython tests (half an hour)'
 	@echo 'make bench      the benchmark tables (BENCH_ARGS=...)'
@@ -195,6 +196,9 @@ lab: build
 # Also the CPython modules that take minutes each there.
 lab-dune: build
 	@IX_CPYTHON=all IX_DUNE_SECONDS=7200 $(PYTHON) -m pytest -v tests/lab/test_dune.py $(LAB_ARGS)
+
+memcached-soak: build
+	@IX_MEMCACHED_SOAK=600 $(PYTHON) -m pytest -v -s tests/memcached/test_soak.py
 
 tidy: build
 	@status=0; set -x; $(PYTHON) -m ruff check . || status=1; \
