@@ -6,8 +6,8 @@
  * so ssh, DNS and every other service of the host work as before.
  *
  * Nothing is written to a frame (steer_stamp.bpf.c writes before it). Fields are
- * read through a cursor that checks each step against the end of the frame. Every frame leaves through settle(),
- * which counts its verdict.
+ * read through a cursor that checks each step against the end of the frame. Every
+ * frame leaves through settle(), which counts its verdict.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>

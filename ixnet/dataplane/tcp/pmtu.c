@@ -51,7 +51,8 @@ void ix_tcp_path_mtu(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_icm
 void ix_tcp_black_hole(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t mss = ix_tcb_mss_now(tcb);
-    if (tcb->retries < (mss > BLACK_HOLE_MSS ? BLACK_HOLE_RETRIES : NARROW_RETRIES) || !ix_tcb_synchronized(tcb) || tcb->snd_wnd == 0)
+    uint32_t enough = mss > BLACK_HOLE_MSS ? BLACK_HOLE_RETRIES : NARROW_RETRIES;
+    if (tcb->retries < enough || !ix_tcb_synchronized(tcb) || tcb->snd_wnd == 0)
         return;
     uint32_t smaller = mss > BLACK_HOLE_MSS ? BLACK_HOLE_MSS : mss / 2;
     smaller = IX_MAX(smaller, mss_of(tcb, IX_MTU_MIN));
