@@ -66,6 +66,9 @@ struct ix_posix *ix_posix_new(const struct ix_posix_config *config)
 
 void ix_posix_free(struct ix_posix *p)
 {
+    for (uint32_t slot = 0; slot < p->cfg.max_fds && p->cfg.env.fd_close; slot++)
+        if (p->fds[slot] != IX_SOCK_NONE)
+            p->cfg.env.fd_close(p->cfg.env.arg, p->cfg.fd_base + (int)slot);
     pthread_cond_destroy(&p->settled);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);

@@ -118,7 +118,7 @@ def test_udp_bind_gives_a_handle() -> None:
 
 
 @pytest.mark.parametrize("n", [LISTEN, LISTEN_OPTION, UNLISTEN, UDP_BIND])
-@pytest.mark.parametrize("third", [0, 80, 80 | 6 << 16, 80 | 4 << 16 | 1 << 24, 4 << 16])
+@pytest.mark.parametrize("third", [0, 80 | 5 << 16, 80 | 7 << 16, 80 | 4 << 16 | 1 << 24, 4 << 16])
 def test_addresses_that_are_none_are_refused(n: int, third: int) -> None:
     gate = Gate()
     assert gate.call(n, 0, 0, 0, third, 0) in (-EINVAL, -ENOENT)

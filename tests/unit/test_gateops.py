@@ -18,9 +18,9 @@ def test_without_a_gate_every_operation_fails() -> None:
     handle = ffi.new("uint64_t *", 5)
     assert ops.poll(app, 0) == -errno.ENOSYS
     assert ops.may_sleep_ns(app, 0) == 0
-    assert ops.listen(app, ip, 80, 1, 0) == -errno.ENOSYS
-    assert ops.unlisten(app, ip, 80) == -errno.ENOSYS
-    assert ops.udp_bind(app, ip, 80, 1, handle) == -errno.ENOSYS
+    assert ops.listen(app, ip, 4, 80, 1, 0) == -errno.ENOSYS
+    assert ops.unlisten(app, ip, 4, 80) == -errno.ENOSYS
+    assert ops.udp_bind(app, ip, 4, 80, 1, handle) == -errno.ENOSYS
     assert handle[0] == 5
     assert ops.udp_unbind(app, 5) == -errno.ENOSYS
     assert ops.stats(app) == stats
