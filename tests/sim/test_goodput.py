@@ -102,11 +102,12 @@ def test_bursts_are_repaired_without_many_timeouts() -> None:
 
 def test_reordering_is_learned() -> None:
     # Each tenth frame comes 3 ms late, less than a quarter of the round trip: once reordering was
-    # seen the window of RFC 8985 section 6.2 step 4 covers it.
+    # seen the window of RFC 8985 section 6.2 step 4 covers it. Until then each frame that
+    # comes late costs all that it was overtaken by.
     _, count = totals(reorder_ppm=100_000, reorder_hold_ns=3 * MS)
     assert count["reordered"] > 500 and count["tcp_reordering"] >= 8
     assert count["tcp_rto"] == 0
-    assert count["tcp_rexmit"] < count["reordered"] / 3
+    assert count["tcp_rexmit"] < count["reordered"] / 2
 
 
 def test_needless_retransmissions_of_what_was_overtaken_are_undone() -> None:

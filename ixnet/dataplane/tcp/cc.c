@@ -91,11 +91,6 @@ void ix_cc_marked(struct ix_tcb *tcb)
 
 void ix_cc_timeout(struct ix_tcb *tcb, uint32_t flight_bytes)
 {
-    /* RFC 9438 4.6 allows the window in the place of what is in flight, if it does not grow while
-     * the application uses less of it, as here. Else a loss in a conversation of short messages
-     * would end slow start at two segments. */
-    if (tcb->cc == IX_CC_CUBIC)
-        flight_bytes = IX_MAX(flight_bytes, tcb->cwnd);
     if (tcb->retries == 0) /* RFC 5681 3.1: a segment lost again does not halve twice */
         tcb->ssthresh = reduced(tcb, flight_bytes);
     tcb->cwnd = ix_tcb_mss(tcb);

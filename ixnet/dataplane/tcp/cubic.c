@@ -91,7 +91,10 @@ uint32_t ix_cubic_reduced(struct ix_tcb *tcb, uint32_t flight_bytes)
      */
     c->w_max = window < c->w_max ? (uint32_t)(window * (10ull + BETA_10) / 20) : window;
     c->epoch_ms = 0;
-    return (uint32_t)(flight_bytes * (uint64_t)BETA_10 / 10);
+    /* 4.6 allows the window in the place of what is in flight, if it does not grow while the
+     * application uses less of it, as here. What is in flight is whole segments, so less each time;
+     * and one loss in a conversation of short messages would leave two segments. */
+    return (uint32_t)(window * (uint64_t)BETA_10 / 10);
 }
 
 void ix_cubic_idle(struct ix_tcb *tcb, uint32_t idle_ms)
