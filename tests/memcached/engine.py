@@ -117,7 +117,9 @@ class Conn:
             before = self.c.got_bytes
             self.ack()
             self.engine.turn()
-            idle = 0 if self.c.got_bytes != before else idle + 1
+            # What is still to be handed to the server may bring an answer.
+            busy = self.c.got_bytes != before or self.engine.fake.queued_count
+            idle = 0 if busy else idle + 1
         got = bytes(ffi.buffer(self.c.got, self.c.got_bytes))[self.seen :] if self.c.got else b""
         self.seen += len(got)
         return got

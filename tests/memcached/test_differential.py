@@ -250,7 +250,12 @@ streams = st.lists(st.one_of(stores, stores, gets, gats, counts, simple, swaps),
 cuts = st.lists(st.integers(0, 1 << 20), max_size=4)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=not os.environ.get("IX_MEMCACHED_EXAMPLES"),
+    suppress_health_check=list(HealthCheck),
+)
 @given(streams, cuts, st.sampled_from([1448, 1448, 7, 100]), st.sampled_from([b"", b"quit\r\n"]))
 def test_text_commands(
     pair: Pair, commands: list[bytes], cut: list[int], frame: int, last: bytes
@@ -334,7 +339,12 @@ others = st.sampled_from(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=not os.environ.get("IX_MEMCACHED_EXAMPLES"),
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.lists(st.one_of(mgs, mss, mss, mds, mas, others, gets, stores), max_size=25), cuts)
 def test_meta_commands(pair: Pair, commands: list[bytes], cut: list[int]) -> None:
     pair.compare(in_full(commands), cut)
@@ -410,7 +420,12 @@ closing = st.one_of(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=not os.environ.get("IX_MEMCACHED_EXAMPLES"),
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.lists(binary, max_size=20), cuts, st.sampled_from([1448, 11]), closing)
 def test_binary_requests(
     pair: Pair, requests: list[bytes], cut: list[int], frame: int, last: bytes
