@@ -282,20 +282,29 @@ static void delete(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix
     ix_mc_say(s, c, item ? "DELETED" : "NOT_FOUND");
 }
 
+/* Of a command with a key and a number; what is wrong is said. */
+static bool takes_key_and_number(struct ix_mc_server *s, struct ix_mc_conn *c,
+                                 const struct ix_mc_words *w)
+{
+    if (w->count != 3 && w->count != 4) {
+        ix_mc_say(s, c, "ERROR");
+        return false;
+    }
+    noreply(c, w);
+    if (w->word[1].n > IX_MC_KEY_MAX) {
+        ix_mc_say(s, c, bad_line);
+        return false;
+    }
+    return true;
+}
+
 static void touch(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
 {
     struct ix_mc_use *use = &s->use;
     const struct ix_mc_token *t = &w->word[1];
     int32_t exptime;
-    if (w->count != 3 && w->count != 4) {
-        ix_mc_say(s, c, "ERROR");
+    if (!takes_key_and_number(s, c, w))
         return;
-    }
-    noreply(c, w);
-    if (t->n > IX_MC_KEY_MAX) {
-        ix_mc_say(s, c, bad_line);
-        return;
-    }
     if (!ix_mc_i32(t[1].at, t[1].n, &exptime)) {
         ix_mc_say(s, c, "CLIENT_ERROR invalid exptime argument");
         return;
@@ -325,15 +334,8 @@ static void arithmetic(struct ix_mc_server *s, struct ix_mc_conn *c, const struc
     char text[24];
     uint32_t n = 0;
     struct ix_mc_item *item;
-    if (w->count != 3 && w->count != 4) {
-        ix_mc_say(s, c, "ERROR");
+    if (!takes_key_and_number(s, c, w))
         return;
-    }
-    noreply(c, w);
-    if (t->n > IX_MC_KEY_MAX) {
-        ix_mc_say(s, c, bad_line);
-        return;
-    }
     if (!ix_mc_u64(t[1].at, t[1].n, &delta)) {
         ix_mc_say(s, c, "CLIENT_ERROR invalid numeric delta argument");
         return;

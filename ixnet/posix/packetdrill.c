@@ -28,7 +28,6 @@ enum {
 };
 #define START_NS 1700000000000000000ull
 
-/* As ixnet's records have it. */
 struct stack {
     struct ix_wire *wire;
     struct ix_shard *shard;

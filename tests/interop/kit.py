@@ -267,6 +267,22 @@ def echo_streams(
             flow.sock.close()
 
 
+def connect_out(lab: Lab, service: Service, ip: str, to: str, listen: str = "0.0.0.0") -> None:
+    """commands.py's proxy connects from ip to the client's kernel at `to`, which listens at
+    `listen`; a MiB each way arrives whole."""
+    with listening(lab.cfg.client_netns, listen) as target:
+        command = f"proxy {to} {target.getsockname()[1]}"
+        with connect(lab, command, ip=ip) as near:
+            far, peer = target.accept()
+            with far:
+                assert peer[0] == ip
+                flows = [Flow(near, payload(MIB, 1), 1), Flow(far, payload(MIB, 2), 2)]
+                pump(flows)
+                assert digest(flows[1].got) == digest(flows[0].data)
+                assert digest(flows[0].got) == digest(flows[1].data)
+    service.wait_quiet()
+
+
 def send_and_sink(sock: socket.socket, n: int, seed: int) -> None:
     """Sends n bytes to a `sink` or `hold`, and compares its answer."""
     flow = Flow(sock, payload(n, seed), seed)

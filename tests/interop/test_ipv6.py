@@ -22,11 +22,10 @@ from tests.interop.kit import (
     NATIVE_ECHO,
     PORT,
     PYTHON_ECHO,
-    Flow,
     Service,
     answers,
     connect,
-    digest,
+    connect_out,
     echo_streams,
     iproute,
     kernel_socket,
@@ -34,7 +33,6 @@ from tests.interop.kit import (
     listening,
     payload,
     ping,
-    pump,
     send_and_sink,
     sysctls,
     take_source,
@@ -97,17 +95,7 @@ def test_link_local_address_is_served(lab: Lab, service: Service) -> None:
 
 
 def test_dataplane_connects_out(lab: Lab, service: Service) -> None:
-    with listening(lab.cfg.client_netns, "::") as target:
-        command = f"proxy {CLIENT6} {target.getsockname()[1]}"
-        with connect(lab, command, ip=SERVER6) as near:
-            far, peer = target.accept()
-            with far:
-                assert peer[0] == SERVER6
-                flows = [Flow(near, payload(MIB, 1), 1), Flow(far, payload(MIB, 2), 2)]
-                pump(flows)
-                assert digest(flows[1].got) == digest(flows[0].data)
-                assert digest(flows[0].got) == digest(flows[1].data)
-    service.wait_quiet()
+    connect_out(lab, service, SERVER6, CLIENT6, "::")
 
 
 def test_neighbours_are_the_kernels_and_found_again(lab: Lab, service: Service) -> None:
@@ -285,17 +273,7 @@ def test_own_address_that_another_one_has_is_refused(tmp_path: Path) -> None:
 
 def test_own_address_connects_out(own_lab: Lab, own_service: Service) -> None:
     """The dataplane solicits its neighbours itself."""
-    with listening(own_lab.cfg.client_netns, "::") as target:
-        command = f"proxy {CLIENT6} {target.getsockname()[1]}"
-        with connect(own_lab, command, ip=OWN6) as near:
-            far, peer = target.accept()
-            with far:
-                assert peer[0] == OWN6
-                flows = [Flow(near, payload(MIB, 1), 1), Flow(far, payload(MIB, 2), 2)]
-                pump(flows)
-                assert digest(flows[1].got) == digest(flows[0].data)
-                assert digest(flows[0].got) == digest(flows[1].data)
-    own_service.wait_quiet()
+    connect_out(own_lab, own_service, OWN6, CLIENT6, "::")
 
 
 def test_own_address_udp_port_without_endpoint_is_unreachable(

@@ -27,6 +27,7 @@ from tests.interop.kit import (
     Service,
     answers,
     connect,
+    connect_out,
     digest,
     echo_streams,
     iproute,
@@ -249,17 +250,7 @@ def test_own_address_kernels_address_is_the_kernels(own_lab: Lab, own_service: S
 
 def test_own_address_connects_out(own_lab: Lab, own_service: Service) -> None:
     """The dataplane asks for its neighbours itself."""
-    with listening(own_lab.cfg.client_netns) as target:
-        command = f"proxy {own_lab.facts.client.ip} {target.getsockname()[1]}"
-        with connect(own_lab, command, ip=OWN_IP) as near:
-            far, (peer, _) = target.accept()
-            with far:
-                assert peer == OWN_IP
-                flows = [Flow(near, payload(MIB, 1), 1), Flow(far, payload(MIB, 2), 2)]
-                pump(flows)
-                assert digest(flows[1].got) == digest(flows[0].data)
-                assert digest(flows[0].got) == digest(flows[1].data)
-    own_service.wait_quiet()
+    connect_out(own_lab, own_service, OWN_IP, own_lab.facts.client.ip)
 
 
 def test_own_address_udp_port_without_endpoint_is_unreachable(
