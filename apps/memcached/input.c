@@ -243,7 +243,9 @@ void ix_mc_input(struct ix_mc_server *s, struct ix_mc_conn *c)
     uint32_t steps = 0;
     c->last_ns = s->use.now_ns;
     for (;; steps++) {
-        if (!ix_mc_emit(s, c) || ix_mc_room(s, c) < IX_MC_ROOM_MIN) {
+        bool sending = c->emit_left || c->blob;
+        if ((sending && !ix_mc_emit(s, c)) ||
+            (c->room < IX_MC_ROOM_MIN && ix_mc_room(s, c) < IX_MC_ROOM_MIN)) {
             starve(s, c);
             break;
         }

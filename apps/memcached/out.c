@@ -106,7 +106,7 @@ void ix_mc_put_value(struct ix_mc_server *s, struct ix_mc_conn *c, struct ix_mc_
                      uint32_t bytes)
 {
     struct ix_mc_cursor cursor = ix_mc_begin(s->mc, item);
-    if ((bytes <= IX_MC_COPY_MAX && bytes <= ix_mc_room(s, c)) ||
+    if (bytes <= c->room || (bytes <= IX_MC_COPY_MAX && bytes <= ix_mc_room(s, c)) ||
         !ix_mc_hold(&s->use, ix_mc_hold_of(s, c), item)) {
         while (bytes) {
             uint8_t *from;
