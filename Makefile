@@ -15,7 +15,9 @@ Q := $(if $(V),,@)
 # IX_PARTIAL=1: a file that doesn't compile, or a declared function that nobody defines, is
 # left out with a message instead of ending the build. For work in progress only.
 IX_PARTIAL ?=
-IX_SIM_SEEDS ?=
+SEEDS ?= 20000
+FIRST ?= 1
+SEED ?=
 DEMO_ARGS ?=
 PLACEMENT ?= inline
 BENCH_ARGS ?=
@@ -106,6 +108,7 @@ SAN_MODULE := tests/unit/_san_core.abi3.so
 
 include libdune_shim/build.mk
 include tests/fuzz/fuzz.mk
+include tests/sim/sim.mk
 
 # The dataplane for guest ring 0: the core as it is, and what leads into it.
 RING0_OBJ := $(patsubst %.c,$(B)/ring0/%.o,$(wildcard ixnet/ring0/*.c))
@@ -132,7 +135,7 @@ help:
 	@echo 'make build      core, BPF object, Python module, apps, bench programs'
 	@echo 'make build-san  the test-only module with address and undefined-behaviour sanitizers'
 	@echo 'make tidy       ruff, mypy, and the tests of the rules of style'
-	@echo 'make sim        the simulation with 20,000 seeds (IX_SIM_SEEDS=...)'
+	@echo 'make sim        the simulation with 20,000 seeds (SEEDS=..., FIRST=...; SEED=n: that one, traced)'
 	@echo 'make fuzz       libFuzzer on packets and on calls (SECONDS=60); installs its runtime'
 	@echo 'make conformance  packet scripts and exchanges with Linux beside it, in the long form'
 	@echo 'make memcached-soak  memaslap with verification over a bad wire, ten minutes'
@@ -178,10 +181,15 @@ test: build build-san
 	@rm -f $(B)/sanitizer.*
 	@$(PYTEST) || { $(SHOW_REPORTS); }
 
+# One seed is played with the sanitizers, and everything that it does goes to stderr.
 sim: TEST_SECONDS := 0
 sim: build build-san
+ifneq ($(SEED),)
+	@ASAN_OPTIONS=detect_leaks=0 $(SAN_SIM) -t $(SEED) $(SEED)
+else
 	@rm -f $(B)/sanitizer.*
-	@IX_SIM_SEEDS=$(or $(IX_SIM_SEEDS),20000) $(PYTEST) --timeout=0 -s tests/sim || { $(SHOW_REPORTS); }
+	@IX_SIM_SEEDS=$(SEEDS) IX_SIM_FIRST=$(FIRST) $(PYTEST) --timeout=0 -s tests/sim || { $(SHOW_REPORTS); }
+endif
 
 conformance: TEST_SECONDS := 0
 conformance: build build-san
@@ -216,8 +224,8 @@ clean:
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
 lib: $(MODULE) $(BENCH_PARTS) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
-programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin
-san: $(SAN_MODULE) $(SAN_PACKETDRILL)
+programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin $(SIM)
+san: $(SAN_MODULE) $(SAN_PACKETDRILL) $(SAN_SIM)
 
 # With IX_PARTIAL a failure leaves an empty object that is older than anything, so that the next
 # build tries again.

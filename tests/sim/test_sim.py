@@ -2,42 +2,32 @@
 
 What is simulated stands in tests/native/sim_driver.h, what is checked in sim_check.c.
 
-``IX_SIM_SEEDS=20000 make test PYTEST_ARGS=tests/sim``
-    more seeds (1,000 unless set; ``make sim`` is this);
-``IX_SIM_SEED=123 make test PYTEST_ARGS='tests/sim -k shards'``
-    that seed alone; with ``IX_SIM_TRACE=1`` and ``-s`` every frame, call and event to stderr.
+``make sim SEEDS=20000 FIRST=1``
+    more seeds than the thousand of ``make test``, without the sanitizers;
+``make sim SEED=123``
+    that seed alone, with every frame, call and event to stderr.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.sim.seeds import PLAIN, SANITIZED, Failure, Outcome, play
 from tests.unit.san import ffi, lib
 
 SEEDS = int(os.environ.get("IX_SIM_SEEDS") or 1000)
-SEED = os.environ.get("IX_SIM_SEED")
-TRACE = bool(os.environ.get("IX_SIM_TRACE"))
-CHUNKS = 20
-# make test shows the files of this name when the process dies of a sanitizer's report.
-LAST_SEED = Path("build/sanitizer.seed")
-
-
-def reproduce(seed: int) -> str:
-    command = "make test PYTEST_ARGS='tests/sim -s -k shards'"
-    return f"reproduce: IX_SIM_SEED={seed} IX_SIM_TRACE=1 {command}"
+FIRST = int(os.environ.get("IX_SIM_FIRST") or 1)
+PROGRAM = PLAIN if os.environ.get("IX_SIM_SEEDS") else SANITIZED
 
 
 def plan(seed: int, **changes: Any) -> Any:
     """The case of a seed, with some of its fields changed."""
     case = ffi.new("struct ix_simd_case *")
     lib.ix_simd_plan(seed, case)
-    case.trace = TRACE and SEED is not None
     for name, value in changes.items():
         setattr(case, name, value)
     return case
@@ -58,58 +48,24 @@ def failure(result: Any) -> str:
 def explain(case: Any, result: Any) -> str:
     text = ffi.new("char[]", 4096)
     lib.ix_simd_describe(case, text, 4096)
-    return f"{failure(result)}\n{ffi.string(text).decode()}{reproduce(case.seed)}"
-
-
-class Totals:
-    """What all seeds together have seen, to tell whether they reach every corner."""
-
-    def __init__(self) -> None:
-        self.seeds = self.steps = self.bytes = self.orderly = self.lossless = 0
-        self.counters: dict[str, int] = {}
-        self.wire: dict[str, int] = {}
-
-    def add(self, result: Any) -> None:
-        self.seeds += 1
-        for name in ("steps", "bytes", "orderly", "lossless"):
-            setattr(self, name, getattr(self, name) + getattr(result, name))
-        for kind, into in (("counters", self.counters), ("wire", self.wire)):
-            record = getattr(result, kind)
-            for name in dir(record):
-                into[name] = into.get(name, 0) + getattr(record, name)
+    return str(Failure(case.seed, f"{failure(result)}\n{ffi.string(text).decode()}"))
 
 
 @pytest.fixture(scope="module")
-def totals() -> Iterator[Totals]:
-    totals = Totals()
-    yield totals
-    LAST_SEED.unlink(missing_ok=True)
+def outcome() -> Outcome:
+    return play(PROGRAM, range(FIRST, FIRST + SEEDS))
+
+
+@pytest.mark.timeout(1200)
+def test_two_shards_on_a_lossy_wire(outcome: Outcome) -> None:
     print(
-        f"\nsimulation: {totals.seeds} seeds, {totals.steps} polls, {totals.bytes} bytes, "
-        f"{totals.orderly} connections in order"
+        f"\nsimulation: {outcome.seeds} seeds, {outcome.totals['steps']} polls, "
+        f"{outcome.totals['bytes']} bytes, {outcome.totals['orderly']} connections in order, "
+        f"{len(outcome.failures)} failures"
     )
-
-
-def seeds_of(chunk: int) -> range:
-    if SEED is not None:
-        return range(int(SEED), int(SEED) + 1)
-    return range(1 + chunk * SEEDS // CHUNKS, 1 + (chunk + 1) * SEEDS // CHUNKS)
-
-
-def chunk_name(chunk: int) -> str:
-    seeds = seeds_of(chunk)
-    return f"seeds {seeds.start} to {seeds.stop - 1}"
-
-
-@pytest.mark.parametrize("chunk", range(1 if SEED is not None else CHUNKS), ids=chunk_name)
-def test_two_shards_on_a_lossy_wire(chunk: int, totals: Totals) -> None:
-    for seed in seeds_of(chunk):
-        LAST_SEED.write_text(f"simulation: seed {seed}; {reproduce(seed)}\n")
-        case = plan(seed)
-        result = run(case)
-        totals.add(result)
-        if failure(result):
-            pytest.fail(explain(case, result), pytrace=False)
+    assert outcome.seeds == SEEDS
+    if outcome.failures:
+        pytest.fail(outcome.report(), pytrace=False)
 
 
 # What the thousand seeds must have met, or they test less than they seem to.
@@ -130,14 +86,14 @@ COUNTERS_MET = (
 WIRE_MET = "marked dup reordered corrupted overflow lost no_fill rx_full link_down"
 
 
-def test_the_seeds_reach_every_corner(totals: Totals) -> None:
-    if totals.seeds < 1000:
+def test_the_seeds_reach_every_corner(outcome: Outcome) -> None:
+    if outcome.seeds < 1000:
         pytest.skip("fewer than 1,000 seeds were run")
-    missed = [name for name in COUNTERS_MET.split() if not totals.counters[name]]
-    missed += [f"wire: {name}" for name in WIRE_MET.split() if not totals.wire[name]]
-    assert missed == []
-    assert totals.orderly > 5 * totals.seeds
-    assert totals.lossless > totals.seeds / 100
+    met = [f"counters.{name}" for name in COUNTERS_MET.split()]
+    met += [f"wire.{name}" for name in WIRE_MET.split()]
+    assert [name for name in met if not outcome.totals[name]] == []
+    assert outcome.totals["orderly"] > 5 * outcome.seeds
+    assert outcome.totals["lossless"] > outcome.seeds / 100
 
 
 @pytest.mark.parametrize(
