@@ -106,7 +106,8 @@ struct ix_mc_conn {
     uint32_t blob_bytes, blob_at;
     uint8_t *line;           /* a command in more than one frame, heap memory */
     uint32_t line_bytes, line_room;
-    uint32_t pre_hash;       /* of the key at pre_key */
+    /* the next command, a get of one key, where it lies: valid if pre_valid */
+    uint32_t pre_hash, pre_nkey, pre_bytes; /* pre_bytes: of the whole line */
     const uint8_t *pre_key;
     uint64_t last_ns;        /* last command */
     uint8_t peer[16];
@@ -142,6 +143,18 @@ struct ix_mc_server {
 uint32_t ix_mc_room(struct ix_mc_server *s, struct ix_mc_conn *c);
 /* Puts n bytes, at most the room. */
 void ix_mc_put(struct ix_mc_server *s, struct ix_mc_conn *c, const void *data, uint32_t n);
+/* n bytes that lie together in a frame, to be filled, or NULL: put them then. There is room for
+ * them, as there is at the beginning of each command for IX_MC_ROOM_MIN. */
+uint8_t *ix_mc_reserve(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n);
+/* Of which so many were filled. */
+void ix_mc_filled(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n);
+/* Whether a command may be begun. */
+static inline bool ix_mc_has_room(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    return c->room >= IX_MC_ROOM_MIN ||
+           (c->out_count < IX_MC_FRAMES_FAIR && s->arena_free_count) ||
+           ix_mc_room(s, c) >= IX_MC_ROOM_MIN;
+}
 /* A line, with \r\n; nothing if the client wants no reply. */
 void ix_mc_say(struct ix_mc_server *s, struct ix_mc_conn *c, const char *text);
 /* ... that the client gets in any case. */
@@ -219,6 +232,8 @@ static inline bool ix_mc_is(const struct ix_mc_token *t, const char *word)
 /* One line, without its end. */
 void ix_mc_text_command(struct ix_mc_server *s, struct ix_mc_conn *c, const uint8_t *line,
                         uint32_t n);
+/* Answers the get that ix_mc_look() found. False: it must be done the long way. */
+bool ix_mc_text_quick(struct ix_mc_server *s, struct ix_mc_conn *c);
 /* Answers the next key of a get. False: that was the last. */
 bool ix_mc_text_key(struct ix_mc_server *s, struct ix_mc_conn *c);
 /* The data of a store command was read. */
@@ -252,8 +267,9 @@ const uint8_t *ix_mc_peek(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t
 void ix_mc_consume(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n);
 /* Handles input as far as there is room for answers. */
 void ix_mc_input(struct ix_mc_server *s, struct ix_mc_conn *c);
-/* Touches what the next command will want. */
-void ix_mc_prefetch(struct ix_mc_server *s, struct ix_mc_conn *c);
+/* Is the next command a get of one key, whole in its frame? Then c->pre_* have it, and its bucket
+ * is being fetched into the cache. */
+bool ix_mc_look(struct ix_mc_server *s, struct ix_mc_conn *c);
 void ix_mc_input_drop(struct ix_mc_server *s, struct ix_mc_conn *c);
 
 /* ---- server.c ----------------------------------------------------------------- */

@@ -171,7 +171,6 @@ static bool one_line(struct ix_mc_server *s, struct ix_mc_conn *c)
     if (nul)
         n = (uint32_t)(nul - line);
     ix_mc_text_command(s, c, line, n);
-    c->pre_valid = false;
     if (c->state == IX_MC_ENDED)
         end_input(s, c);
     else if (c->state != IX_MC_GET_KEYS)
@@ -203,11 +202,68 @@ static bool read_data(struct ix_mc_server *s, struct ix_mc_conn *c)
     return true;
 }
 
+/* ---- what most commands are --------------------------------------------------- */
+
+/* How many of n bytes come before the first that is no part of a key: a space or what is below. */
+static uint32_t key_bytes(const uint8_t *at, uint32_t n)
+{
+    const uint64_t ones = 0x0101010101010101, tops = ones << 7;
+    uint32_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        uint64_t v;
+        memcpy(&v, at + i, 8);
+        /* The top bit of each byte below 0x21; the first that is set is right, others may err. */
+        v = (v - ones * (' ' + 1)) & ~v & tops;
+        if (v)
+            return i + (uint32_t)__builtin_ctzll(v) / 8;
+    }
+    while (i < n && at[i] > ' ')
+        i++;
+    return i;
+}
+
+bool ix_mc_look(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    uint32_t n;
+    if (c->state != IX_MC_READ_COMMAND || c->line_bytes || c->in.head == IX_MC_NONE ||
+        c->protocol == IX_MC_BINARY)
+        return false;
+    const uint8_t *key = rest_of_frame(s, c, &n) + 4;
+    if (n < 6 || memcmp(key - 4, "get ", 4))
+        return false;
+    n -= 4;
+    uint32_t nkey = key_bytes(key, n < IX_MC_KEY_MAX + 1 ? n : IX_MC_KEY_MAX + 1);
+    uint32_t end = nkey + (nkey < n && key[nkey] == '\r');
+    if (!nkey || nkey > IX_MC_KEY_MAX || end >= n || key[end] != '\n')
+        return false;
+    c->pre_hash = ix_mc_hash(s->mc, key, nkey);
+    c->pre_key = key;
+    c->pre_nkey = nkey;
+    c->pre_bytes = 4 + end + 1;
+    c->pre_valid = true;
+    __builtin_prefetch(ix_mc_bucket(&s->use, c->pre_hash));
+    return true;
+}
+
+static bool quick(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    if (!c->pre_valid && !ix_mc_look(s, c))
+        return false;
+    c->pre_valid = false;
+    if (!ix_mc_text_quick(s, c))
+        return false;
+    c->protocol = IX_MC_TEXT;
+    advance(s, c, c->pre_bytes);
+    return true;
+}
+
 /* One step. False: nothing can be done before more input comes. */
 static bool step(struct ix_mc_server *s, struct ix_mc_conn *c)
 {
     switch (c->state) {
     case IX_MC_READ_COMMAND:
+        if (quick(s, c))
+            return true;
         if (c->protocol == IX_MC_ANY) {
             const uint8_t *first = ix_mc_peek(s, c, 1);
             if (!first)
@@ -244,8 +300,7 @@ void ix_mc_input(struct ix_mc_server *s, struct ix_mc_conn *c)
     c->last_ns = s->use.now_ns;
     for (;; steps++) {
         bool sending = c->emit_left || c->blob;
-        if ((sending && !ix_mc_emit(s, c)) ||
-            (c->room < IX_MC_ROOM_MIN && ix_mc_room(s, c) < IX_MC_ROOM_MIN)) {
+        if ((sending && !ix_mc_emit(s, c)) || !ix_mc_has_room(s, c)) {
             starve(s, c);
             break;
         }
@@ -263,23 +318,4 @@ void ix_mc_input(struct ix_mc_server *s, struct ix_mc_conn *c)
     c->room = 0; /* the frame leaves as it is */
     if (c->out_unsent != IX_MC_NONE && !c->blocked)
         ix_mc_call_soon(s, c, IX_MC_TODO_SEND);
-}
-
-void ix_mc_prefetch(struct ix_mc_server *s, struct ix_mc_conn *c)
-{
-    uint32_t n, nkey = 0;
-    if (c->state != IX_MC_READ_COMMAND || c->line_bytes || c->in.head == IX_MC_NONE)
-        return;
-    const uint8_t *at = rest_of_frame(s, c, &n);
-    if (n < 6 || memcmp(at, "get ", 4))
-        return;
-    n -= 4;
-    for (at += 4; nkey < n && nkey <= IX_MC_KEY_MAX && at[nkey] > ' ';)
-        nkey++;
-    if (!nkey || nkey == n || nkey > IX_MC_KEY_MAX)
-        return;
-    c->pre_hash = ix_mc_hash(s->mc, at, nkey);
-    c->pre_key = at;
-    c->pre_valid = true;
-    __builtin_prefetch(ix_mc_bucket(&s->use, c->pre_hash));
 }

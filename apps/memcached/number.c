@@ -28,10 +28,31 @@ static bool magnitude(const uint8_t *p, uint32_t n, uint64_t *value, bool *negat
     return p != digits && (p == end || is_space(*p) || !*p);
 }
 
+/* What nearly all are: up to 9 digits and nothing else. */
+static bool few_digits(const uint8_t *p, uint32_t n, uint32_t *value)
+{
+    uint32_t v = 0;
+    if (!n || n > 9)
+        return false;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t digit = (uint32_t)p[i] - '0';
+        if (digit > 9)
+            return false;
+        v = v * 10 + digit;
+    }
+    *value = v;
+    return true;
+}
+
 bool ix_mc_i32(const uint8_t *p, uint32_t n, int32_t *out)
 {
     uint64_t v;
+    uint32_t few;
     bool negative;
+    if (few_digits(p, n, &few)) {
+        *out = (int32_t)few;
+        return true;
+    }
     *out = 0;
     if (!magnitude(p, n, &v, &negative) || v > (uint64_t)INT64_MAX + negative)
         return false;
@@ -42,7 +63,12 @@ bool ix_mc_i32(const uint8_t *p, uint32_t n, int32_t *out)
 bool ix_mc_u64(const uint8_t *p, uint32_t n, uint64_t *out)
 {
     uint64_t v;
+    uint32_t few;
     bool negative;
+    if (few_digits(p, n, &few)) {
+        *out = few;
+        return true;
+    }
     *out = 0;
     if (!magnitude(p, n, &v, &negative))
         return false;

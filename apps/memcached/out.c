@@ -67,18 +67,38 @@ void ix_mc_put(struct ix_mc_server *s, struct ix_mc_conn *c, const void *data, u
             next_frame(s, c);
         uint32_t part = n < c->room ? n : c->room;
         memcpy(c->at, from, part);
-        s->frames[c->out_tail].bytes += part;
-        c->at += part;
-        c->room -= part;
+        ix_mc_filled(s, c, part);
         from += part;
         n -= part;
     }
 }
 
+uint8_t *ix_mc_reserve(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n)
+{
+    if (!c->room && n <= IX_MC_DATAGRAM_BYTES) /* a frame of either kind has that */
+        next_frame(s, c);
+    return n <= c->room ? c->at : NULL;
+}
+
+void ix_mc_filled(struct ix_mc_server *s, struct ix_mc_conn *c, uint32_t n)
+{
+    s->frames[c->out_tail].bytes += n;
+    c->at += n;
+    c->room -= n;
+}
+
 static void put_line(struct ix_mc_server *s, struct ix_mc_conn *c, const char *text)
 {
-    ix_mc_put(s, c, text, (uint32_t)strlen(text));
-    ix_mc_put(s, c, "\r\n", 2);
+    uint32_t n = (uint32_t)strlen(text);
+    uint8_t *to = ix_mc_reserve(s, c, n + 2);
+    if (!to) {
+        ix_mc_put(s, c, text, n);
+        ix_mc_put(s, c, "\r\n", 2);
+        return;
+    }
+    memcpy(to, text, n);
+    memcpy(to + n, "\r\n", 2);
+    ix_mc_filled(s, c, n + 2);
 }
 
 void ix_mc_say(struct ix_mc_server *s, struct ix_mc_conn *c, const char *text)
@@ -154,6 +174,10 @@ uint8_t *ix_mc_u64_text(uint8_t *to, uint64_t value)
 {
     uint8_t digits[20];
     uint32_t n = 0;
+    if (value < 10) {
+        *to = (uint8_t)('0' + value);
+        return to + 1;
+    }
     do {
         digits[n++] = (uint8_t)('0' + value % 10);
     } while (value /= 10);

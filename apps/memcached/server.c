@@ -337,7 +337,7 @@ static void serve_ready(struct ix_mc_server *s)
     uint32_t n = s->ready_count;
     if (n > 1) {
         for (uint32_t i = s->ready.head; i != IX_MC_NONE; i = s->conns[i].next)
-            ix_mc_prefetch(s, &s->conns[i]);
+            ix_mc_look(s, &s->conns[i]);
         for (uint32_t i = s->ready.head; i != IX_MC_NONE; i = s->conns[i].next) {
             const struct ix_mc_conn *c = &s->conns[i];
             uint32_t ref = c->pre_valid ? ix_mc_bucket(&s->use, c->pre_hash)->head : 0;

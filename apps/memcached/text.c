@@ -62,9 +62,11 @@ static void begin_get(struct ix_mc_server *s, struct ix_mc_conn *c, const uint8_
     c->keys_end = end;
 }
 
-static void put_head(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_item *item)
+enum { HEAD_BYTES = 64 }; /* of the line before a value, without the key; at most */
+
+/* Writes that line; returns its end. */
+static uint8_t *head_text(uint8_t *p, const struct ix_mc_item *item, bool with_cas)
 {
-    uint8_t head[IX_MC_KEY_MAX + 64], *p = head;
     memcpy(p, "VALUE ", 6);
     memcpy(p + 6, ix_mc_key(item), item->nkey);
     p += 6 + item->nkey;
@@ -72,20 +74,18 @@ static void put_head(struct ix_mc_server *s, struct ix_mc_conn *c, const struct 
     p = ix_mc_u64_text(p, item->flags);
     *p++ = ' ';
     p = ix_mc_u64_text(p, item->nbytes - 2);
-    if (c->with_cas) {
+    if (with_cas) {
         *p++ = ' ';
         p = ix_mc_u64_text(p, item->cas);
     }
-    *p++ = '\r';
-    *p++ = '\n';
-    ix_mc_put(s, c, head, (uint32_t)(p - head));
+    memcpy(p, "\r\n", 2);
+    return p + 2;
 }
 
 static void fetch(struct ix_mc_server *s, struct ix_mc_conn *c, const uint8_t *key, uint32_t nkey)
 {
     struct ix_mc_use *use = &s->use;
-    bool known = c->pre_valid && c->pre_key == key;
-    uint32_t hash = known ? c->pre_hash : ix_mc_hash(s->mc, key, nkey);
+    uint32_t hash = ix_mc_hash(s->mc, key, nkey);
     ix_mc_lock(use, &ix_mc_bucket(use, hash)->lock);
     struct ix_mc_item *item = ix_mc_find(use, key, nkey, hash);
     if (c->touch) {
@@ -104,11 +104,44 @@ static void fetch(struct ix_mc_server *s, struct ix_mc_conn *c, const uint8_t *k
         } else {
             use->log->class_hits[item->cls][item->segment]++;
         }
-        put_head(s, c, item);
+        uint8_t head[IX_MC_KEY_MAX + HEAD_BYTES];
+        ix_mc_put(s, c, head, (uint32_t)(head_text(head, item, c->with_cas) - head));
         ix_mc_bump(use, item);
         ix_mc_put_value(s, c, item, item->nbytes);
     }
     ix_mc_unlock(use);
+}
+
+bool ix_mc_text_quick(struct ix_mc_server *s, struct ix_mc_conn *c)
+{
+    static const char end[5] = "END\r\n";
+    struct ix_mc_use *use = &s->use;
+    uint32_t bytes = sizeof end;
+    ix_mc_lock(use, &ix_mc_bucket(use, c->pre_hash)->lock);
+    struct ix_mc_item *item = ix_mc_find(use, c->pre_key, c->pre_nkey, c->pre_hash);
+    if (item && (item->nbytes > IX_MC_FRAME_BYTES || item->bits & IX_MC_CHUNKED))
+        bytes = UINT32_MAX;
+    else if (item)
+        bytes += HEAD_BYTES + item->nkey + item->nbytes;
+    uint8_t *to = ix_mc_reserve(s, c, bytes), *p = to;
+    if (!to) {
+        ix_mc_unlock(use);
+        return false;
+    }
+    use->counts->cmd_get++;
+    use->counts->get_misses += item == NULL;
+    use->counts->get_hits += item != NULL;
+    if (item) {
+        use->log->class_hits[item->cls][item->segment]++;
+        p = head_text(p, item, false);
+        memcpy(p, ix_mc_value(item), item->nbytes);
+        p += item->nbytes;
+        ix_mc_bump(use, item);
+    }
+    ix_mc_unlock(use);
+    memcpy(p, end, sizeof end);
+    ix_mc_filled(s, c, (uint32_t)(p - to) + sizeof end);
+    return true;
 }
 
 bool ix_mc_text_key(struct ix_mc_server *s, struct ix_mc_conn *c)
