@@ -20,11 +20,14 @@
 struct ix_desc {
     uint64_t addr;  /* byte offset of the first frame byte in the UMEM */
     uint32_t len;   /* frame bytes, Ethernet header included, no FCS */
-    uint32_t flags; /* IX_DESC_*; 0 on TX */
+    uint32_t flags; /* IX_DESC_* */
 };
 
 /* RX: the link knows that the sender left the L4 checksum unfinished. */
 #define IX_DESC_PARTIAL_CSUM 1u
+/* TX: the link's tx_metadata_bytes before the frame ask something of the driver. The value is the
+ * kernel's XDP_TX_METADATA. The stack never sets it. */
+#define IX_DESC_TX_METADATA 2u
 
 /* What wakeup() is asked to push along; both may be set. */
 #define IX_WAKE_TX 1u /* descriptors were put on TX since the last wakeup */
@@ -60,6 +63,7 @@ struct ix_link {
     uint64_t umem_bytes;  /* its length, a multiple of the frame size */
     uint32_t frame_shift; /* log2 of the frame size in bytes: 11 or 12 */
     uint32_t rx_headroom; /* bytes the link leaves free before a received frame, at least */
+    uint32_t tx_metadata_bytes; /* before each frame on TX, the driver's; 0: there are none */
 };
 
 static inline void *ix_link_ptr(const struct ix_link *link, uint64_t addr)

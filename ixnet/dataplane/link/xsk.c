@@ -101,9 +101,7 @@ static uint32_t xsk_tx_burst(struct ix_link *link, const struct ix_desc *descs, 
     for (uint32_t i = 0; i < n; i++) {
         struct ix_desc *d = &ring[(r->cached_prod + i) & r->mask];
 
-        d->addr = descs[i].addr;
-        d->len = descs[i].len;
-        d->flags = 0;
+        *d = descs[i];
     }
     if (n)
         ring_produced(r, n);

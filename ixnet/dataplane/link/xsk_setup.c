@@ -17,6 +17,7 @@
 #include <xdp/xsk.h>
 
 #include "link/xsk.h"
+#include "link/xsk_meta_hosted.h"
 
 /* Absent from the C library's or the kernel's headers of Debian 12. */
 #ifndef SO_PREFER_BUSY_POLL
@@ -51,6 +52,7 @@ struct ix_xsk_socket {
     int fd;
     int busy_poll_status;
     uint32_t tx_budget;
+    uint32_t tx_metadata_bytes; /* not 0: made without libxdp */
 };
 
 __attribute__((format(printf, 4, 5))) static int fail(int errnum, char *err, size_t n,
@@ -185,6 +187,8 @@ static int check_config(const struct ix_xsk_config *c, char *err, size_t n)
     if (!power_of_two(c->fill_entries) || !power_of_two(c->completion_entries) ||
         !power_of_two(c->rx_entries) || !power_of_two(c->tx_entries))
         return fail(EINVAL, err, n, "ring sizes must be powers of two");
+    if (c->tx_metadata_bytes % 8 || c->tx_metadata_bytes >= 256)
+        return fail(EINVAL, err, n, "TX metadata of %u bytes", c->tx_metadata_bytes);
     if (c->n_initial_fill > c->fill_entries)
         return fail(EINVAL, err, n, "%u frames do not fit a FILL ring of %u", c->n_initial_fill,
                     c->fill_entries);
@@ -205,6 +209,43 @@ static void put_initial_fill(struct xsk_ring_prod *fill, const struct ix_xsk_con
     xsk_ring_prod__submit(fill, c->n_initial_fill);
 }
 
+static uint32_t bind_flags(const struct ix_xsk_config *c)
+{
+    return (c->flags & IX_XSK_OPEN_ZEROCOPY ? XDP_ZEROCOPY : XDP_COPY) |
+           (c->flags & IX_XSK_OPEN_NO_NEED_WAKEUP ? 0 : XDP_USE_NEED_WAKEUP);
+}
+
+static int bind_failed(int e, const struct ix_xsk_config *c, const char *ifname, char *err,
+                       size_t n)
+{
+    return fail(-e, err, n, "bind to queue %u of %s with %s: %s", c->queue, ifname,
+                c->flags & IX_XSK_OPEN_ZEROCOPY ? "XDP_ZEROCOPY" : "XDP_COPY", strerror(-e));
+}
+
+static struct ix_xsk_views views_of(struct ix_xsk_socket *s)
+{
+    return (struct ix_xsk_views){&s->fill, &s->tx, &s->completion, &s->rx};
+}
+
+static int open_with_metadata(struct ix_xsk_socket *s, const struct ix_xsk_config *c,
+                              const char *ifname, char *err, size_t n)
+{
+    const struct ix_xsk_views rings = views_of(s);
+    int e;
+
+    s->fd = ix_xsk_meta_open(c, &rings);
+    if (s->fd < 0)
+        return fail(-s->fd, err, n, "register UMEM with TX metadata: %s", strerror(-s->fd));
+    put_initial_fill(&s->fill, c);
+    e = ix_xsk_meta_bind(s->fd, c, bind_flags(c));
+    if (e) {
+        ix_xsk_meta_close(s->fd, &rings);
+        return bind_failed(e, c, ifname, err, n);
+    }
+    s->tx_metadata_bytes = c->tx_metadata_bytes;
+    return 0;
+}
+
 /* One attempt: UMEM, FILL, socket, bind, in this order. */
 static int open_once(struct ix_xsk_socket *s, const struct ix_xsk_config *c, const char *ifname,
                      char *err, size_t n)
@@ -215,14 +256,11 @@ static int open_once(struct ix_xsk_socket *s, const struct ix_xsk_config *c, con
         .frame_size = 1u << c->frame_shift,
         .frame_headroom = c->headroom,
     };
-    bool zerocopy = c->flags & IX_XSK_OPEN_ZEROCOPY;
-    bool need_wakeup = !(c->flags & IX_XSK_OPEN_NO_NEED_WAKEUP);
     const struct xsk_socket_config socket_config = {
         .rx_size = c->rx_entries,
         .tx_size = c->tx_entries,
         .libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
-        .bind_flags =
-            (zerocopy ? XDP_ZEROCOPY : XDP_COPY) | (need_wakeup ? XDP_USE_NEED_WAKEUP : 0),
+        .bind_flags = (uint16_t)bind_flags(c),
     };
     int e;
 
@@ -234,8 +272,7 @@ static int open_once(struct ix_xsk_socket *s, const struct ix_xsk_config *c, con
     e = xsk_socket__create(&s->socket, ifname, c->queue, s->umem, &s->rx, &s->tx, &socket_config);
     if (e) {
         xsk_umem__delete(s->umem);
-        return fail(-e, err, n, "bind to queue %u of %s with %s: %s", c->queue, ifname,
-                    zerocopy ? "XDP_ZEROCOPY" : "XDP_COPY", strerror(-e));
+        return bind_failed(e, c, ifname, err, n);
     }
     s->fd = xsk_socket__fd(s->socket);
     return 0;
@@ -315,6 +352,12 @@ static void unmap_struct(struct ix_xsk_socket *s, void *place, uint64_t place_by
 
 static void delete_socket(struct ix_xsk_socket *s)
 {
+    const struct ix_xsk_views rings = views_of(s);
+
+    if (s->tx_metadata_bytes) {
+        ix_xsk_meta_close(s->fd, &rings);
+        return;
+    }
     xsk_socket__delete(s->socket);
     xsk_umem__delete(s->umem);
 }
@@ -377,6 +420,7 @@ static void init_rings(struct ix_xsk_socket *s, const struct ix_xsk_config *c)
     x->link.umem_bytes = c->umem_bytes;
     x->link.frame_shift = c->frame_shift;
     x->link.rx_headroom = XDP_PACKET_HEADROOM + c->headroom;
+    x->link.tx_metadata_bytes = s->tx_metadata_bytes;
     x->kick = kick_socket;
     x->kick_ctx = (void *)(intptr_t)s->fd;
     x->mode = 0;
@@ -411,7 +455,10 @@ int ix_xsk_open(const struct ix_xsk_config *config, struct ix_xsk_socket **out, 
     /* The kernel frees a queue a moment after its socket is closed, even when
      * the owner was killed. */
     for (uint32_t waited_ms = 0;; waited_ms += RETRY_STEP_MS) {
-        e = open_once(s, config, ifname, err, err_bytes);
+        e = config->tx_metadata_bytes ? open_with_metadata(s, config, ifname, err, err_bytes)
+                                      : -EINVAL;
+        if (e == -EINVAL)
+            e = open_once(s, config, ifname, err, err_bytes);
         if (e != -EBUSY || waited_ms >= config->retry_ms)
             break;
         nanosleep(&(struct timespec){.tv_nsec = RETRY_STEP_MS * 1000000L}, NULL);
@@ -477,6 +524,11 @@ int ix_xsk_busy_poll_status(const struct ix_xsk_socket *socket)
 uint32_t ix_xsk_tx_budget(const struct ix_xsk_socket *socket)
 {
     return socket->tx_budget;
+}
+
+uint32_t ix_xsk_tx_metadata_bytes(const struct ix_xsk_socket *socket)
+{
+    return socket->tx_metadata_bytes;
 }
 
 int ix_xsk_kernel_stats(const struct ix_xsk_socket *socket, struct ix_xsk_kernel_stats *out)

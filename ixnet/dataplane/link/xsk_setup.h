@@ -67,6 +67,10 @@ struct ix_xsk_config {
      * addresses, page-aligned, the caller's; ix_xsk_close() leaves them reserved. NULL: anywhere.
      */
     void *place;
+    /* Bytes before each frame on TX that are the driver's, a multiple of 8 below 256: every frame
+     * must lie at least so far into its chunk. 0: none. Where the kernel can't (before 6.11), the
+     * socket is opened without: ix_xsk_tx_metadata_bytes() says what it is. */
+    uint32_t tx_metadata_bytes;
 };
 
 /* How many bytes `place` must have for rings of config's sizes. */
@@ -114,6 +118,9 @@ int ix_xsk_busy_poll_status(const struct ix_xsk_socket *socket);
 
 /* Frames that one copy-mode kick sends at most (32 before kernel 6.17). */
 uint32_t ix_xsk_tx_budget(const struct ix_xsk_socket *socket);
+
+/* What stands before each frame on TX for the driver; 0: nothing. */
+uint32_t ix_xsk_tx_metadata_bytes(const struct ix_xsk_socket *socket);
 
 int ix_xsk_kernel_stats(const struct ix_xsk_socket *socket, struct ix_xsk_kernel_stats *out);
 
