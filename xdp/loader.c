@@ -19,6 +19,9 @@
 #include "steer.h"
 
 #define PROGRAM_NAME "ix_steer"
+#ifndef BPF_F_XDP_DEV_BOUND_ONLY /* since Linux 6.3 */
+#define BPF_F_XDP_DEV_BOUND_ONLY (1U << 6)
+#endif
 
 struct ix_steer {
     struct bpf_object *object;
@@ -111,7 +114,19 @@ static int find_parts(struct ix_steer *s)
     return 0;
 }
 
-static int open_object(struct ix_steer *s, const char *path, struct text *t)
+/* ifindex: of the device that the program is to be bound to, or 0. */
+static int load_object(struct ix_steer *s, uint32_t ifindex)
+{
+    struct bpf_program *program = bpf_object__find_program_by_name(s->object, PROGRAM_NAME);
+
+    if (ifindex && program) {
+        bpf_program__set_ifindex(program, ifindex);
+        bpf_program__set_flags(program, BPF_F_XDP_DEV_BOUND_ONLY);
+    }
+    return bpf_object__load(s->object);
+}
+
+static int open_object(struct ix_steer *s, const char *path, uint32_t ifindex, struct text *t)
 {
     int e;
 
@@ -121,7 +136,7 @@ static int open_object(struct ix_steer *s, const char *path, struct text *t)
         text_add(t, "open %s: %s", path, strerror(-e));
         return e;
     }
-    e = bpf_object__load(s->object);
+    e = load_object(s, ifindex);
     if (e) {
         text_add(t, "load %s: %s", path, strerror(-e));
     } else {
@@ -134,7 +149,8 @@ static int open_object(struct ix_steer *s, const char *path, struct text *t)
     return e;
 }
 
-int ix_steer_open(const char *path, struct ix_steer **out, char *err, size_t err_bytes)
+int ix_steer_open_bound(const char *path, uint32_t ifindex, struct ix_steer **out, char *err,
+                        size_t err_bytes)
 {
     struct ix_steer *s = calloc(1, sizeof *s);
     struct text t;
@@ -145,12 +161,17 @@ int ix_steer_open(const char *path, struct ix_steer **out, char *err, size_t err
         return -ENOMEM;
     s->link_fd = -1;
     log_begin(&t, err, err_bytes);
-    e = open_object(s, path, &t);
+    e = open_object(s, path, ifindex, &t);
     if (e)
         free(s);
     else
         *out = s;
     return log_end(&t, e);
+}
+
+int ix_steer_open(const char *path, struct ix_steer **out, char *err, size_t err_bytes)
+{
+    return ix_steer_open_bound(path, 0, out, err, err_bytes);
 }
 
 void ix_steer_close(struct ix_steer *steer)

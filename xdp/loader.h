@@ -38,6 +38,12 @@ struct ix_steer_attached {
  * -ENOENT, -EPERM, or what the verifier returned. */
 int ix_steer_open(const char *path, struct ix_steer **out, char *err, size_t err_bytes);
 
+/* The same for a program that calls functions of the interface's driver (steer_hwstamp.bpf.c): it
+ * is bound to that device, can be attached to no other one, and in native mode only. -EOPNOTSUPP:
+ * the driver has no XDP metadata, or the kernel is older than 6.3. */
+int ix_steer_open_bound(const char *path, uint32_t ifindex, struct ix_steer **out, char *err,
+                        size_t err_bytes);
+
 /* Detaches and unloads. NULL is fine. */
 void ix_steer_close(struct ix_steer *steer);
 

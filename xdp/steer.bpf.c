@@ -5,7 +5,7 @@
  * and everything that this program doesn't understand, goes on to the kernel,
  * so ssh, DNS and every other service of the host work as before.
  *
- * Nothing is written to a frame (steer_stamp.bpf.c writes before it). Fields are
+ * Nothing is written to a frame (steer_stamp.bpf.c, steer_hwstamp.bpf.c: before it). Fields are
  * read through a cursor that checks each step against the end of the frame. Every
  * frame leaves through settle(), which counts its verdict.
  */
@@ -20,8 +20,16 @@
 
 #include "steer.h"
 
+/* 1: with the time of arrival before each frame (steer_stamp.bpf.c). 2: with the NIC's as well
+ * (steer_hwstamp.bpf.c). */
 #ifndef IX_STEER_STAMPS
-#define IX_STEER_STAMPS 0 /* steer_stamp.bpf.c sets it */
+#define IX_STEER_STAMPS 0
+#endif
+
+#if IX_STEER_STAMPS == 2
+/* The driver's own function in a program that is bound to its device (Linux 6.3; Documentation/
+ * networking/xdp-rx-metadata.rst). */
+extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timestamp) __ksym;
 #endif
 
 struct {
@@ -481,7 +489,12 @@ static __always_inline enum ix_steer_verdict classify(struct cursor *cur)
 static __always_inline void stamp(struct xdp_md *ctx)
 {
     struct ix_steer_stamp *meta;
+    __u64 device_ns = 0;
+    int error = 1;
 
+#if IX_STEER_STAMPS == 2
+    error = bpf_xdp_metadata_rx_timestamp(ctx, &device_ns);
+#endif
     if (bpf_xdp_adjust_meta(ctx, -(int)sizeof *meta))
         return;
     meta = (void *)(long)ctx->data_meta;
@@ -489,6 +502,9 @@ static __always_inline void stamp(struct xdp_md *ctx)
         return;
     meta->magic = IX_STEER_STAMP_MAGIC;
     meta->arrived_ns = bpf_ktime_get_ns();
+    meta->device_ns = device_ns;
+    meta->device_error = error;
+    meta->pad = 0;
 }
 
 /* The only way out: counts the verdict and acts on it. A claimed frame whose

@@ -55,11 +55,15 @@ struct ix_steer_range {
     __u8 addr[16];
 };
 
-/* What steer_stamp.bpf.c writes as XDP metadata, directly before the frame. */
+/* What steer_stamp.bpf.c and steer_hwstamp.bpf.c write as XDP metadata, directly before the frame.
+ * 32 bytes are the most that every kernel takes. */
 #define IX_STEER_STAMP_MAGIC 0x69787374616d7031ull
 struct ix_steer_stamp {
     __u64 magic;
     __u64 arrived_ns; /* CLOCK_MONOTONIC when the driver ran the program */
+    __u64 device_ns;  /* the NIC's own clock when the frame came in; 0: it gave none */
+    __s32 device_error; /* -errno of asking the driver; 0: asked; 1: this program does not ask */
+    __u32 pad;
 };
 
 /* Every frame gets exactly one of these, counted per CPU in `verdicts`.

@@ -16,7 +16,7 @@ from rich.console import Console
 from ixnet.bench.client import Client
 from ixnet.bench.drive import Benchmark, Target, run_benchmark
 from ixnet.bench.errors import BenchError
-from ixnet.bench.latency import parse_protocols, run_latency
+from ixnet.bench.latency import check_stamps, parse_protocols, run_latency
 from ixnet.bench.options import (
     ClientOptions,
     GoalOptions,
@@ -29,7 +29,7 @@ from ixnet.bench.result import make_result, read_result, write_result
 from ixnet.bench.search import Objective
 from ixnet.bench.session import Progress, RunPlan, Session
 from ixnet.bench.steps import parse_steps, run_steps
-from ixnet.bench.tables import result_table
+from ixnet.bench.tables import remarks, result_table
 
 app = typer.Typer(
     help="Load and latency, over kernel sockets or over ixnet itself.",
@@ -114,7 +114,10 @@ def give(kind: str, output: OutputOptions, result: dict[str, Any]) -> None:
         json.dump(result, sys.stdout, indent=1)
         print()
         return
-    Console(width=None if sys.stdout.isatty() else 120).print(result_table(result))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(result_table(result))
+    for line in remarks(result):
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     if output.json:
         write_result(Path(output.json), result)
 
@@ -273,13 +276,24 @@ def latency(
     ] = 0,
     timeout: Annotated[float, typer.Option(metavar="S", help="For a reply.")] = 1,
     repeat: Annotated[int, typer.Option("--repeat", "-n", help="Rounds; targets alternate.")] = 3,
+    received: Annotated[
+        str, typer.Option(metavar="WHOSE", help="Stamps: auto, hardware or software.")
+    ] = "auto",
+    transmitted: Annotated[
+        str, typer.Option(metavar="WHOSE", help="Stamps: auto, hardware, completion, software.")
+    ] = "auto",
 ) -> None:
     """One message at a time to an echo server and back, stage by stage.
 
-    The stages' ends are timestamps of the kernel or of the dataplane; the result says whose.
+    The stages' ends are timestamps of the NIC where it has a clock and the driver tells, else of
+    the kernel or of the dataplane; the result says whose, and why not better ones. completion: over
+    ixnet in copy mode, when the kernel let go of the frame. What is asked for by name is an error
+    if it is not there.
     """
+    check_stamps(received, transmitted)
     words = ["--bytes", str(bytes_), "--seconds", str(seconds), "--warmup", str(warmup)]
     words += ["--interval", str(interval), "--timeout", str(timeout)]
+    words += ["--received", received, "--transmitted", transmitted]
     targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
         facts, entries = run_latency(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,13 @@ from ixnet.bench.client import Client, load_file
 from ixnet.bench.drive import Target
 from ixnet.bench.errors import BenchError
 from ixnet.bench.histogram import Histogram
+from ixnet.bench.nicclock import NicClock, stamping
 from ixnet.bench.session import Progress
 
 PROTOCOLS = ("udp", "tcp")
+RECEIVED = ("auto", "hardware", "software")
+TRANSMITTED = ("auto", "hardware", "completion", "software")
+_DIRECTIONS = {"received": "received", "transmitted": "sent"}
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:
@@ -25,11 +30,50 @@ def parse_protocols(text: str) -> tuple[str, ...]:
     return protocols
 
 
+def check_stamps(received: str, transmitted: str) -> None:
+    """Errors: BenchError."""
+    for option, value, known in (
+        ("received", received, RECEIVED),
+        ("transmitted", transmitted, TRANSMITTED),
+    ):
+        if value not in known:
+            raise BenchError(f"--{option} {value} is not known", f"use one of: {', '.join(known)}")
+
+
+def _printed(text: str, label: str, begins: str = "") -> str:
+    """What an instance of ixnet printed under a label, without how it begins; "" if nothing."""
+    found = re.search(rf"^\s*{label}\s+{begins}(.*)$", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def explain(report: dict[str, Any], clock: NicClock, printed: str) -> None:
+    """Says in a report why its stamps are no better ones, as far as anybody knows: the NIC, the
+    instance of ixnet (what it printed), the program itself."""
+    for direction, name in _DIRECTIONS.items():
+        stamps = report[direction]
+        if stamps["source"] == "hardware" or stamps["why"] == "as asked":
+            continue
+        text = _printed(printed, "stamps", f"{name}: ")
+        if text.startswith(("software: ", "none: ")):
+            stamps["why"] = text.partition(": ")[2]
+        elif clock.why and not (stamps["asked"] and stamps["why"].startswith("the driver gave")):
+            stamps["why"] = clock.why
+
+
 def merge_probes(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several rounds of one protocol as one."""
     made = {key: reports[0][key] for key in ("protocol", "bytes")}
     for key in ("sent", "lost", "incomplete"):
         made[key] = sum(report[key] for report in reports)
+    made["clock_error_ns"] = max(report["clock_error_ns"] for report in reports)
+    for direction in _DIRECTIONS:
+        sources = {report[direction]["source"] for report in reports}
+        if len(sources) > 1:
+            raise BenchError(
+                f"stamps of what was {direction} were {' and '.join(sorted(sources))} in turn",
+                f"ask for one: --{direction} software",
+            )
+        made[direction] = {key: reports[0][direction][key] for key in ("source", "why")}
     made["stages"] = []
     for i, stage in enumerate(reports[0]["stages"]):
         merged = Histogram()
@@ -42,10 +86,17 @@ def merge_probes(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ping(
-    client: Client, target: Target, protocol: str, words: Sequence[str], patience_s: float
+    client: Client,
+    target: Target,
+    protocol: str,
+    words: Sequence[str],
+    patience_s: float,
+    clock: NicClock,
 ) -> dict[str, Any]:
     """One round of one protocol; the program's report. Errors: BenchError."""
     argv = [protocol, *target.words, *words]
+    if clock.path is not None:
+        argv += ["--clock", str(clock.path)]
     if client.transport == "ixnet":
         name = f"ping-{os.getpid()}"
         process = client.start(client.run_argv("ixping.so", argv, name, "--timestamps"))
@@ -65,6 +116,15 @@ def ping(
         report: dict[str, Any] = json.loads(line)
     except ValueError as error:
         raise BenchError(f"no report of the pings: {out.strip()}") from error
+    explain(report, clock, out)
+    report["mode"] = _printed(out, "mode") or "kernel sockets"
+    for direction in _DIRECTIONS:
+        if report["error"] and report["begun"] and report[direction]["source"] == "auto":
+            raise BenchError(
+                f"{protocol} ping to {target.label}: not the stamps of what is {direction} that "
+                f"were asked for: {report[direction]['why']}",
+                f"--{direction} auto takes the best that there are",
+            )
     if report["error"]:
         raise BenchError(f"{protocol} ping to {target.label}: {report['error']}")
     if not any(stage["histogram"] for stage in report["stages"]):
@@ -87,7 +147,8 @@ def run_latency(
         for target in targets:
             for protocol in protocols:
                 progress(f"round {number + 1} of {rounds}: {target.label}, {protocol}")
-                report = ping(client, target, protocol, words, patience_s)
+                with stamping(client, target.host) as clock:
+                    report = ping(client, target, protocol, words, patience_s, clock)
                 found.setdefault((target.label, protocol), []).append(report)
     entries = [
         {
@@ -97,4 +158,5 @@ def run_latency(
         }
         for target in targets
     ]
-    return client.describe(), entries
+    facts = client.describe()
+    return facts | {"mode": next(iter(found.values()))[0]["mode"]}, entries

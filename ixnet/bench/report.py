@@ -11,7 +11,7 @@ from typing import Any
 from ixnet.bench.errors import BenchError
 from ixnet.bench.histogram import Histogram
 from ixnet.bench.plots import COLOURS, Axis, Plot, Series, svg, usable
-from ixnet.bench.tables import place, rows_of
+from ixnet.bench.tables import place, remarks, rows_of
 
 Results = Sequence[tuple[str, dict[str, Any]]]
 
@@ -198,6 +198,7 @@ def page(results: Results) -> str:
         titles, rows = rows_of(result)
         parts.append(f"<h2>{escape(result['kind'])} <small>{escape(name)}</small></h2>")
         parts += [_facts(result), _table(titles, rows)]
+        parts += [f'<p class="facts">{escape(line)}</p>' for line in remarks(result)]
     data = json.dumps(dict(results)).replace("<", "\\u003c")
     parts.append(f'<script type="application/json" id="results">{data}</script></body></html>')
     return "\n".join(parts)

@@ -128,6 +128,25 @@ def _latency_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return titles, rows
 
 
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What there is to say beside the table: whose stamps, and why not better ones."""
+    found: list[str] = []
+    for entry in result["targets"]:
+        for probe in entry.get("probes", []):
+            for direction in ("received", "transmitted"):
+                stamps = probe.get(direction)
+                if stamps is None:
+                    continue
+                why = f"; not better ones: {stamps['why']}" if stamps["why"] else ""
+                found.append(f"stamps of what is {direction}: {stamps['source']}{why}")
+            if probe.get("clock_error_ns"):
+                found.append(
+                    f"the NIC's clock is compared with the system's within "
+                    f"{us(probe['clock_error_ns'] / 1e3)}"
+                )
+    return list(dict.fromkeys(found))
+
+
 def result_table(result: dict[str, Any]) -> Table:
     """A result for people."""
     titles, rows = rows_of(result)

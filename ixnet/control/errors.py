@@ -56,6 +56,11 @@ class ProgramAttached(IxError):
 
     def __init__(self, message: str, prog_id: int, name: str) -> None:
         cure = f"find its owner (bpftool prog show id {prog_id}) and stop it"
+        if name == "xdp_dispatcher":
+            cure = (
+                "it is libxdp's dispatcher of several programs, and the steering program has to be "
+                "alone: xdp-loader unload INTERFACE --all"
+            )
         super().__init__(message, cure, errno.EBUSY)
         self.prog_id = prog_id
         self.name = name

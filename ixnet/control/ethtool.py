@@ -1,4 +1,4 @@
-"""What pyroute2 has no call for: the driver's name and RSS over the ethtool ioctl, and a device's
+"""What pyroute2 has no call for: the driver's name, RSS and timestamps over ioctls, and a device's
 XDP features over the kernel's "netdev" generic netlink family (Linux 6.3 and later)."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import fcntl
 import socket
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from pyroute2.netlink import NLM_F_REQUEST, genlmsg
 from pyroute2.netlink.generic import GenericNetlinkSocket
@@ -17,6 +18,14 @@ _ETHTOOL_GDRVINFO = 0x03
 _ETHTOOL_GRSSH = 0x46
 # struct ethtool_rxfh up to its array: cmd, context, indirection entries, key bytes, hash function.
 _RXFH = struct.Struct("IIIIB7x")
+# struct ethtool_ts_info: cmd, SO_TIMESTAMPING flags, clock, transmit types, receive filters.
+_ETHTOOL_GET_TS_INFO = 0x41
+_TS_INFO = struct.Struct("IIiI12xI12x")
+_SOF_TX_HARDWARE, _SOF_RX_HARDWARE, _SOF_RAW_HARDWARE = 1 << 0, 1 << 2, 1 << 6
+# struct hwtstamp_config.
+_SIOCSHWTSTAMP, _SIOCGHWTSTAMP = 0x89B0, 0x89B1
+_HWTSTAMP = struct.Struct("3i")
+_TX_ON, _FILTER_ALL = 1, 1
 _HASH_FUNCTIONS = {1: "toeplitz", 2: "xor", 4: "crc32"}
 
 _NETDEV_CMD_DEV_GET = 1
@@ -32,6 +41,19 @@ _XDP_FEATURES = {
 }
 
 
+# enum netdev_xdp_rx_metadata, enum netdev_xsk_flags.
+_RX_METADATA = {1: "timestamp", 2: "hash", 4: "vlan-tag"}
+_XSK_FEATURES = {1: "tx-timestamp", 2: "tx-checksum", 4: "tx-launch-time"}
+
+
+@dataclass(frozen=True)
+class MetadataFeatures:
+    """What a driver tells XDP programs of a received frame, and AF_XDP of a sent one."""
+
+    receive: frozenset[str]
+    transmit: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Rss:
     """How the NIC spreads flows: queue = indirection[hash % len(indirection)]."""
@@ -41,12 +63,12 @@ class Rss:
     indirection: tuple[int, ...]
 
 
-def _ethtool(ifname: str, buffer: bytearray) -> bytes:
-    """SIOCETHTOOL with `buffer` in and out. OSError as the kernel has it."""
+def _ethtool(ifname: str, buffer: bytes | bytearray, number: int = _SIOCETHTOOL) -> bytes:
+    """An ioctl of an interface with `buffer` in and out. OSError as the kernel has it."""
     data = array.array("B", buffer)
     request = struct.pack("16sP16x", ifname.encode(), data.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+        fcntl.ioctl(sock, number, request)
     return data.tobytes()
 
 
@@ -83,6 +105,51 @@ def rss(ifname: str) -> Rss | None:
     )
 
 
+@dataclass(frozen=True)
+class TimestampInfo:
+    """What an interface can stamp, as ethtool -T has it. phc: number of its clock, /dev/ptpN, None
+    if it has none. transmit, receive_all: by that clock."""
+
+    phc: int | None
+    transmit: bool
+    receive_all: bool
+
+
+def timestamp_info(ifname: str) -> TimestampInfo:
+    """OSError as the kernel has it."""
+    out = _ethtool(ifname, _TS_INFO.pack(_ETHTOOL_GET_TS_INFO, 0, -1, 0, 0))
+    _, flags, phc, transmit, receive = _TS_INFO.unpack(out)
+    hardware = flags & _SOF_RAW_HARDWARE
+    return TimestampInfo(
+        phc=phc if phc >= 0 else None,
+        transmit=bool(hardware and flags & _SOF_TX_HARDWARE and transmit & 1 << _TX_ON),
+        receive_all=bool(hardware and flags & _SOF_RX_HARDWARE and receive & 1 << _FILTER_ALL),
+    )
+
+
+@dataclass(frozen=True)
+class StampConfig:
+    """struct hwtstamp_config: what a NIC stamps by its clock."""
+
+    flags: int
+    tx_type: int
+    rx_filter: int
+
+
+STAMP_ALL = StampConfig(0, _TX_ON, _FILTER_ALL)
+
+
+def stamp_config(ifname: str) -> StampConfig:
+    """What it stamps now (SIOCGHWTSTAMP). OSError as the kernel has it."""
+    return StampConfig(*_HWTSTAMP.unpack(_ethtool(ifname, bytes(_HWTSTAMP.size), _SIOCGHWTSTAMP)))
+
+
+def set_stamp_config(ifname: str, config: StampConfig) -> StampConfig:
+    """What it shall stamp (SIOCSHWTSTAMP); returns what it will. OSError as the kernel has it."""
+    words = _HWTSTAMP.pack(config.flags, config.tx_type, config.rx_filter)
+    return StampConfig(*_HWTSTAMP.unpack(_ethtool(ifname, words, _SIOCSHWTSTAMP)))
+
+
 class _NetdevMessage(genlmsg):  # type: ignore[misc]
     nla_map = (
         ("NETDEV_A_DEV_UNSPEC", "none"),
@@ -95,8 +162,8 @@ class _NetdevMessage(genlmsg):  # type: ignore[misc]
     )
 
 
-def xdp_features(ifindex: int) -> frozenset[str] | None:
-    """What the driver says that it can do with XDP; None if this kernel can't tell."""
+def _netdev(ifindex: int) -> Any:
+    """The kernel's answer about a device; None if it can't tell."""
     message = _NetdevMessage()
     message["cmd"] = _NETDEV_CMD_DEV_GET
     message["version"] = 1
@@ -110,5 +177,26 @@ def xdp_features(ifindex: int) -> frozenset[str] | None:
         return None
     finally:
         sock.close()
-    bits = answer.get_attr("NETDEV_A_DEV_XDP_FEATURES") or 0
-    return frozenset(name for bit, name in _XDP_FEATURES.items() if bits & bit)
+    return answer
+
+
+def _names(answer: Any, attribute: str, names: dict[int, str]) -> frozenset[str]:
+    bits = answer.get_attr(attribute) or 0
+    return frozenset(name for bit, name in names.items() if bits & bit)
+
+
+def xdp_features(ifindex: int) -> frozenset[str] | None:
+    """What the driver says that it can do with XDP; None if this kernel can't tell."""
+    answer = _netdev(ifindex)
+    return None if answer is None else _names(answer, "NETDEV_A_DEV_XDP_FEATURES", _XDP_FEATURES)
+
+
+def metadata_features(ifindex: int) -> MetadataFeatures | None:
+    """Of timestamps and the like; None if this kernel can't tell."""
+    answer = _netdev(ifindex)
+    if answer is None:
+        return None
+    return MetadataFeatures(
+        _names(answer, "NETDEV_A_DEV_XDP_RX_METADATA_FEATURES", _RX_METADATA),
+        _names(answer, "NETDEV_A_DEV_XSK_FEATURES", _XSK_FEATURES),
+    )

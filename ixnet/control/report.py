@@ -28,7 +28,8 @@ def link_facts(link: LinkState | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StartReport:
-    """Everything that was decided or found out. outgoing: about ports of outgoing connections."""
+    """Everything that was decided or found out. outgoing: about ports of outgoing connections.
+    stamps: of --timestamps, whose they are."""
 
     config: RunConfig
     nic: Nic
@@ -36,6 +37,7 @@ class StartReport:
     workers: Sequence[Worker]
     cores: Sequence[int]
     outgoing: str
+    stamps: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """The report, line by line."""
@@ -57,6 +59,7 @@ class StartReport:
             ("huge pages", self.huge_text()),
             ("address", self.address_text()),
             ("outgoing", self.outgoing),
+            *(("stamps", text) for text in self.stamps),
             *(("records", f"{w.recorder.path}") for w in self.workers if w.recorder is not None),
         ]
         return [report_line(label, text) for label, text in pairs]

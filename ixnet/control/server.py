@@ -56,6 +56,7 @@ from ixnet.control.requests import (
     exit_text,
 )
 from ixnet.control.rights import require_capabilities, require_locked_memory
+from ixnet.control.stamps import open_stamping, transmit_text
 from ixnet.control.workers import (
     RESTART_DELAY_S,
     State,
@@ -65,7 +66,7 @@ from ixnet.control.workers import (
     message_ip,
     monotonic_s,
 )
-from ixnet.control.xdp import IpAddress, Proto, open_steering
+from ixnet.control.xdp import IpAddress, Proto, Steering
 from ixnet.control.xsk import QueueSocket
 
 # How long the loop sleeps at most: shards' requests are looked at this often even without a nudge.
@@ -197,7 +198,7 @@ class ControlPlane:
         self._stack.callback(self._stop_page.close)
         self._stop = self._stop_page.words
         recorders = open_recorders(config, len(self._queues), self._stack)
-        self._steering = self._stack.enter_context(open_steering(config.timestamps))
+        self._steering = self._stack.enter_context(self._open_steering())
         self._start_kicker()
         self._claims = Claims(self._steering, nic, [own.ip for own in config.own_addresses])
         self._stack.callback(self._claims.close)
@@ -222,6 +223,18 @@ class ControlPlane:
             self._stack.callback(worker.close)
 
         require_locked_memory(sum(worker.umem.nbytes for worker in self._workers))
+
+    def _open_steering(self) -> Steering:
+        if not self.config.timestamps:
+            return Steering.open()
+        steering, self._receive_stamps = open_stamping(self.nic, self.config.wanted_mode())
+        return steering
+
+    def _stamp_texts(self) -> list[str]:
+        if not self.config.timestamps:
+            return []
+        sent = transmit_text(self.nic, self._opened)
+        return [f"received: {self._receive_stamps}", f"sent: {sent}"]
 
     def _start_kicker(self) -> None:
         """The thread that makes guests' wakeups, where they don't exit for them."""
@@ -304,8 +317,9 @@ class ControlPlane:
 
     def _describe(self) -> None:
         report = StartReport(
-            self.config, self.nic, self._opened, self._workers, self._cores, self._outgoing_text
-        )
+            self.config, self.nic, self._opened, self._workers, self._cores, self._outgoing_text,
+            self._stamp_texts(),
+        )  # fmt: skip
         self._warnings = [*report.notes(), *self.nic.warnings(), *self._group_problems]
         self._say(f"ixnet {__version__}, instance {self._directory.name}")
         for line in report.lines():

@@ -35,6 +35,7 @@ from ixnet.control.guest import FRAMES_UNIT, Guest, PlacedRegion, PlacedUmem
 from ixnet.control.heartbeat import Heartbeat
 from ixnet.control.nic import Nic
 from ixnet.control.recorder import Recorder
+from ixnet.control.stamps import TX_METADATA_BYTES
 from ixnet.control.stats import stats_bytes
 from ixnet.control.xdp import IpAddress
 from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind, place_bytes
@@ -234,6 +235,7 @@ class Worker:
             tx_entries=RING_ENTRIES,
             busy_poll_us=self.plan.busy_poll_us,
             place=self.guest.xsk_place if self.guest is not None else 0,
+            tx_metadata_bytes=TX_METADATA_BYTES if self._config.timestamps else 0,
         )
 
     def make_shard(self, sock: QueueSocket) -> None:

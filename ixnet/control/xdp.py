@@ -24,6 +24,7 @@ IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 OBJECT_PATH = Path(__file__).resolve().parent.parent / "xdp_objects" / "steer.bpf.o"
 STAMP_PATH = OBJECT_PATH.with_name("steer_stamp.bpf.o")
+HARDWARE_STAMP_PATH = OBJECT_PATH.with_name("steer_hwstamp.bpf.o")
 _ERR_BYTES = 4096
 
 
@@ -97,9 +98,11 @@ class Steering:
         self.mode: XdpMode | None = None
 
     @classmethod
-    def open(cls, path: Path = OBJECT_PATH) -> Steering:
+    def open(cls, path: Path = OBJECT_PATH, bound_to: int = 0) -> Steering:
         """Loads the BPF object into the kernel, not yet attached.
 
+        bound_to: index of the only interface that it will be attached to, whose driver's functions
+        it may call, or 0.
         Errors: NotBuilt if the object file is missing, NotPermitted, IxError with the verifier's
         words.
         """
@@ -107,7 +110,8 @@ class Steering:
             raise NotBuilt(f"no BPF object at {path}", "run make build")
         out = ffi.new("struct ix_steer **")
         err = ffi.new("char[]", _ERR_BYTES)
-        result = lib.ix_steer_open(os.fsencode(path), out, err, _ERR_BYTES)
+        name = os.fsencode(path)
+        result = lib.ix_steer_open_bound(name, bound_to, out, err, _ERR_BYTES)
         if result < 0:
             raise from_errno(result, _text(err) or f"load {path}")
         return cls(out[0])
@@ -281,8 +285,3 @@ class Steering:
 
 def _text(err: Any) -> str:
     return str(ffi.string(err).decode(errors="replace")).strip()
-
-
-def open_steering(timestamps: bool) -> Steering:
-    """The steering program, or the one that also writes down when frames arrived."""
-    return Steering.open(STAMP_PATH if timestamps else OBJECT_PATH)

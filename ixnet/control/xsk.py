@@ -69,7 +69,8 @@ class QueueConfig:
     256. *_entries: ring sizes, powers of two. need_wakeup: use the rings' wake-up flags.
     busy_poll_us: SO_BUSY_POLL, 0 for none. busy_poll_budget: frames a busy poll, 0 for the
     kernel's own. retry_ms: how long to wait for a queue that is just being released. place: address
-    where the rings are to lie (place_bytes()), 0 for anywhere.
+    where the rings are to lie (place_bytes()), 0 for anywhere. tx_metadata_bytes: before each frame
+    sent, the driver's, where the kernel can (QueueSocket.tx_metadata_bytes); 0 for none.
     """
 
     queue: int
@@ -87,6 +88,7 @@ class QueueConfig:
     busy_poll_budget: int = 64
     retry_ms: int = 2000
     place: int = 0
+    tx_metadata_bytes: int = 0
 
 
 def place_bytes(ring_entries: int) -> int:
@@ -123,6 +125,7 @@ class QueueSocket:
         c.busy_poll_us, c.busy_poll_budget = config.busy_poll_us, config.busy_poll_budget
         c.retry_ms = config.retry_ms
         c.place = ffi.cast("void *", config.place)
+        c.tx_metadata_bytes = config.tx_metadata_bytes
         c.initial_fill, c.n_initial_fill = fill, len(config.fill)
         out = ffi.new("struct ix_xsk_socket **")
         err = ffi.new("char[]", _ERR_BYTES)
@@ -156,6 +159,11 @@ class QueueSocket:
     def link(self) -> Any:
         """`struct ix_link *` for the shard, valid until close()."""
         return lib.ix_xsk_link(self._socket)
+
+    @property
+    def tx_metadata_bytes(self) -> int:
+        """Before each frame sent, the driver's; 0: none, as asked or because the kernel can't."""
+        return int(lib.ix_xsk_tx_metadata_bytes(self._socket))
 
     @property
     def zerocopy(self) -> bool:

@@ -7,12 +7,16 @@
 
 #include "bench/load/bytestream.h"
 
+#define COMPARE_EVERY_NS 50000000u
+
 static __attribute__((noreturn)) void usage(const char *why)
 {
     fprintf(stderr,
             "ixping: %s\n"
             "usage: ixping udp|tcp --host IP --port N [--bytes B] [--seconds T] [--warmup T]\n"
-            "              [--interval T] [--timeout T]\n",
+            "              [--interval T] [--timeout T] [--clock /dev/ptpN]\n"
+            "              [--received auto|hardware|software]\n"
+            "              [--transmitted auto|hardware|completion|software]\n",
             why);
     exit(2);
 }
@@ -38,13 +42,23 @@ static void resolve(struct ping_options *o, const char *host, const char *port)
     freeaddrinfo(found);
 }
 
+static enum stamp_source source_of(const char *text)
+{
+    enum stamp_source source;
+    if (!stamps_parse(text, &source))
+        usage("stamps are auto, hardware, completion or software");
+    return source;
+}
+
 void ping_parse(struct ping *p, int argc, char **argv)
 {
     static const struct option known[] = {
         {"host", required_argument, NULL, 'h'},     {"port", required_argument, NULL, 'p'},
         {"bytes", required_argument, NULL, 'b'},    {"seconds", required_argument, NULL, 's'},
         {"warmup", required_argument, NULL, 'w'},   {"interval", required_argument, NULL, 'i'},
-        {"timeout", required_argument, NULL, 't'},  {NULL, 0, NULL, 0}};
+        {"timeout", required_argument, NULL, 't'},  {"clock", required_argument, NULL, 'c'},
+        {"received", required_argument, NULL, 'r'}, {"transmitted", required_argument, NULL, 'x'},
+        {NULL, 0, NULL, 0}};
     struct ping_options *o = &p->opt;
     const char *host = NULL, *port = NULL;
     *o = (struct ping_options){.bytes = 64, .seconds = 1, .warmup_s = 0.2, .timeout_s = 1};
@@ -64,6 +78,12 @@ void ping_parse(struct ping *p, int argc, char **argv)
             o->interval_s = number(optarg, 0, 60);
         else if (opt == 't')
             o->timeout_s = number(optarg, 0.001, 60);
+        else if (opt == 'c')
+            o->clock = optarg;
+        else if (opt == 'r')
+            p->received.seen.wanted = source_of(optarg);
+        else if (opt == 'x')
+            p->transmitted.seen.wanted = source_of(optarg);
         else
             usage("unknown option");
     }
@@ -79,6 +99,45 @@ uint32_t ping_add_stage(struct ping *p, const char *name, const char *clock)
     p->stages[p->stage_count].name = name;
     p->stages[p->stage_count].clock = clock;
     return p->stage_count++;
+}
+
+void ping_set_clock(struct ping *p, uint32_t stage, const char *clock)
+{
+    p->stages[stage].clock = clock;
+}
+
+void ping_open_clock(struct ping *p, clockid_t against)
+{
+    p->clock.fd = -1;
+    if (!p->opt.clock)
+        return;
+    int error = device_clock_open(&p->clock, p->opt.clock, against);
+    p->received.seen.clock_error = p->transmitted.seen.clock_error = error;
+    p->received.seen.comparable = p->transmitted.seen.comparable = !error;
+}
+
+void ping_compare_clock(struct ping *p, uint64_t now_ns)
+{
+    if (p->clock.fd < 0 || now_ns - p->compared_ns < COMPARE_EVERY_NS)
+        return;
+    p->compared_ns = now_ns;
+    if (device_clock_compare(&p->clock) == 0 && p->clock.last.error_ns > p->clock_error_ns)
+        p->clock_error_ns = p->clock.last.error_ns;
+}
+
+static bool choose(struct ping *p, struct ping_stamps *s, const char *which)
+{
+    s->source = stamps_choose(&s->seen, s->why, sizeof s->why);
+    if (s->source == STAMP_AUTO)
+        snprintf(p->error, sizeof p->error, "no %s stamps %s: %s", stamps_name(s->seen.wanted),
+                 which, s->why);
+    return s->source != STAMP_AUTO;
+}
+
+bool ping_begin(struct ping *p, uint64_t now_ns)
+{
+    p->begin_ns = now_ns;
+    return choose(p, &p->received, "on receipt") && choose(p, &p->transmitted, "on sending");
 }
 
 void ping_record(struct ping *p, uint32_t stage, uint64_t from_ns, uint64_t to_ns)
@@ -102,18 +161,27 @@ void ping_next_message(struct ping *p)
 
 uint64_t ping_clock_ns(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    return clock_read_ns(CLOCK_MONOTONIC);
+}
+
+static void report_stamps(const struct ping_stamps *s, const char *name, FILE *out)
+{
+    fprintf(out, "\"%s\": {\"source\": \"%s\", \"why\": \"%s\", \"asked\": %s}, ", name,
+            stamps_name(s->source), s->why, s->seen.error > 0 ? "false" : "true");
 }
 
 void ping_report(const struct ping *p, FILE *out)
 {
     fprintf(out,
             "{\"protocol\": \"%s\", \"bytes\": %u, \"sent\": %llu, \"lost\": %llu, "
-            "\"incomplete\": %llu, \"error\": \"%s\", \"stages\": [",
+            "\"incomplete\": %llu, \"error\": \"%s\", \"begun\": %s, \"clock_error_ns\": %llu, ",
             p->opt.udp ? "udp" : "tcp", p->opt.bytes, (unsigned long long)p->sent,
-            (unsigned long long)p->lost, (unsigned long long)p->incomplete, p->error);
+            (unsigned long long)p->lost, (unsigned long long)p->incomplete, p->error,
+            p->begin_ns ? "true" : "false",
+            (unsigned long long)p->clock_error_ns);
+    report_stamps(&p->received, "received", out);
+    report_stamps(&p->transmitted, "transmitted", out);
+    fputs("\"stages\": [", out);
     for (uint32_t i = 0; i < p->stage_count; i++) {
         fprintf(out, "%s{\"name\": \"%s\", \"clock\": \"%s\", \"histogram\": ", i ? ", " : "",
                 p->stages[i].name, p->stages[i].clock);

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 
 #include "bench/load/histogram.h"
+#include "clock.h"
+#include "stamps.h"
 
 #define PING_BYTES_MIN 64u /* so that no bare acknowledgment is as long */
 #define PING_BYTES_MAX 1400u
@@ -22,6 +24,14 @@ struct ping_options {
     uint32_t bytes;
     double seconds, warmup_s, interval_s; /* interval: between two pings; 0: at once */
     double timeout_s;                     /* for a reply */
+    const char *clock; /* the NIC's, /dev/ptpN; NULL: it has none, or it is not wanted */
+};
+
+/* Of one direction: whose stamps were asked for, seen and taken. */
+struct ping_stamps {
+    struct stamps_seen seen;
+    enum stamp_source source;
+    char why[120]; /* not the better one */
 };
 
 /* A part of the way. clock: what its ends were measured by. */
@@ -37,6 +47,9 @@ struct ping {
     uint32_t stage_count;
     uint64_t sent, lost, incomplete; /* incomplete: a stamp was missing */
     uint64_t begin_ns, end_ns;       /* of the measured time, CLOCK_MONOTONIC */
+    struct ping_stamps received, transmitted;
+    struct device_clock clock;
+    uint64_t compared_ns, clock_error_ns; /* when its clock was last compared; the worst */
     char error[160];
     uint8_t message[PING_BYTES_MAX];
 };
@@ -45,6 +58,14 @@ struct ping {
 void ping_parse(struct ping *p, int argc, char **argv);
 /* A stage more; returns its number. */
 uint32_t ping_add_stage(struct ping *p, const char *name, const char *clock);
+void ping_set_clock(struct ping *p, uint32_t stage, const char *clock);
+/* Opens the NIC's clock, if one was named, to compare it with `against`. */
+void ping_open_clock(struct ping *p, clockid_t against);
+/* Between two pings: compares the clocks again if that is some time ago. */
+void ping_compare_clock(struct ping *p, uint64_t now_ns);
+/* The measured time begins: decides by what was seen. False: what was asked for is not there, and
+ * p->error says so. */
+bool ping_begin(struct ping *p, uint64_t now_ns);
 /* A stage of one ping took from `from_ns` to `to_ns`; what began before the measured time, or has a
  * stamp of 0, does not count. */
 void ping_record(struct ping *p, uint32_t stage, uint64_t from_ns, uint64_t to_ns);

@@ -1,7 +1,8 @@
 /* `ixnet bench latency` over the kernel's sockets, with the kernel's own timestamps
  * (SO_TIMESTAMPING; Documentation/networking/timestamping.rst): when a message entered the queueing
- * discipline, when the driver had it, and when it came in. Hardware ones where the driver gives
- * them. The stamps are CLOCK_REALTIME, so the application's are too.
+ * discipline, when the driver had it, and when it came in. The NIC's own of the last two where it
+ * gives them and its clock can be compared (--clock). The kernel's are CLOCK_REALTIME, so the
+ * application's are too.
  */
 #include <errno.h>
 #include <time.h>
@@ -18,17 +19,18 @@
 
 enum { APP_TO_STACK, STACK_TO_WIRE, WIRE_AND_PEER, WIRE_TO_APP, ROUND_TRIP };
 
-/* Of the ping under way, ns; 0: not seen. */
+#define STAMP_WAIT_MS 10 /* a NIC's stamp of what was sent comes later than the reply may */
+
+/* Of the ping under way, ns; 0: not seen. nic_*: by the NIC's clock. */
 struct stamps {
-    uint64_t app_out, stack_out, wire_out, wire_in, app_in;
+    uint64_t app_out, stack_out, driver_out, driver_in, app_in;
+    uint64_t nic_out, nic_in;
 };
 
-static uint64_t realtime_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
+/* The kernel's and the NIC's of one message. */
+struct pair {
+    uint64_t software, hardware;
+};
 
 static uint64_t ns_of(const struct timespec *t)
 {
@@ -54,27 +56,30 @@ static int connect_to(const struct ping *p)
     uint32_t flags = SOF_TIMESTAMPING_TX_SCHED | SOF_TIMESTAMPING_TX_SOFTWARE |
                      SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE |
                      SOF_TIMESTAMPING_OPT_TSONLY | SOF_TIMESTAMPING_OPT_ID;
+    if (p->clock.fd >= 0)
+        flags |= SOF_TIMESTAMPING_TX_HARDWARE | SOF_TIMESTAMPING_RX_HARDWARE |
+                 SOF_TIMESTAMPING_RAW_HARDWARE | SOF_TIMESTAMPING_OPT_TX_SWHW;
     if (setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags) < 0)
         die("SO_TIMESTAMPING");
     return fd;
 }
 
-/* The software stamp of a message, and of which kind the error queue says it is. */
-static uint64_t stamp_of(struct msghdr *m, uint32_t *kind)
+/* The stamps of a message, and of which kind the error queue says they are. */
+static struct pair stamps_of(struct msghdr *m, uint32_t *kind)
 {
-    uint64_t ns = 0;
+    struct pair found = {0};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPING) {
             struct scm_timestamping t;
             memcpy(&t, CMSG_DATA(c), sizeof t);
-            ns = ns_of(&t.ts[0]);
+            found = (struct pair){ns_of(&t.ts[0]), ns_of(&t.ts[2])};
         } else if (kind && (c->cmsg_type == IP_RECVERR || c->cmsg_type == IPV6_RECVERR)) {
             struct sock_extended_err e;
             memcpy(&e, CMSG_DATA(c), sizeof e);
             *kind = e.ee_info;
         }
     }
-    return ns;
+    return found;
 }
 
 /* Returns how many there were. */
@@ -88,11 +93,13 @@ static uint32_t read_sent_stamps(int fd, struct stamps *s)
         uint32_t kind = UINT32_MAX;
         if (recvmsg(fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
             return count;
-        uint64_t ns = stamp_of(&m, &kind);
+        struct pair found = stamps_of(&m, &kind);
         if (kind == SCM_TSTAMP_SCHED)
-            s->stack_out = ns;
+            s->stack_out = found.software;
+        else if (kind == SCM_TSTAMP_SND && found.hardware)
+            s->nic_out = found.hardware;
         else if (kind == SCM_TSTAMP_SND)
-            s->wire_out = ns;
+            s->driver_out = found.software;
     }
 }
 
@@ -112,13 +119,14 @@ static bool await_reply(struct ping *p, int fd, struct stamps *s)
         struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
                            .msg_controllen = sizeof control};
         ssize_t n = recvmsg(fd, &m, 0);
-        s->app_in = realtime_ns();
+        s->app_in = clock_read_ns(CLOCK_REALTIME);
         if (n <= 0) {
             snprintf(p->error, sizeof p->error, "%s", n ? strerror(errno) : "the server closed");
             return false;
         }
-        uint64_t ns = stamp_of(&m, NULL);
-        s->wire_in = ns ? ns : s->wire_in;
+        struct pair found = stamps_of(&m, NULL);
+        s->driver_in = found.software ? found.software : s->driver_in;
+        s->nic_in = found.hardware ? found.hardware : s->nic_in;
         got += (uint32_t)n;
     }
     if (memcmp(reply, p->message, p->opt.bytes) != 0)
@@ -126,11 +134,37 @@ static bool await_reply(struct ping *p, int fd, struct stamps *s)
     return !p->error[0];
 }
 
+/* What was sent has all its stamps, or they don't come. */
+static void await_sent_stamps(const struct ping *p, int fd, struct stamps *s)
+{
+    read_sent_stamps(fd, s);
+    if (p->clock.fd < 0 || p->transmitted.source == STAMP_SOFTWARE)
+        return;
+    for (struct pollfd pfd = {.fd = fd}; !s->nic_out && poll(&pfd, 1, STAMP_WAIT_MS) > 0;) {
+        if (!read_sent_stamps(fd, s))
+            return;
+    }
+}
+
+static void record(struct ping *p, const struct stamps *s)
+{
+    bool out = p->transmitted.source == STAMP_HARDWARE, in = p->received.source == STAMP_HARDWARE;
+    uint64_t wire_out = out ? device_clock_convert(&p->clock, s->nic_out) : s->driver_out;
+    uint64_t wire_in = in ? device_clock_convert(&p->clock, s->nic_in) : s->driver_in;
+    p->transmitted.seen.hardware |= s->nic_out != 0;
+    p->received.seen.hardware |= s->nic_in != 0;
+    ping_record(p, APP_TO_STACK, s->app_out, s->stack_out);
+    ping_record(p, STACK_TO_WIRE, s->stack_out, wire_out);
+    ping_record(p, WIRE_AND_PEER, wire_out, wire_in);
+    ping_record(p, WIRE_TO_APP, wire_in, s->app_in);
+    ping_record(p, ROUND_TRIP, s->app_out, s->app_in);
+}
+
 static void ping_once(struct ping *p, int fd)
 {
     struct stamps s = {0};
     ping_next_message(p);
-    s.app_out = realtime_ns();
+    s.app_out = clock_read_ns(CLOCK_REALTIME);
     if (send(fd, p->message, p->opt.bytes, 0) != (ssize_t)p->opt.bytes) {
         snprintf(p->error, sizeof p->error, "send: %s", strerror(errno));
         return;
@@ -139,12 +173,25 @@ static void ping_once(struct ping *p, int fd)
         p->lost++;
         return;
     }
-    read_sent_stamps(fd, &s);
-    ping_record(p, APP_TO_STACK, s.app_out, s.stack_out);
-    ping_record(p, STACK_TO_WIRE, s.stack_out, s.wire_out);
-    ping_record(p, WIRE_AND_PEER, s.wire_out, s.wire_in);
-    ping_record(p, WIRE_TO_APP, s.wire_in, s.app_in);
-    ping_record(p, ROUND_TRIP, s.app_out, s.app_in);
+    await_sent_stamps(p, fd, &s);
+    record(p, &s);
+}
+
+/* The measured time begins: which stamps it is by. */
+static void begin(struct ping *p, uint64_t now_ns)
+{
+    if (!ping_begin(p, now_ns))
+        return;
+    bool out = p->transmitted.source == STAMP_HARDWARE, in = p->received.source == STAMP_HARDWARE;
+    if (out)
+        ping_set_clock(p, STACK_TO_WIRE, "software; hardware, NIC");
+    if (out || in)
+        ping_set_clock(p, WIRE_AND_PEER,
+                       out && in ? "hardware, NIC"
+                       : out     ? "hardware, NIC; software"
+                                 : "software; hardware, NIC");
+    if (in)
+        ping_set_clock(p, WIRE_TO_APP, "hardware, NIC; software");
 }
 
 int main(int argc, char **argv)
@@ -156,18 +203,25 @@ int main(int argc, char **argv)
     ping_add_stage(&p, "wire and peer", "software");
     ping_add_stage(&p, "wire to app", "software");
     ping_add_stage(&p, "round trip", "software");
+    ping_open_clock(&p, CLOCK_REALTIME);
+    p.received.seen.error = p.transmitted.seen.error = p.clock.fd < 0;
     int fd = connect_to(&p);
+    ping_once(&p, fd); /* so that something was seen, however short the warm-up */
+    p.sent = p.lost = 0;
     uint64_t from_ns = ping_clock_ns();
     uint64_t measured_ns = from_ns + (uint64_t)(p.opt.warmup_s * 1e9);
     uint64_t until_ns = measured_ns + (uint64_t)(p.opt.seconds * 1e9);
     for (uint64_t now = from_ns; now < until_ns && !p.error[0]; now = ping_clock_ns()) {
+        ping_compare_clock(&p, now);
         if (!p.begin_ns && now >= measured_ns)
-            p.begin_ns = now;
-        ping_once(&p, fd);
+            begin(&p, now);
+        if (!p.error[0])
+            ping_once(&p, fd);
         if (p.opt.interval_s > 0)
             usleep((useconds_t)(p.opt.interval_s * 1e6));
     }
     close(fd);
+    device_clock_close(&p.clock);
     ping_report(&p, stdout);
     return p.error[0] ? 1 : 0;
 }

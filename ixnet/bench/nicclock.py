@@ -1,0 +1,77 @@
+"""A NIC's own clock for the time of a measurement: whether it has one, its stamping on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from ixnet.bench.client import Client
+from ixnet.control.ethtool import (
+    STAMP_ALL,
+    set_stamp_config,
+    stamp_config,
+    timestamp_info,
+)
+
+
+@dataclass(frozen=True)
+class NicClock:
+    """path: of its clock, None: there is none to use. why: not, or what is wrong with it."""
+
+    path: Path | None
+    why: str = ""
+
+
+def interface_to(host: str) -> str | None:
+    """The interface that leads to an IP address from here; None without a route."""
+    with IPRoute() as ipr, suppress(Exception):
+        for route in ipr.route("get", dst=host):
+            for link in ipr.get_links(route.get_attr("RTA_OIF")):
+                return str(link.get_attr("IFLA_IFNAME"))
+    return None
+
+
+def find_clock(interface: str, devices: Path = Path("/dev")) -> NicClock:
+    """What the driver says, and whether its clock can be opened."""
+    try:
+        info = timestamp_info(interface)
+    except OSError as error:
+        return NicClock(None, f"{interface} tells of no timestamps: {error.strerror}")
+    if info.phc is None:
+        return NicClock(None, f"{interface} has no clock of its own (ethtool -T)")
+    if not info.receive_all:
+        return NicClock(None, f"{interface} can't stamp every frame that it receives (ethtool -T)")
+    path = devices / f"ptp{info.phc}"
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return NicClock(None, f"{path}, the clock of {interface}: {error.strerror}")
+    return NicClock(path, "" if info.transmit else f"{interface} can't stamp what it sends")
+
+
+@contextmanager
+def stamping(client: Client, host: str) -> Iterator[NicClock]:
+    """Makes the client's NIC stamp all that it receives and sends, and gives back what it did
+    before. host: whom the client talks to, for the interface where it names none."""
+    with client.inside():
+        interface = client.interface or interface_to(host)
+        clock = find_clock(interface) if interface else NicClock(None, f"no route to {host}")
+        before = None
+        if clock.path is not None:
+            assert interface is not None
+            try:
+                before = stamp_config(interface)
+                set_stamp_config(interface, STAMP_ALL)
+            except OSError as error:
+                why = f"stamping by {interface} can't be turned on: {error.strerror}"
+                clock = NicClock(None, why)
+    try:
+        yield clock
+    finally:
+        if before is not None and interface is not None:
+            with client.inside(), suppress(OSError):
+                set_stamp_config(interface, before)
