@@ -30,7 +30,8 @@ static void substitute(struct world *w, struct ix_call *call, uint32_t how)
         call->handle = w->handles[(which - 1) % known];
     bool addresses = call->op != IX_CALL_CONNECT;
     if (how & ARENA && addresses)
-        call->addr = ((uint64_t)WORLD_POOL << w->link.frame_shift) + call->addr % (1u << 17);
+        call->addr = ((uint64_t)WORLD_POOL << w->link.frame_shift) +
+                     call->addr % (WORLD_ARENA << WORLD_FRAME_SHIFT);
     if (how & LENT && addresses && w->lent_count) {
         const struct world_lent *lent = &w->lent[call->addr % w->lent_count];
         call->addr = lent->addr + (call->bytes & 1);

@@ -4,12 +4,16 @@
  * have meant: flags that occur, numbers near the window's edges, options that parse. About one
  * mutation in four is libFuzzer's own, which knows nothing of that.
  */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/api.h"
 #include "base/hash.h"
-#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/world.h"
 #include "wire/tcp.h"
+
+extern uint8_t __start___sancov_cntrs[], __stop___sancov_cntrs[];
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed);
@@ -17,9 +21,45 @@ size_t LLVMFuzzerCustomCrossOver(const uint8_t *a, size_t a_bytes, const uint8_t
                                  uint8_t *out, size_t max, unsigned seed);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max);
 
+/* The edges that the last input reached, and how often. */
+static uint8_t *edges(void)
+{
+    size_t bytes = (size_t)(__stop___sancov_cntrs - __start___sancov_cntrs);
+    uint8_t *copy = malloc(bytes);
+    memcpy(copy, __start___sancov_cntrs, bytes);
+    return copy;
+}
+
+static void must_reach(const uint8_t *before, const char *when)
+{
+    size_t bytes = (size_t)(__stop___sancov_cntrs - __start___sancov_cntrs);
+    for (size_t i = 0; i < bytes; i++)
+        if (before[i] != __start___sancov_cntrs[i]) {
+            fprintf(stderr, "fuzz: edge %zu of %zu was taken %u times, %s %u times\n", i, bytes,
+                    before[i], when, __start___sancov_cntrs[i]);
+            abort();
+        }
+}
+
+/* With FUZZ_REPEAT in the environment each input is played three times, and must reach the same
+ * edges as often: in whatever world it found, in one that is made, and in a copy. */
+static void repeat(const uint8_t *data, size_t size)
+{
+    uint8_t *before = edges();
+    world_forget();
+    (void)FUZZ_TARGET(data, size);
+    must_reach(before, "in a new world");
+    (void)FUZZ_TARGET(data, size);
+    must_reach(before, "in a copy of it");
+    free(before);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    return FUZZ_TARGET(data, size);
+    (void)FUZZ_TARGET(data, size);
+    if (getenv("FUZZ_REPEAT"))
+        repeat(data, size);
+    return 0;
 }
 
 static uint32_t pick(uint64_t *r, uint32_t n)

@@ -2,7 +2,8 @@
  *
  * An input is a header of 16 bytes, which says in what state the shard starts, and records of 64
  * bytes, which say what happens to it, one after the other: so a mutation can add, drop, swap and
- * splice whole events. After each record all invariants of the shard must hold, and at the end,
+ * splice whole events. The state is reached once; from then on it is copied (snapshots.c).
+ * After each record all invariants of the shard must hold, and at the end,
  * when everything is given back, every frame must be in the pool and no timer may be left.
  */
 #ifndef IX_TESTS_FUZZ_FUZZ_H

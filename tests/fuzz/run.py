@@ -27,9 +27,11 @@ SHARES = {"packets": 0.75, "calls": 0.25}
 
 
 def fuzzer(
-    program: str, *arguments: str | Path, seconds: float
+    program: str, *arguments: str | Path, seconds: float, repeat: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a fuzzer; what it finds goes to build/fuzz/findings."""
+    """Runs a fuzzer; what it finds goes to build/fuzz/findings.
+
+    `repeat`: each input is played three times, and must reach the same edges."""
     findings = BUILD / "findings"
     findings.mkdir(parents=True, exist_ok=True)
     return subprocess.run(
@@ -41,7 +43,9 @@ def fuzzer(
             "-print_final_stats=1",
             *arguments,
         ],
-        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},
+        env=os.environ
+        | {"ASAN_OPTIONS": "detect_leaks=0"}
+        | ({"FUZZ_REPEAT": "1"} if repeat else {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

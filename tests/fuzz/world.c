@@ -43,6 +43,7 @@ static uint32_t tx_burst(struct ix_link *link, const struct ix_desc *descs, uint
     for (; i < n && !w->stuck && w->tx_tail - w->tx_head < WORLD_RING; i++) {
         if (descs[i].addr + descs[i].len > link->umem_bytes || descs[i].len < 14)
             world_fail("a descriptor on TX leads out of the UMEM");
+        w->dirty[descs[i].addr >> WORLD_FRAME_SHIFT] = true;
         w->tx[w->tx_tail++ % WORLD_RING] =
             (struct world_tx){.addr = descs[i].addr, .polls = w->header.tx_delay % 4};
     }
@@ -87,7 +88,7 @@ static int wakeup(struct ix_link *link, uint32_t what)
     return 0;
 }
 
-static const struct ix_link_ops ops = {
+const struct ix_link_ops world_link_ops = {
     .rx_burst = rx_burst,
     .tx_burst = tx_burst,
     .complete = complete,
@@ -103,6 +104,7 @@ void world_inject(struct world *w, const uint8_t *frame, uint32_t bytes)
         return;
     uint64_t addr = w->fill[w->fill_head++ % WORLD_RING] + w->link.rx_headroom;
     memcpy(w->umem + addr, frame, bytes);
+    w->dirty[addr >> WORLD_FRAME_SHIFT] = true;
     w->rx[w->rx_count++] = (struct ix_desc){.addr = addr, .len = bytes};
 }
 
@@ -440,20 +442,20 @@ static void go_to_state(struct world *w)
     }
 }
 
-static void configure(struct world *w)
+void world_configure(struct world *w)
 {
     const uint8_t options = w->header.options;
     w->cfg = (struct ix_config){
         .now_ns = w->now_ns,
         .secret = {1, 2, 3, 4, 5, 6, 7, 8},
-        .max_flows = 64,
+        .max_flows = WORLD_FLOWS,
         .max_events = WORLD_EVENTS,
         .max_calls = 64,
         .max_timers = 8,
         .max_extents = 64,
         .pool_frames = WORLD_POOL,
         .arena_frames = WORLD_ARENA,
-        .fill_target = 128,
+        .fill_target = WORLD_POOL / 2,
         .rcvbuf_bytes = options & FUZZ_SMALL_BUFFER ? 4000 : 0,
         .port_lo = 40000,
         .port_hi = 40010,
@@ -465,40 +467,13 @@ static void configure(struct world *w)
     memcpy(w->cfg.mac, world_mac.b, 6);
 }
 
-/* Kept from one input to the next: two megabytes are not to be cleared each time. */
-static struct world *memory_of(void)
+void world_build(struct world *w)
 {
-    static struct world *w;
-    if (w) {
-        size_t kept = offsetof(struct world, cfg);
-        memset((uint8_t *)w + kept, 0, sizeof *w - kept);
-        return w;
-    }
-    w = calloc(1, sizeof *w);
-    w->link = (struct ix_link){.ops = &ops,
-                               .umem_bytes = (uint64_t)(WORLD_POOL + WORLD_ARENA) << 11,
-                               .frame_shift = 11,
-                               .rx_headroom = 256};
-    w->umem = w->link.umem = aligned_alloc(4096, w->link.umem_bytes);
-    memset(w->umem, 0x5a, w->link.umem_bytes);
-    return w;
-}
-
-struct world *world_make(const uint8_t *data, size_t size)
-{
-    struct world *w = memory_of();
-    memcpy(&w->header, data, IX_MIN(size, sizeof w->header));
     w->six = w->header.version == FUZZ_IPV6;
     w->now_ns = 5000000 * MS;
-    configure(w);
-    size_t need = ix_shard_bytes(&w->cfg);
-    if (need > w->memory_bytes) {
-        free(w->memory);
-        w->memory = aligned_alloc(4096, need);
-        w->memory_bytes = need;
-    }
-    memset(w->memory, 0, need);
-    w->shard = ix_shard_create(w->memory, need, &w->cfg, &w->link, NULL);
+    world_configure(w);
+    memset(w->memory, 0, w->memory_bytes);
+    w->shard = ix_shard_create(w->memory, w->memory_bytes, &w->cfg, &w->link, NULL);
     if (!w->shard)
         world_fail("the configuration is refused");
     w->io = ix_shard_io(w->shard);
@@ -512,7 +487,6 @@ struct world *world_make(const uint8_t *data, size_t size)
                           w->header.options & FUZZ_SMALL_BACKLOG ? 1 : 0);
     (void)ix_shard_udp_bind(w->shard, NULL, 0, WORLD_UDP_PORT, 78, &w->udp_handle);
     go_to_state(w);
-    return w;
 }
 
 /* ---- the end --------------------------------------------------------------------------- */
@@ -521,7 +495,7 @@ struct world *world_make(const uint8_t *data, size_t size)
 static void give_all_back(struct world *w)
 {
     const struct ix_frames *frames = &w->shard->frames;
-    for (uint32_t i = 0; i < WORLD_POOL; i++) {
+    for (uint32_t i = 0; frames->count[IX_FRAME_APP] && i < WORLD_POOL; i++) {
         const struct ix_frame *meta = &frames->meta[i];
         if (meta->owner != IX_FRAME_APP || w->io->n_calls == w->io->max_calls)
             continue;
@@ -532,6 +506,17 @@ static void give_all_back(struct world *w)
         call->addr = ix_frame_addr(frames, i);
         call->bytes = meta->lent_bytes;
     }
+}
+
+static uint32_t frames_out(const struct world *w)
+{
+    const uint32_t *count = w->shard->frames.count;
+    return count[IX_FRAME_APP] + count[IX_FRAME_RX] + count[IX_FRAME_TX];
+}
+
+static bool all_back(const struct world *w)
+{
+    return !w->shard->tcp.in_use && !frames_out(w) && !w->io->n_calls;
 }
 
 void world_end(struct world *w)
@@ -548,17 +533,15 @@ void world_end(struct world *w)
             call->handle = ix_tcb_handle(tcp, &tcp->flows[i]);
         }
     /* TIME_WAIT takes a minute, half-open connections that nobody answers longer. */
-    for (uint32_t i = 0; i < 40; i++) {
+    for (uint32_t i = 0; i < 40 && !all_back(w); i++) {
         w->now_ns += i < 16 ? MS : 5000 * MS;
         give_all_back(w);
         (void)ix_shard_poll(w->shard, w->now_ns);
     }
     world_poll(w);
-    const struct ix_frames *frames = &w->shard->frames;
     if (tcp->in_use)
         world_fail("a flow is left at the end");
-    if (frames->count[IX_FRAME_APP] || frames->count[IX_FRAME_RX] ||
-        frames->count[IX_FRAME_TX])
+    if (frames_out(w))
         world_fail("a frame is left at the end");
     if (tcp->extents_used || tcp->recs_used || tcp->recoveries_used)
         world_fail("an extent, a record or a recovery is left at the end");

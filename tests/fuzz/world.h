@@ -5,12 +5,17 @@
 #include "shard/shard.h"
 #include "tests/fuzz/fuzz.h"
 
+/* As small as can be: all of it is restored before each input, and checked after each record. */
 enum {
-    WORLD_POOL = 1024,
-    WORLD_ARENA = 64,
-    WORLD_RING = 2048,
+    WORLD_POOL = 128,
+    WORLD_ARENA = 16,
+    WORLD_FRAMES = WORLD_POOL + WORLD_ARENA,
+    WORLD_FRAME_SHIFT = 11,
+    WORLD_UMEM_BYTES = WORLD_FRAMES << WORLD_FRAME_SHIFT,
+    WORLD_FLOWS = 16,
+    WORLD_RING = 512,
     WORLD_EVENTS = 64,
-    WORLD_LENT_MAX = 2048,
+    WORLD_LENT_MAX = 512,
     WORLD_HANDLES_MAX = 32,
     WORLD_PORT = 80,
     WORLD_UDP_PORT = 53,
@@ -37,7 +42,8 @@ struct world {
     struct ix_shard *shard;
     struct ix_io *io;
     uint64_t now_ns;
-    struct fuzz_header header;
+    struct fuzz_header header; /* may change; start does not */
+    struct fuzz_header start;
     struct ix_flow_key key; /* of the main connection, as the shard sees it */
     uint64_t handle;        /* of the main connection */
     struct ix_tcb last;     /* its TCB when it was last seen: numbers to go on from */
@@ -59,11 +65,18 @@ struct world {
     uint32_t lent_count;
     uint64_t handles[WORLD_HANDLES_MAX]; /* that the application has been told of */
     uint32_t handle_count;
-    uint32_t arena_next;
+    bool dirty[WORLD_FRAMES]; /* frames that are not as they were at the very beginning */
 };
 
-/* A shard in the state that the header names. The world is the same memory each time. */
+/* A shard in the state that the header names. The world is the same memory each time. What led
+ * there counts for no coverage: whether it was done or copied is then the same. */
 struct world *world_make(const uint8_t *data, size_t size);
+/* The next worlds are made, not copied. */
+void world_forget(void);
+/* What it is made of: the shard's configuration, which depends on the header only in what takes no
+ * memory; then the shard itself, and the way to its state. */
+void world_configure(struct world *w);
+void world_build(struct world *w);
 /* One cycle, the invariants, and what the application makes of the events. */
 void world_poll(struct world *w);
 /* The next call of the application, zeroed; runs the calls first where the array is full. */
@@ -89,6 +102,7 @@ void world_end(struct world *w);
 /* Something is wrong: says so and ends the process. */
 void world_fail(const char *what);
 
+extern const struct ix_link_ops world_link_ops;
 extern const struct ix_mac world_mac, world_peer_mac;
 extern const uint32_t world_ip, world_peer_ip;
 

@@ -44,7 +44,7 @@ def test_defaults_are_put_into_the_configuration() -> None:
         {"max_calls": 63},
         {"max_calls": 2**20 + 1},
         {"max_timers": lib.IX_APP_TIMERS_MAX + 1},
-        {"pool_frames": 1023},
+        {"pool_frames": lib.IX_POOL_FRAMES_MIN - 1},
         {"pool_frames": lib.IX_FRAMES_MAX + 1},
         {"arena_frames": lib.IX_FRAMES_MAX + 1},
         {"batch": 257},

@@ -26,7 +26,7 @@ struct ix_config {
     uint32_t max_calls;    /* calls a poll can take (1,024; at least 64) */
     uint32_t max_timers;   /* application timers (1,024) */
     uint32_t max_extents;  /* SENDV records borrowed at a time (4 * pool_frames) */
-    uint32_t pool_frames;  /* UMEM frames of the dataplane (at least 1,024) */
+    uint32_t pool_frames;  /* UMEM frames of the dataplane (at least 64) */
     uint32_t arena_frames; /* UMEM frames of the application's send arena (may be 0) */
     uint32_t batch;        /* 1..256 frames a cycle (64) */
     uint32_t fill_target;  /* frames kept on FILL (half of pool_frames, at most 2,048) */

@@ -23,6 +23,8 @@ enum {
     IX_FRAME_SHIFT_MIN = 11,
     IX_FRAME_SHIFT_MAX = 12,
     IX_FRAMES_MAX = 1 << 20,
+    /* Few enough for simulations of what happens when there are too few; 1,024 serve well. */
+    IX_POOL_FRAMES_MIN = 64,
     /* Frames that are never lent to the application, so that ACKs can always come in and
      * go out: without them an application that holds everything it received until its echo
      * is acknowledged would wait for an ACK that has no frame to arrive in. */

@@ -201,14 +201,10 @@ uint64_t ix_wheel_next_ns(const struct ix_wheel *w)
     return tick << IX_WHEEL_TICK_SHIFT;
 }
 
-/* Counts the timers of one slot into *seen, and checks each one's place and links. */
+/* Counts the timers of one busy slot into *seen, and checks each one's place and links. */
 static const char *check_slot(const struct ix_wheel *w, uint32_t slot, uint32_t *seen)
 {
-    uint32_t head = w->head[slot];
-    bool busy = w->busy[slot / IX_WHEEL_SLOTS][slot % IX_WHEEL_SLOTS / 64] >> (slot % 64) & 1;
-    if (busy != (head != IX_NONE))
-        return "wheel: a busy bit does not match its slot";
-    uint32_t last = IX_NONE;
+    uint32_t head = w->head[slot], last = IX_NONE;
     for (uint32_t id = head; id != IX_NONE; id = w->timers[id].next) {
         if (id >= w->count || ++*seen > w->armed)
             return "wheel: a slot's list leads astray";
@@ -219,18 +215,30 @@ static const char *check_slot(const struct ix_wheel *w, uint32_t slot, uint32_t 
             return "wheel: a timer's prev is not the one before it";
         last = id;
     }
-    if (head != IX_NONE && w->timers[head].prev != last)
-        return "wheel: the head does not know its last timer";
-    return NULL;
+    return w->timers[head].prev == last ? NULL : "wheel: the head does not know its last timer";
+}
+
+/* A bit for each of the 64 slots from `first` that is not empty. */
+static uint64_t slots_in_use(const struct ix_wheel *w, uint32_t first)
+{
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < 64; i++)
+        bits |= (uint64_t)(w->head[first + i] != IX_NONE) << i;
+    return bits;
 }
 
 const char *ix_wheel_check(const struct ix_wheel *w)
 {
     uint32_t seen = 0, armed = 0;
-    for (uint32_t slot = 0; slot < IX_ARRAY_LEN(w->head); slot++) {
-        const char *wrong = check_slot(w, slot, &seen);
-        if (wrong)
-            return wrong;
+    for (uint32_t first = 0; first < IX_ARRAY_LEN(w->head); first += 64) {
+        uint64_t busy = w->busy[first / IX_WHEEL_SLOTS][first % IX_WHEEL_SLOTS / 64];
+        if (busy != slots_in_use(w, first))
+            return "wheel: a busy bit does not match its slot";
+        for (; busy; busy &= busy - 1) {
+            const char *wrong = check_slot(w, first + (uint32_t)__builtin_ctzll(busy), &seen);
+            if (wrong)
+                return wrong;
+        }
     }
     for (uint32_t id = 0; id < w->count; id++)
         armed += w->timers[id].slot != IX_NONE;

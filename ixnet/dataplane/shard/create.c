@@ -50,7 +50,7 @@ static bool valid(const struct ix_config *cfg)
     return cfg->shard_id < cfg->shard_count && cfg->max_flows <= IX_FLOWS_MAX &&
            cfg->max_events >= 64 && cfg->max_calls >= 64 && cfg->max_events <= 1u << 20 &&
            cfg->max_calls <= 1u << 20 && cfg->max_timers <= IX_APP_TIMERS_MAX &&
-           cfg->pool_frames >= 1024 && cfg->pool_frames <= IX_FRAMES_MAX &&
+           cfg->pool_frames >= IX_POOL_FRAMES_MIN && cfg->pool_frames <= IX_FRAMES_MAX &&
            cfg->arena_frames <= IX_FRAMES_MAX && cfg->batch <= IX_BATCH_MAX &&
            cfg->fill_target <= cfg->pool_frames - cfg->pool_frames / 16 &&
            cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= cfg->rcvbuf_max_bytes &&
