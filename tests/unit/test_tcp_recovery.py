@@ -141,6 +141,129 @@ def test_cubic_goes_on_where_it_was_after_an_undo() -> None:
     assert tcb.ssthresh == 10 * MSS
 
 
+# ---- F-RTO (RFC 5682): connections without timestamps ------------------------------------
+
+
+def timed_out(*, sack_ok: bool, queued: int = 20) -> tuple[Stack, Peer, int]:
+    """Ten segments out, no answer, and the first sent again after the timeout."""
+    stack, peer, handle = opened(arena=256, sack_ok=sack_ok, rtt_ms=RTT_MS)
+    stack.stream(handle, 0, queued * MSS)
+    assert len(peer.take_all()) == 10
+    while stack.counter("tcp_rto") == 0:
+        stack.poll(ms=20)
+    assert numbers(peer)[-1] == 0
+    return stack, peer, handle
+
+
+@pytest.mark.parametrize("sack_ok", [False, True])
+def test_late_acks_after_a_timeout_undo_it(sack_ok: bool) -> None:
+    stack, peer, handle = timed_out(sack_ok=sack_ok)
+    # a probe may have sent one new segment before the timeout
+    next_new = stack.tcb(handle).snd_max - stack.tcb(handle).snd_una
+    peer.send("A", ack=MSS)
+    # (2b): two segments that nobody has, in the place of what may only be late
+    assert [s.seq for s in peer.take_all()] == [next_new, next_new + MSS]
+    assert stack.counter("tcp_undo") == 0
+    peer.send("A", ack=2 * MSS)  # (3b): the second was sent once
+    info = stack.info(handle)
+    assert (info.cwnd_bytes >= 10 * MSS, info.ssthresh_bytes) == (True, 2**32 - 1)
+    assert stack.counter("tcp_undo") == 1
+    assert all(s.seq > next_new for s in peer.take_all())  # nothing else is sent again
+    peer.send("A", ack=10 * MSS)
+    assert stack.counter("tcp_rexmit") <= 2
+
+
+def test_late_sack_after_a_timeout_undoes_it() -> None:
+    stack, peer, handle = timed_out(sack_ok=True)
+    peer.send("A", ack=MSS)
+    assert len(peer.take_all()) == 2
+    sack(peer, 1, (3, 4))  # sent once, before the timeout
+    assert stack.counter("tcp_undo") == 1
+    assert stack.info(handle).ssthresh_bytes == 2**32 - 1
+
+
+@pytest.mark.parametrize("sack_ok", [False, True])
+def test_loss_of_a_window_is_no_mistake(sack_ok: bool) -> None:
+    stack, peer, handle = timed_out(sack_ok=sack_ok)
+    first_new = (stack.tcb(handle).snd_max - stack.tcb(handle).snd_una) // MSS
+    peer.send("A", ack=MSS)
+    assert numbers(peer) == [first_new, first_new + 1]
+    # only the new ones arrive: (3a)
+    peer.send("A", ack=MSS, sack=[(first_new * MSS, (first_new + 1) * MSS)] if sack_ok else [])
+    assert stack.counter("tcp_undo") == 0
+    assert numbers(peer)[:1] == [1]
+    peer.send("A", ack=2 * MSS)
+    assert 2 in numbers(peer)
+    assert stack.counter("tcp_undo") == 0
+
+
+def test_first_answer_covers_all_is_no_proof() -> None:
+    # (2a): without SACK the hole at the start may have been the only one.
+    stack, peer, handle = timed_out(sack_ok=False)
+    peer.send("A", ack=10 * MSS)
+    assert stack.counter("tcp_undo") == 0
+    assert stack.info(handle).ssthresh_bytes < 10 * MSS
+
+
+def test_duplicate_first_is_no_proof() -> None:
+    # (2a), basic variant: the usual recovery, however the next ACK looks.
+    stack, peer, _handle = timed_out(sack_ok=False)
+    peer.send("A", ack=0)
+    peer.send("A", ack=MSS)
+    assert numbers(peer) == [1, 2]
+    peer.send("A", ack=2 * MSS)
+    assert stack.counter("tcp_undo") == 0
+
+
+def test_nothing_new_to_send_is_the_usual_recovery() -> None:
+    stack, peer, _handle = timed_out(sack_ok=False, queued=10)
+    peer.send("A", ack=MSS)
+    assert numbers(peer) == [1, 2]
+    peer.send("A", ack=2 * MSS)
+    assert stack.counter("tcp_undo") == 0
+
+
+def test_same_segment_timed_out_twice_can_still_be_a_mistake() -> None:
+    stack, peer, handle = timed_out(sack_ok=False)
+    while stack.counter("tcp_rto") == 1:
+        stack.poll(ms=20)
+    assert numbers(peer) == [0]
+    peer.send("A", ack=MSS)
+    assert numbers(peer) == [10, 11]
+    peer.send("A", ack=2 * MSS)
+    assert stack.counter("tcp_undo") == 1
+    assert stack.info(handle).cwnd_bytes >= 10 * MSS
+
+
+def test_timeout_after_a_part_was_repaired_decides_nothing() -> None:
+    # Step 1: in recovery from a timeout already.
+    stack, peer, _handle = timed_out(sack_ok=False, queued=10)
+    peer.send("A", ack=MSS)
+    assert numbers(peer) == [1, 2]
+    while stack.counter("tcp_rto") == 1:
+        stack.poll(ms=20)
+    assert numbers(peer) == [1]
+    stack.stream(_handle, 10 * MSS, 10 * MSS)
+    peer.send("A", ack=2 * MSS)
+    assert 2 in numbers(peer)
+    peer.send("A", ack=4 * MSS)
+    assert stack.counter("tcp_undo") == 0
+
+
+def test_sacks_forgotten_at_a_timeout_prove_nothing() -> None:
+    # The peer had SACKed what it now acknowledges: that did not arrive since.
+    stack, peer, _handle = timed_out(sack_ok=True)
+    sack(peer, 0, (2, 4))
+    peer.take_all()
+    while stack.counter("tcp_rto") == 1:
+        stack.poll(ms=20)
+    peer.take_all()
+    peer.send("A", ack=MSS)
+    peer.take_all()
+    peer.send("A", ack=4 * MSS)
+    assert stack.counter("tcp_undo") == 0
+
+
 # ---- marks and losses in one window -----------------------------------------------------
 
 

@@ -39,6 +39,18 @@ static uint32_t window_end(const struct ix_tcb *tcb)
     return tcb->snd_una + tcb->snd_wnd;
 }
 
+static uint32_t peer_room(const struct ix_tcb *tcb)
+{
+    uint32_t out = ix_tcb_flight(tcb);
+    return tcb->snd_wnd > out ? tcb->snd_wnd - out : 0;
+}
+
+static uint32_t unsent_bytes(const struct ix_tcb *tcb)
+{
+    uint32_t end = ix_tcb_data_end(tcb);
+    return ix_seq_lt(tcb->snd_max, end) ? end - tcb->snd_max : 0;
+}
+
 /* A place in the records: r begins at `at`; r NULL: behind the last. */
 struct place {
     struct ix_tx_rec *r;
@@ -88,6 +100,9 @@ static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb)
         !resend(tcp, tcb, &place))
         return ix_seq_leq(window_end(tcb), place.at); /* the peer has no room: it will tell */
     tcb->flags &= ~IX_TF_REXMIT_ONE;
+    if (tcb->flags & IX_TF_RTO &&
+        ix_recovery_waits(tcp, tcb, unsent_bytes(tcb) && peer_room(tcb)))
+        return true;
     while (place.r && tcb->lost_bytes && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) <= tcb->cwnd) {
         if (place.r->state != IX_TX_LOST)
             place = (struct place){ix_rec_next(tcp, tcb, place.r), place.r->end};
@@ -103,12 +118,6 @@ static uint32_t congestion_room(const struct ix_tcb *tcb)
 {
     uint32_t pipe = ix_tcb_pipe(tcb);
     return tcb->cwnd > pipe ? tcb->cwnd - pipe : 0;
-}
-
-static uint32_t peer_room(const struct ix_tcb *tcb)
-{
-    uint32_t out = ix_tcb_flight(tcb);
-    return tcb->snd_wnd > out ? tcb->snd_wnd - out : 0;
 }
 
 /* May a segment that is not full go now? Nagle's algorithm and the sender's side of silly window
@@ -146,12 +155,6 @@ static void arm_probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
 static bool fin_due(const struct ix_tcb *tcb)
 {
     return (tcb->flags & (IX_TF_CLOSED_WR | IX_TF_FIN_SENT)) == IX_TF_CLOSED_WR;
-}
-
-static uint32_t unsent_bytes(const struct ix_tcb *tcb)
-{
-    uint32_t end = ix_tcb_data_end(tcb);
-    return ix_seq_lt(tcb->snd_max, end) ? end - tcb->snd_max : 0;
 }
 
 /* Does a burst of two segments or more end with this one, because the window does? RFC 9293 3.9.1.2

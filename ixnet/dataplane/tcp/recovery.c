@@ -83,6 +83,53 @@ void ix_recovery_enter(struct ix_tcp *tcp, struct ix_tcb *tcb)
     ix_tcp_want_output(tcp, tcb);
 }
 
+/* RFC 5682 step 1. Not where timestamps tell better (Eifel); not in fast recovery, nor if another
+ * timeout has been answered in part since: what was sent again then can't be told from what was
+ * not. The same segment lost twice is no matter, nothing else has left. forgotten: what had been
+ * SACKed counts as outstanding once more, and its ACK would prove nothing. */
+static void frto_begin(const struct ix_tcp *tcp, const struct ix_tcb *tcb, bool forgotten)
+{
+    struct ix_recovery *r = recovery_of(tcp, tcb);
+    bool before = tcb->flags & IX_TF_RTO && (tcb->retries == 0 || !r || r->frto != IX_FRTO_FIRST);
+    if (r)
+        r->frto = !(tcb->flags & (IX_TF_TS | IX_TF_RECOVERY)) && !before && !forgotten
+                      ? IX_FRTO_FIRST
+                      : IX_FRTO_OFF;
+}
+
+/* Steps 2 and 3, in the basic variant and in that for SACK (section 3). True: the timeout was
+ * spurious. */
+static bool frto_ack(struct ix_tcb *tcb, struct ix_recovery *r, const struct ix_ack *a,
+                     bool dup)
+{
+    bool sack = tcb->flags & IX_TF_SACK, second = r->frto == IX_FRTO_SECOND;
+    /* (2a): a duplicate without SACK, or all is acknowledged. With SACK duplicates before the
+     * answer are late news of what was sent before. */
+    bool real = ix_seq_geq(tcb->snd_una, tcb->recover) || (dup && !sack);
+    if (!a->acked && !dup)
+        return false;
+    if (!second) {
+        r->frto = real ? IX_FRTO_OFF : a->acked ? IX_FRTO_NEW : r->frto;
+        return false;
+    }
+    r->frto = IX_FRTO_OFF;
+    if (a->original && (sack || a->acked))
+        return true; /* (3b): what was never sent again has arrived */
+    if (!sack) /* (3a): the duplicate makes no room that is seen */
+        tcb->cwnd = IX_MAX(tcb->cwnd, 3 * ix_tcb_mss(tcb));
+    return false;
+}
+
+bool ix_recovery_waits(const struct ix_tcp *tcp, const struct ix_tcb *tcb, bool more)
+{
+    struct ix_recovery *r = recovery_of(tcp, tcb);
+    if (!r || !(tcb->flags & IX_TF_RTO))
+        return false;
+    if (r->frto == IX_FRTO_NEW)
+        r->frto = more ? IX_FRTO_SECOND : IX_FRTO_OFF;
+    return r->frto == IX_FRTO_SECOND;
+}
+
 void ix_recovery_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     struct ix_tx_rec *first = ix_rec_first(tcp, tcb);
@@ -92,10 +139,12 @@ void ix_recovery_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (!(tcb->flags & (IX_TF_RTO | IX_TF_RECOVERY)))
         begin(tcp, tcb);
     ix_cc_timeout(tcb, ix_tcb_flight(tcb));
+    bool sacked = forget && tcb->sacked_bytes;
     if (!(tcb->flags & IX_TF_SACK))
         tcb->sacked_bytes = 0;
     ix_rack_timeout(tcp, tcb, forget);
     ix_tlp_end(tcb);
+    frto_begin(tcp, tcb, sacked);
     tcb->flags = (tcb->flags & ~IX_TF_RECOVERY) | IX_TF_RTO | IX_TF_REXMIT_ONE;
     tcb->recover = tcb->snd_max;
     tcb->dupacks = 0;
@@ -265,7 +314,8 @@ uint32_t ix_recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix
 {
     uint32_t lost_before = tcb->lost_bytes;
     struct ix_recovery *r = recovery_of(tcp, tcb);
-    if (r && was_spurious(tcb, r, hdr, a))
+    if (r && (was_spurious(tcb, r, hdr, a) ||
+              (r->frto != IX_FRTO_OFF && tcb->flags & IX_TF_RTO && frto_ack(tcb, r, a, dup))))
         undo(tcp, tcb, r);
     if (a->has_dsack && tcb->flags & IX_TF_SACK)
         ix_rack_dsack(tcb);

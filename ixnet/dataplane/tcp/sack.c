@@ -11,6 +11,7 @@ static void delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
         uint32_t rtt_us = tcp->now_us - r->sent_us + 1;
         a->rtt_us = IX_MAX(a->rtt_us, rtt_us);
         a->last_rtt_us = a->last_rtt_us ? IX_MIN(a->last_rtt_us, rtt_us) : rtt_us;
+        a->original |= ix_seq_leq(end, tcb->recover);
     }
     ix_rack_delivered(tcp, tcb, hdr, r, end);
 }

@@ -143,6 +143,14 @@ struct ix_tx_rec {
 };
 IX_STATIC_ASSERT(sizeof(struct ix_tx_rec) == 16, "four records to a cache line");
 
+/* After a timeout: was it needed? (F-RTO, RFC 5682) */
+enum ix_frto {
+    IX_FRTO_OFF = 0,
+    IX_FRTO_FIRST, /* step 2: the segment was sent again, and its answer is awaited */
+    IX_FRTO_NEW,   /* (2b): new data leaves in the place of what may be lost, ... */
+    IX_FRTO_SECOND, /* step 3: ... and has left; the next ACK decides */
+};
+
 /* What a flow needs in loss recovery, and for a round trip after it. */
 struct ix_recovery {
     uint32_t prr_delivered, prr_out, recover_fs; /* RFC 6937 section 3; RecoverFS */
@@ -153,6 +161,7 @@ struct ix_recovery {
     uint32_t until;    /* over: forgotten when snd_una is beyond */
     bool eifel;        /* the next ACK of new data tells whether it was spurious (RFC 3522) */
     bool resent_once, undone, over;
+    uint8_t frto;  /* enum ix_frto */
     uint32_t next; /* free list */
 };
 
@@ -167,6 +176,7 @@ struct ix_ack {
     bool has_dsack;
     bool sack_news; /* a SACK block said something new */
     bool hole;      /* the ACK ended inside a coarse record */
+    bool original;  /* of what was outstanding when recovery began, something sent once arrived */
 };
 
 enum ix_rack_flag { /* ix_tcb.rack */

@@ -166,6 +166,9 @@ void ix_recovery_sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes
  * one with news by SACK. Returns after how many us to look again for loss; 0: need not. */
 uint32_t ix_recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
                          struct ix_ack *a, bool dup);
+/* F-RTO (RFC 5682 step (2b)): does what is lost wait, since new data goes in its place and the
+ * answer to that will tell? more: there is new data that may go; else the usual recovery does. */
+bool ix_recovery_waits(const struct ix_tcp *tcp, const struct ix_tcb *tcb, bool more);
 /* Looks again. */
 void ix_recovery_look(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_recovery_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
