@@ -19,6 +19,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "steer.h"
+#include "steer_maps.h"
 
 /* 1: with the time of arrival before each frame (steer_stamp.bpf.c). 2: with the NIC's as well
  * (steer_hwstamp.bpf.c). */
@@ -31,48 +32,6 @@
  * networking/xdp-rx-metadata.rst). */
 extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timestamp) __ksym;
 #endif
-
-struct {
-    __uint(type, BPF_MAP_TYPE_XSKMAP);
-    __uint(max_entries, IX_STEER_MAX_QUEUES);
-    __type(key, __u32);
-    __type(value, __u32);
-} xsks SEC(".maps");
-
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, IX_STEER_MAX_CLAIMS);
-    __type(key, struct ix_steer_flow);
-    __type(value, __u32);
-} claims SEC(".maps");
-
-struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, IX_STEER_MAX_RANGES);
-    __type(key, __u32);
-    __type(value, struct ix_steer_range);
-} ranges SEC(".maps");
-
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, IX_STEER_MAX_ADDRS);
-    __type(key, struct ix_steer_addr);
-    __type(value, __u32);
-} local_addrs SEC(".maps");
-
-struct {
-    __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, IX_STEER_MAX_ADDRS);
-    __type(key, struct ix_steer_addr);
-    __type(value, __u32);
-} own_addrs SEC(".maps");
-
-struct {
-    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-    __uint(max_entries, IX_STEER_N_VERDICTS);
-    __type(key, __u32);
-    __type(value, __u64);
-} verdicts SEC(".maps");
 
 struct cursor {
     void *pos;
@@ -93,11 +52,16 @@ static __always_inline void *take(struct cursor *cur, __u32 bytes)
 
 /* ---- who wants this endpoint --------------------------------------------- */
 
+static __always_inline void put_ipv4(__u8 *to, __be32 addr)
+{
+    __builtin_memset(to, 0, 16);
+    __builtin_memcpy(to, &addr, sizeof addr);
+}
+
 static __always_inline void set_ipv4(struct ix_steer_flow *flow, __be32 addr)
 {
     flow->family = IX_STEER_IPV4;
-    __builtin_memset(flow->addr, 0, sizeof flow->addr);
-    __builtin_memcpy(flow->addr, &addr, sizeof addr);
+    put_ipv4(flow->addr, addr);
 }
 
 static __always_inline void set_ipv6(struct ix_steer_flow *flow, const struct in6_addr *addr)
@@ -193,6 +157,31 @@ static __always_inline enum ix_steer_verdict on_transport(struct cursor *cur,
         return IX_STEER_PASS_TRUNCATED;
     flow->port = ports->dest;
     return claimed(flow);
+}
+
+enum piece { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
+
+/* Of a datagram in fragments only the first has the ports, so the others go where it went. One that
+ * overtakes the first goes to the kernel, where it expires. TCP's are the kernel's to refuse. */
+static __always_inline enum ix_steer_verdict on_fragment(struct cursor *cur, enum piece piece,
+                                                         struct ix_steer_flow *flow,
+                                                         const struct ix_steer_datagram *datagram)
+{
+    __u64 now = bpf_ktime_get_ns();
+    const __u64 *first;
+
+    if (piece == LATER_FRAGMENT) {
+        first = bpf_map_lookup_elem(&datagrams, datagram);
+        return first && now - *first < IX_STEER_DATAGRAM_NS ? IX_STEER_REDIRECT_FRAGMENT
+                                                            : IX_STEER_PASS_FRAGMENT;
+    }
+    if (flow->proto != IPPROTO_UDP || on_transport(cur, flow) < IX_STEER_REDIRECT_CLAIM) {
+        /* Numbers come again: what follows is not that claimed one's. */
+        bpf_map_delete_elem(&datagrams, datagram);
+        return IX_STEER_PASS_FRAGMENT;
+    }
+    bpf_map_update_elem(&datagrams, datagram, &now, BPF_ANY);
+    return IX_STEER_REDIRECT_FRAGMENT;
 }
 
 /* The packet that an ICMP error quotes is one that this host sent, so its
@@ -310,6 +299,21 @@ static __always_inline enum ix_steer_verdict on_icmp6(struct cursor *cur)
 
 /* ---- network -------------------------------------------------------------- */
 
+static __always_inline enum ix_steer_verdict on_fragment4(struct cursor *cur,
+                                                          const struct iphdr *ip,
+                                                          struct ix_steer_flow *flow)
+{
+    struct ix_steer_datagram datagram = {.family = IX_STEER_IPV4, .id = ip->id};
+    int later = (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK)) != 0;
+
+    /* Each protocol has numbers of its own. */
+    if (ip->protocol != IPPROTO_UDP)
+        return IX_STEER_PASS_FRAGMENT;
+    put_ipv4(datagram.src, ip->saddr);
+    put_ipv4(datagram.dst, ip->daddr);
+    return on_fragment(cur, later ? LATER_FRAGMENT : FIRST_FRAGMENT, flow, &datagram);
+}
+
 static __always_inline enum ix_steer_verdict on_ipv4(struct cursor *cur)
 {
     struct ix_steer_flow flow = {};
@@ -322,9 +326,9 @@ static __always_inline enum ix_steer_verdict on_ipv4(struct cursor *cur)
     set_ipv4(&flow, ip->daddr);
     if (is_own(&flow))
         return IX_STEER_REDIRECT_OWN;
-    if (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK | IPV4_MORE))
-        return IX_STEER_PASS_FRAGMENT;
     flow.proto = ip->protocol;
+    if (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK | IPV4_MORE))
+        return on_fragment4(cur, ip, &flow);
     switch (ip->protocol) {
     case IPPROTO_TCP:
     case IPPROTO_UDP:
@@ -346,12 +350,14 @@ struct extension {
 };
 
 #define IPV6_EXTENSIONS_MAX 4 /* more than any sender has use for; the kernel may see to others */
-#define IPV6_OFFSET_OR_MORE 0xfff9
+#define IPV6_OFFSET 0xfff8
+#define IPV6_MORE   0x0001
 
-/* Steps over those extension headers that the dataplane steps over, too. *next: the first header
- * after them. False, and *why set, if the transport header isn't reached. */
-static __always_inline int take_extensions(struct cursor *cur, __u8 *next,
-                                           enum ix_steer_verdict *why)
+/* Steps over those extension headers that the dataplane steps over, too, or of a later fragment to
+ * where its part of the datagram begins. *next: the first header after them. False, and *why set,
+ * if the transport header isn't reached. */
+static __always_inline int take_extensions(struct cursor *cur, __u8 *next, enum piece *piece,
+                                           __be32 *id, enum ix_steer_verdict *why)
 {
     for (int i = 0; i <= IPV6_EXTENSIONS_MAX; i++) {
         const struct extension *ext;
@@ -366,10 +372,14 @@ static __always_inline int take_extensions(struct cursor *cur, __u8 *next,
         if (!ext)
             return 0;
         if (*next == IPPROTO_FRAGMENT) {
+            *id = ext->rest;
+            if (ext->field & bpf_htons(IPV6_OFFSET)) {
+                *piece = LATER_FRAGMENT;
+                return 1;
+            }
             /* RFC 6946: one that is the whole packet is no fragment. */
-            *why = IX_STEER_PASS_FRAGMENT;
-            if (ext->field & bpf_htons(IPV6_OFFSET_OR_MORE))
-                return 0;
+            if (ext->field & bpf_htons(IPV6_MORE))
+                *piece = FIRST_FRAGMENT;
         } else if (!take(cur, (ext->length * 8) & 0x7f8)) { /* the mask is for the verifier */
             return 0;
         }
@@ -382,8 +392,10 @@ static __always_inline int take_extensions(struct cursor *cur, __u8 *next,
 static __always_inline enum ix_steer_verdict on_ipv6(struct cursor *cur)
 {
     const struct ipv6hdr *ip = take(cur, sizeof *ip);
+    struct ix_steer_datagram datagram = {.family = IX_STEER_IPV6};
     struct ix_steer_flow flow = {};
     enum ix_steer_verdict why;
+    enum piece piece = WHOLE;
     __u8 next;
 
     if (!ip)
@@ -394,9 +406,14 @@ static __always_inline enum ix_steer_verdict on_ipv6(struct cursor *cur)
     if (is_own(&flow))
         return IX_STEER_REDIRECT_OWN;
     next = ip->nexthdr;
-    if (!take_extensions(cur, &next, &why))
+    if (!take_extensions(cur, &next, &piece, &datagram.id, &why))
         return why;
     flow.proto = next;
+    if (piece != WHOLE) {
+        __builtin_memcpy(datagram.src, &ip->saddr, sizeof datagram.src);
+        __builtin_memcpy(datagram.dst, &ip->daddr, sizeof datagram.dst);
+        return on_fragment(cur, piece, &flow, &datagram);
+    }
     switch (next) {
     case IPPROTO_TCP:
     case IPPROTO_UDP:

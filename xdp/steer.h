@@ -14,6 +14,8 @@
 #define IX_STEER_MAX_CLAIMS 4096
 #define IX_STEER_MAX_RANGES 16
 #define IX_STEER_MAX_ADDRS  256
+#define IX_STEER_MAX_DATAGRAMS 1024
+#define IX_STEER_DATAGRAM_NS 30000000000ull /* as long as its fragments may take */
 
 /* Address families as they stand in keys: the IP version. */
 #define IX_STEER_IPV4 4
@@ -55,6 +57,15 @@ struct ix_steer_range {
     __u8 addr[16];
 };
 
+/* A datagram that comes in fragments (RFC 791 3.2, RFC 8200 4.5). Key of `datagrams`, whose value
+ * is when the first fragment came, ns. */
+struct ix_steer_datagram {
+    __u32 family;
+    __be32 id;
+    __u8 src[16];
+    __u8 dst[16];
+};
+
 /* What steer_stamp.bpf.c and steer_hwstamp.bpf.c write as XDP metadata, directly before the frame.
  * 32 bytes are the most that every kernel takes. */
 #define IX_STEER_STAMP_MAGIC 0x69787374616d7031ull
@@ -74,7 +85,7 @@ struct ix_steer_stamp {
     X(PASS_ARP, "pass_arp", 0, "ARP, for the kernel's own addresses")                             \
     X(PASS_TRUNCATED, "pass_truncated", 0, "ends inside a header")                                \
     X(PASS_MALFORMED, "pass_malformed", 0, "IP version or header length is wrong")                \
-    X(PASS_FRAGMENT, "pass_fragment", 0, "fragment of an IP datagram")                            \
+    X(PASS_FRAGMENT, "pass_fragment", 0, "fragment that nobody claimed, or before its first one") \
     X(PASS_EXTENSION, "pass_extension", 0, "IPv6 extension headers that are too many or unknown") \
     X(PASS_PROTOCOL, "pass_protocol", 0, "neither TCP, UDP nor ICMP")                             \
     X(PASS_ICMP, "pass_icmp", 0, "ICMP that concerns no claimed flow")                            \
@@ -82,6 +93,7 @@ struct ix_steer_stamp {
     X(PASS_NO_SOCKET, "pass_no_socket", 0, "claimed, but its queue has no AF_XDP socket")         \
     X(REDIRECT_CLAIM, "redirect_claim", 1, "to a claimed port")                                   \
     X(REDIRECT_RANGE, "redirect_range", 1, "to a port of a claimed range")                        \
+    X(REDIRECT_FRAGMENT, "redirect_fragment", 1, "fragment of a datagram to a claimed port")      \
     X(REDIRECT_ICMP, "redirect_icmp", 1, "ICMP error about a claimed flow")                       \
     X(REDIRECT_OWN, "redirect_own", 1, "IP to an address that only the dataplane has")            \
     X(REDIRECT_ARP, "redirect_arp", 1, "ARP for an address that only the dataplane has")          \

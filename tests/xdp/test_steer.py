@@ -246,26 +246,11 @@ def test_range_deleted_before_another_leaves_the_other(steering: Steering) -> No
             "pass_vlan",
             id="three-tags",
         ),
-        pytest.param(ip(flags="MF") / udp(CLAIMED), "pass_fragment", id="first-fragment"),
-        pytest.param(ip(frag=100) / udp(CLAIMED), "pass_fragment", id="later-fragment"),
         pytest.param(ip(flags="DF") / udp(CLAIMED), "redirect_claim", id="dont-fragment"),
         pytest.param(ip(version=5) / tcp(CLAIMED), "pass_malformed", id="version-5"),
         pytest.param(ip(ihl=4) / tcp(CLAIMED), "pass_malformed", id="ihl-4"),
         pytest.param(ip(proto=47) / Raw(b"gre"), "pass_protocol", id="gre"),
         pytest.param(ip() / ICMP(type=8) / Raw(b"ping"), "pass_icmp", id="ping"),
-        pytest.param(
-            ip6() / IPv6ExtHdrFragment(m=1) / udp(CLAIMED), "pass_fragment", id="fragment6"
-        ),
-        pytest.param(
-            ip6() / IPv6ExtHdrFragment(offset=9) / Raw(bytes(tcp(CLAIMED))),
-            "pass_fragment",
-            id="last-fragment6",
-        ),
-        pytest.param(
-            ip6() / IPv6ExtHdrHopByHop() / IPv6ExtHdrFragment(m=1) / udp(CLAIMED),
-            "pass_fragment",
-            id="fragment6-after-hop-by-hop",
-        ),
         pytest.param(
             five(IPv6ExtHdrDestOpt()) / tcp(CLAIMED), "pass_extension", id="five-extensions"
         ),

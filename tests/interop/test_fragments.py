@@ -1,0 +1,104 @@
+"""UDP datagrams larger than the MTU from the kernel, on a shared address and on one of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from ixnet.control.lab import Lab
+from tests.interop.kit import APPS, Service, kernel_socket, lab_config, payload, until
+
+PORT, KERNEL_PORT = 7072, 7073
+OWN4, OWN6 = "10.77.0.100", "fd77:6978::100"
+SHARED4, SHARED6 = "10.77.0.1", "fd77:6978::1"
+LENGTHS = (1400, 1453, 1473, 2944, 4000, 9000, 30_000, 65_487)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(lab_config(queues=2)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def service(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """On the kernel's addresses and on its own."""
+    own = ["--own-address", f"{OWN4}/24", "--own-address", f"{OWN6}/64"]
+    place = tmp_path_factory.mktemp("fragments")
+    with Service(lab, place, APPS / "udp_digest.py", [str(PORT)], own) as running:
+        yield running
+
+
+@pytest.mark.parametrize("address", [OWN4, OWN6])
+def test_datagrams_in_fragments_to_an_own_address(lab: Lab, service: Service, address: str) -> None:
+    exchange(lab, service, address)
+
+
+def answered(lab: Lab, address: str) -> bool:
+    """Whether a datagram was; the first ones are lost while the neighbour is found."""
+    with kernel_socket(lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.2)
+        sock.connect((address, PORT))
+        sock.send(b"hello")
+        with suppress(TimeoutError):
+            return bool(sock.recv(200))
+        return False
+
+
+def exchange(lab: Lab, service: Service, address: str) -> None:
+    """Each length twice, from several ports."""
+    until("an answer", lambda: answered(lab, address))
+    before = service.counters()["ip_reassembled"]
+    for n in range(2):
+        with kernel_socket(lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(10)
+            sock.connect((address, PORT))
+            for length in LENGTHS:
+                message = payload(length, n)
+                sock.send(message)
+                expected = f"{length} {hashlib.sha256(message).hexdigest()}"
+                assert sock.recv(200).decode() == expected
+    in_fragments = 2 * sum(length > (1452 if ":" in address else 1472) for length in LENGTHS)
+    until("the count", lambda: service.counters()["ip_reassembled"] - before == in_fragments)
+    service.wait_quiet()
+
+
+@pytest.fixture(scope="module")
+def shared_lab() -> Iterator[Lab]:
+    with Lab(lab_config(queues=2)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """On the kernel's addresses."""
+    place = tmp_path_factory.mktemp("shared")
+    with Service(shared_lab, place, APPS / "udp_digest.py", [str(PORT)]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("address", [SHARED4, SHARED6])
+def test_datagrams_in_fragments_to_a_shared_address(
+    shared_lab: Lab, shared: Service, address: str
+) -> None:
+    exchange(shared_lab, shared, address)
+
+
+@pytest.mark.parametrize("address", [SHARED4, SHARED6])
+def test_kernels_datagrams_in_fragments_stay_the_kernels(
+    shared_lab: Lab, shared: Service, address: str
+) -> None:
+    with (
+        kernel_socket(shared_lab.cfg.server_netns, address, socket.SOCK_DGRAM) as kernels,
+        kernel_socket(shared_lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock,
+    ):
+        kernels.bind((address, KERNEL_PORT))
+        kernels.settimeout(10)
+        for length in LENGTHS:
+            message = payload(length, 3)
+            sock.sendto(message, (address, KERNEL_PORT))
+            assert kernels.recv(70_000) == message
