@@ -16,7 +16,7 @@ from typing import Any
 
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
-from bench.common import run_load
+from bench.common import patience, run_load
 from ixnet.control.lab import LabConfig
 from ixnet.control.namespaces import in_netns
 
@@ -51,7 +51,7 @@ def check_stream(lab: LabConfig, host: str, port: int, mib: int, seed: int = 1) 
     started = time.monotonic()
     try:
         with in_netns(lab.client_netns):
-            connection = socket.create_connection((host, port), timeout=PATIENCE_S)
+            connection = socket.create_connection((host, port), timeout=patience(PATIENCE_S))
         with connection:
             sender = threading.Thread(
                 target=_send_random, args=(connection, mib, seed, sent, failures), daemon=True
@@ -60,7 +60,7 @@ def check_stream(lab: LabConfig, host: str, port: int, mib: int, seed: int = 1) 
             while got < total and (chunk := connection.recv(min(CHUNK_BYTES, total - got))):
                 received.update(chunk)
                 got += len(chunk)
-            sender.join(PATIENCE_S)
+            sender.join(patience(PATIENCE_S))
             if got == total and connection.recv(1):
                 failures.append("more came back than was sent")
     except OSError as error:
@@ -104,7 +104,7 @@ def check_many(lab: LabConfig, host: str, port: int, connections: int, messages:
         connections=connections,
         messages=messages,
         max_bytes=4096,
-        timeout=PATIENCE_S,
+        timeout_s=PATIENCE_S,
     )
     wanted = connections * messages
     ok = report["ok"] and report["completed"] == wanted and report["opened"] == connections
@@ -128,7 +128,7 @@ class Prober:
     """Asks a second service of the same host every interval_s seconds, on a new connection each.
 
     A probe fails if the connection is refused or lost, if the answer differs, or if it takes longer
-    than patience_s. Runs in a thread of its own between start() and stop().
+    than patience_s, more on a slow machine. Runs in a thread of its own between start() and stop().
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Prober:
         self._lab = lab
         self._target = (host, port)
         self._interval_s = interval_s
-        self._patience_s = patience_s
+        self._patience_s = patience(patience_s)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prober", daemon=True)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from bench.common import ROOT, BenchError, program
+from bench.common import ROOT, BenchError, patience, program
 from ixnet.control.lab import LabConfig
 from ixnet.control.namespaces import in_netns, run_in_netns
 
+# On an ordinary machine.
 READY_S = 30.0
 STOP_S = 5.0
 # Room for items of either memcached.
@@ -48,7 +49,7 @@ class Server(ABC):
     def start(self, lab: LabConfig, port: int, placement: Placement) -> RunningServer:
         """Starts it in the lab's server namespace and waits until it serves.
 
-        Errors: BenchError with what it printed, if it ends or isn't ready within 30 s.
+        Errors: BenchError with what it printed, if it ends or isn't ready within READY_S.
         """
         running = RunningServer(
             self.label, self.argv(lab, port, placement), lab, self.pinned_to(placement)
@@ -102,6 +103,7 @@ class RunningServer:
 
     def wait_ready(self, patience_s: float = READY_S) -> None:
         """Waits for the line that begins with "ready". Errors: BenchError."""
+        patience_s = patience(patience_s)
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             ended = not self.alive()
@@ -116,12 +118,12 @@ class RunningServer:
         raise BenchError(f"{self.label} was not ready after {patience_s:g} s:\n{self.printed()}")
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL after 5 s."""
+        """SIGTERM, and SIGKILL after STOP_S."""
         if self.clean_stop is None:
             was_alive = self.alive()
             self._process.terminate()
             try:
-                self._process.wait(STOP_S)
+                self._process.wait(patience(STOP_S))
                 self.clean_stop = was_alive
             except subprocess.TimeoutExpired:
                 self._process.kill()
@@ -209,7 +211,7 @@ class DebianMemcached(Server):
 
     def wait_ready(self, running: RunningServer, lab: LabConfig, port: int) -> None:
         """It says nothing; it serves when it accepts. Errors: BenchError."""
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + patience(READY_S)
         host = lab.server_ip.split("/")[0]
         while running.alive() and time.monotonic() < deadline:
             with contextlib.suppress(OSError), in_netns(lab.server_netns):
