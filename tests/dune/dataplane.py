@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -28,29 +29,74 @@ ECHO = ROOT / "build/apps/echo.so"
 MODULE = ROOT / "ixnet/ring0.bin"
 
 
+class Link:
+    """A NIC and the kernel at its other end. near, far: namespaces; near None: the main one.
+    tag: its name among others."""
+
+    tag: str
+    near: str | None
+    near_if: str
+    far: str
+    far_if: str
+
+    def up(self) -> str:
+        """Makes it ready; returns the address of the near end."""
+        raise NotImplementedError
+
+    def down(self) -> None:
+        """Takes it away, if it was made for this."""
+
+    def in_near(self) -> contextlib.AbstractContextManager[None]:
+        """The calling thread there."""
+        return in_netns(self.near) if self.near else contextlib.nullcontext()
+
+
+class Veth(Link):
+    """Made for one instance: both ends in namespaces of their own."""
+
+    def __init__(self, tag: str, queues: int) -> None:
+        self.lab = LabConfig.named(tag, queues=queues)
+        self.tag = tag
+        self.near, self.near_if = self.lab.server_netns, self.lab.server_if
+        self.far, self.far_if = self.lab.client_netns, self.lab.client_if
+
+    def up(self) -> str:
+        """See Link."""
+        self.down()
+        return lab_up(self.lab).server.ip
+
+    def down(self) -> None:
+        """See Link."""
+        lab_down(self.lab, kill=True)
+
+
 class Dataplane:
-    """`ixnet run --placement dune` on a link of its own. log: a file for what it prints."""
+    """`ixnet run --placement dune` on a link. log: a file for what it prints; before: network()
+    before it began."""
 
     def __init__(
-        self, tag: str, queues: int, log: Path, app: Path, app_args: Sequence[str], *options: str
+        self, link: Link, log: Path, app: Path, app_args: Sequence[str], *options: str
     ) -> None:
-        self.lab = LabConfig.named(tag, queues=queues)
-        self.name = f"dune-{tag}"
+        self.link = link
+        self.name = f"dune-{link.tag}"
         self.log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        lab_down(self.lab, kill=True)
-        self.host = lab_up(self.lab).server.ip
+        self._process: subprocess.Popen[str] | None = None
+        self.host = link.up()
+        self.before = self.network()
         argv = [
             str(Path(sys.executable).parent / "ixnet"),
-            *("run", "--interface", self.lab.server_if, "--placement", "dune"),
+            *("run", "--interface", link.near_if, "--placement", "dune"),
             *("--name", self.name, "--frames", "2048", "--max-flows", "1024", *options),
             *(str(app), "--", *app_args),
         ]
         with log.open("wb") as file:
-            self._process = run_in_netns(
-                self.lab.server_netns, argv, None,
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            how: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT,
+            }  # fmt: skip
+            if link.near:
+                self._process = run_in_netns(link.near, argv, None, **how)
+            else:
+                self._process = subprocess.Popen(argv, text=True, **how)
 
     def __enter__(self) -> Dataplane:
         return self
@@ -68,7 +114,36 @@ class Dataplane:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        lab_down(self.lab, kill=True)
+        self.link.down()
+
+    def end(self) -> None:
+        """Ends it in order; its link stays."""
+        assert self._process is not None
+        self._process.terminate()
+        assert self._process.wait(PATIENCE_S) == 0, self.printed()
+        self._process = None
+
+    def network(self) -> dict[str, Any]:
+        """What of the host's network an instance could leave changed: links with their flags, MTU,
+        XDP program and promiscuity, addresses, routes, rules."""
+        facts: dict[str, Any] = {}
+        netns = ("-n", self.link.near) if self.link.near else ()
+        deadline = time.monotonic() + PATIENCE_S
+        while not facts or "tentative" in str(facts):  # an IPv6 address that is still looked for
+            assert time.monotonic() < deadline, facts
+            for what in ("-d link", "addr", "-4 route show table all", "-6 route show table all",
+                         "-4 rule", "-6 rule"):  # fmt: skip
+                argv = ["ip", *netns, "-j", *what.split()]
+                done = subprocess.run(argv, capture_output=True, text=True, check=True)
+                facts[what] = json.loads(done.stdout or "[]")
+        return facts
+
+    def expect_network(self, wanted: dict[str, Any]) -> None:
+        """It is, or soon will be (a carrier may be away), as it was."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := self.network()) != wanted and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert found == wanted
 
     def printed(self) -> str:
         """All that it said so far."""
@@ -111,7 +186,7 @@ class Dataplane:
         """A connection to the shard that listens there: the link spreads flows at random."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            with in_netns(self.lab.client_netns):
+            with in_netns(self.link.far):
                 sock = socket.socket()
             sock.settimeout(PATIENCE_S)
             try:
@@ -186,17 +261,26 @@ def _closed_maps(pid: int) -> Iterator[tuple[int, int, str]]:
 
 
 class Ring0:
-    """The code of a worker's ring 0 (the shim and the dataplane), read by /proc/PID/mem."""
+    """The code of a worker's ring 0 (the shim and the dataplane), reached by /proc/PID/mem, which
+    only the host's root may open. module: where the dataplane's image begins."""
 
-    MODULES_AT = 0x04000000  # libdune_shim/shim/layout.h
+    # libdune_shim/shim/layout.h
+    MODULES_AT = 0x04000000
+    BLOCKS_AT = 0x10000000
+    BLOCKS_BYTES = 0x10000000
+    BLOCK = 1 << 17
+    IDT_AT = 0x3000
     IMAGE_BYTES = 0x00100000
     WINDOW = 1 << 30
+    PAGE = 4096
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._file = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         self._base = self._find()
+        self.module = self._base + self.MODULES_AT
         self._shim = self._read(self._base, self.IMAGE_BYTES)
+        self._blocks = {block: self._constants(block) for block in self._used_blocks()}
         self._maps = self._vault_maps()
 
     def _read(self, at: int, nbytes: int) -> bytes:
@@ -211,19 +295,42 @@ class Ring0:
                         return low - self.MODULES_AT
         raise AssertionError(f"no module in process {self._pid}")
 
+    def _used_blocks(self) -> Iterator[int]:
+        """The vCPUs' blocks: each begins with code."""
+        first = self._base + self.BLOCKS_AT
+        for block in range(first, first + self.BLOCKS_BYTES, self.BLOCK):
+            if any(self._read(block, 8)):
+                yield block
+
+    def _constants(self, block: int) -> bytes:
+        """What of it never changes: entry stubs, and the gates of exceptions."""
+        return self._read(block, self.PAGE) + self._read(block + self.IDT_AT, self.PAGE)
+
     def _vault_maps(self) -> list[tuple[int, int, str]]:
         """The mappings of image and module, and their rights."""
         end = self._base + self.MODULES_AT + self.IMAGE_BYTES * 4
         return [m for m in _closed_maps(self._pid) if self._base <= m[0] < end]
 
     def check(self) -> None:
-        """The shim is as it was; the dataplane's code is what the file has; rights too."""
+        """Shim, entry stubs and gates are as they were; the dataplane's code is what the file has;
+        rights too."""
         image = MODULE.read_bytes()
         text, text_end = struct.unpack_from("<2Q", image, 16)
-        code = self._read(self._base + self.MODULES_AT + text, text_end - text)
+        code = self._read(self.module + text, text_end - text)
         assert code == image[text:text_end], "the dataplane's code changed"
         assert self._read(self._base, self.IMAGE_BYTES) == self._shim, "the shim changed"
+        for block, constants in self._blocks.items():
+            assert self._constants(block) == constants, "a vCPU's stubs or gates changed"
         assert self._vault_maps() == self._maps, "the vault's mappings changed"
+
+    def poke(self, at: int, data: bytes) -> None:
+        """Breaks it, as no ring 3 can."""
+        assert os.pwrite(self._file, data, at) == len(data)
+
+    def poke_idts(self) -> None:
+        """Leaves no vCPU a handler for any exception."""
+        for block in self._used_blocks():
+            self.poke(block + self.IDT_AT, bytes(self.PAGE))
 
     def close(self) -> None:
         """Lets go of it."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.common import run_load
-from tests.dune.dataplane import ECHO, Dataplane
+from tests.dune.dataplane import ECHO, Dataplane, Veth
 
 PORT = 7000
 OUTSTANDING = (1, 8, 64)
@@ -21,12 +21,12 @@ SHARES = ("ring0", "ring3", "linux")
 pytestmark = pytest.mark.timeout(600)
 
 
-def _measure(dataplane: Dataplane, connections: int) -> dict[str, Any]:
+def _measure(dataplane: Dataplane, link: Veth, connections: int) -> dict[str, Any]:
     """What the counters went up by, and how many messages were echoed."""
     before = dataplane.worker(0)["guest"]
     report = run_load(
-        dataplane.lab, "echo", dataplane.host, PORT, cpu=None, connections=connections, bytes=64,
-        seconds=SECONDS, warmup=0, timeout=30,
+        link.lab, "echo", dataplane.host, PORT, cpu=None, connections=connections, bytes=64,
+        seconds=SECONDS, warmup=0,
     )  # fmt: skip
     after = dataplane.worker(0)["guest"]
     assert report["ok"], report
@@ -38,11 +38,12 @@ def _measure(dataplane: Dataplane, connections: int) -> dict[str, Any]:
 def test_exits_and_cycles(tmp_path: Path, note: Callable[[str], None], kick: str) -> None:
     options = ("--busy-poll", "--kick", kick)
     args = ("--port", str(PORT))
-    with Dataplane("exits", 1, tmp_path / "log", ECHO, args, *options) as dataplane:
+    link = Veth("exits", 1)
+    with Dataplane(link, tmp_path / "log", ECHO, args, *options) as dataplane:
         dataplane.wait_ready()
         note(f"kick by {kick}; outstanding, exits and kicks a 1,000 messages, {', '.join(SHARES)}")
         for outstanding in OUTSTANDING:
-            found = _measure(dataplane, outstanding)
+            found = _measure(dataplane, link, outstanding)
             messages, cycles = found["messages"], sum(found[f"cycles_{s}"] for s in SHARES)
             rates = [1000 * found[name] / messages for name in ("exits", "kicks")]
             shares = [f"{100 * found[f'cycles_{s}'] / cycles:.0f}%" for s in SHARES]

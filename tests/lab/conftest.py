@@ -16,7 +16,9 @@ EXITS_HEAD = (
 )
 
 # In the guest itself only the tests on NIC drivers make sense.
-collect_ignore = ["test_dune.py", "test_images.py"] if os.environ.get("IX_LAB") == "1" else []
+collect_ignore = (
+    ["test_dune.py", "test_images.py", "test_taps.py"] if os.environ.get("IX_LAB") == "1" else []
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

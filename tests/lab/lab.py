@@ -14,8 +14,10 @@ stays when the guest breaks down. Everything is emulated (no KVM needed), so it 
 slower than the machine: time nothing here. Needs no root. All lies in
 ${XDG_CACHE_HOME:-~/.cache}/ixnet-lab; a fresh start is to remove that.
 
-The wire between a NIC under test and its peer is a QEMU hub. NICs appear as dut0, peer0, dut1 ...:
-dutN is of the model asked for, peerN a virtio-net.
+NICs appear as dut0, peer0, dut1 ...: dutN is of the model asked for, peerN a virtio-net. The wire
+between them is a QEMU hub, which gives a virtio-net one queue. With --nic virtio:QUEUES it is two
+taps on a bridge, in a network namespace of the emulator's alone, without a name: whatever ends the
+emulator, the namespace goes with it. That needs /dev/net/tun and iproute2.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +34,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from images import CACHE, HERE, HOST, TRIPLET, choose_kernel, kernels, say, setup
@@ -53,11 +57,16 @@ TIMED_OUT = 124
 CONSOLE_LINES = 40
 UNAVAILABLE = os.EX_UNAVAILABLE
 GUEST_OUT = "/run/lab-out"
+SIDES = ("dut", "peer")
+TUN = "/dev/net/tun"
 MODELS = {
     "igb": "igb",
     # Zero-copy needs the kernel's DMA API, which a virtio device uses with an IOMMU platform.
     "virtio": "virtio-net-pci,iommu_platform=on,disable-legacy=on",
 }
+# Before a command: it ends with us, even if we are killed. (Another user id would undo it.)
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
+OVER_TAPS = ("virtio",)
 
 
 # ---- one boot --------------------------------------------------------------------------------
@@ -67,16 +76,70 @@ def _mac(pair: int, side: int) -> str:
     return f"52:54:00:00:{pair:02x}:{side:02x}"  # locally administered
 
 
-def nic_options(models: Sequence[str]) -> tuple[list[str], list[str]]:
-    """QEMU's options for pairs of NICs, and NAME=MAC of each."""
-    options: list[str] = []
-    names: list[str] = []
-    for n, model in enumerate(models):
-        for side, name, device in ((1, "dut", MODELS[model]), (2, "peer", "virtio-net-pci")):
-            options += ["-netdev", f"hubport,id={name}{n},hubid={n}"]
-            options += ["-device", f"{device},netdev={name}{n},mac={_mac(n, side)},romfile="]
-            names.append(f"{name}{n}={_mac(n, side)}")
-    return options, names
+@dataclass(frozen=True)
+class Pair:
+    """A NIC under test, its peer, and the wire. queues: of each, over taps; 0: a hub."""
+
+    number: int
+    model: str
+    queues: int
+
+    @classmethod
+    def parse(cls, number: int, text: str) -> Pair:
+        """MODEL or MODEL:QUEUES. Errors: LabError."""
+        model, _, queues = text.partition(":")
+        fine = model in MODELS and (not queues or (model in OVER_TAPS and queues.isdecimal()))
+        if not fine or (queues and int(queues) < 1):
+            raise LabError(f"there is no NIC {text}", f"{', '.join(MODELS)}, or virtio:QUEUES")
+        return cls(number, model, int(queues or 0))
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of the taps that it needs."""
+        return (f"dut{self.number}", f"peer{self.number}") if self.queues else ()
+
+    def names(self) -> list[str]:
+        """NAME=MAC of both."""
+        return [f"{side}{self.number}={_mac(self.number, i)}" for i, side in enumerate(SIDES, 1)]
+
+    def options(self) -> list[str]:
+        """QEMU's options for it."""
+        options: list[str] = []
+        n, queues = self.number, self.queues
+        for i, side in enumerate(SIDES, 1):
+            name = f"{side}{n}"
+            device = MODELS[self.model] if side == "dut" else "virtio-net-pci"
+            wire = f"hubport,id={name},hubid={n}"
+            if queues:
+                wire = f"tap,id={name},ifname={name},script=no,downscript=no,vhost=off"
+                wire += f",queues={queues}"
+                device += f",mq=on,vectors={2 * queues + 2}"  # RX and TX each; control, config
+            options += ["-netdev", wire]
+            options += ["-device", f"{device},netdev={name},mac={_mac(n, i)},romfile="]
+        return options
+
+
+def in_namespace(pairs: Sequence[Pair], command: Sequence[str]) -> list[str]:
+    """The command, in a network namespace of its own with the pairs' taps and bridges, if any.
+    Errors: LabError."""
+    if not any(pair.queues for pair in pairs):
+        return list(command)
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        raise LabError(f"several queues need {TUN}", "modprobe tun, be root; or --nic virtio")
+    if not shutil.which("ip"):
+        raise LabError("several queues need the command ip", "install iproute2")
+    script = ["set -e", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"]
+    for pair in pairs:
+        if pair.queues:
+            bridge = f"wire{pair.number}"
+            script.append(f"ip link add {bridge} type bridge mcast_snooping 0")
+            script.append(f"ip link set {bridge} up")
+            for tap in pair.taps:
+                script.append(f"ip tuntap add {tap} mode tap multi_queue vnet_hdr")
+                script.append(f"ip link set {tap} master {bridge} up")
+    script.append(f"exec {shlex.join(command)}")
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return ["unshare", "--net", *user, "sh", "-c", "\n".join(script)]
 
 
 def run_settings(command: Sequence[str], names: Sequence[str], out: Path | None) -> bytes:
@@ -117,7 +180,9 @@ def qemu_command(kernel: Path, work: Path, devices: Sequence[str], output: str) 
         *("-kernel", str(kernel / "vmlinux"), "-initrd", str(work / "initrd")),
         "-append",
         "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable "
-        "no_timer_check random.trust_cpu=on nowatchdog audit=0 apparmor=0 net.ifnames=0",
+        "no_timer_check random.trust_cpu=on nowatchdog audit=0 apparmor=0 net.ifnames=0 "
+        # /proc/PID/mem writes to read-only memory: tests/dune/test_deaths.py breaks code with it.
+        "proc_mem.force_override=always",
         *("-serial", f"file:{work / 'console'}"),
         *ports,
         *disks,
@@ -145,14 +210,16 @@ def boot(
     place = choose_kernel(kernel)
     with tempfile.TemporaryDirectory(prefix="ixnet-lab-") as name:
         work = Path(name)
-        options, names = nic_options(models)
+        pairs = [Pair.parse(n, model) for n, model in enumerate(models)]
+        options = [word for pair in pairs for word in pair.options()]
+        names = [name for pair in pairs for name in pair.names()]
         HOST.image(ROOT, work / "tree.erofs", LEFT_OUT)
         (work / "initrd").write_bytes(
             (place / "initrd").read_bytes() + run_settings(command, names, out)
         )
         say(f"booting {place.name.removeprefix('kernel-')} with {', '.join(models) or 'no NIC'}")
         began = time.monotonic()
-        ended = _run_qemu(place, work, [*options, *share_options(out)], timeout_s)
+        ended = _run_qemu(place, work, pairs, [*options, *share_options(out)], timeout_s)
         status = (work / "status").read_text().strip() if (work / "status").exists() else ""
         say(f"{time.monotonic() - began:.0f} s, exit status {status or 'none'}")
         if status:
@@ -168,7 +235,9 @@ def boot(
         return LAB_FAILED
 
 
-def _run_qemu(kernel: Path, work: Path, options: Sequence[str], timeout_s: float) -> bool:
+def _run_qemu(
+    kernel: Path, work: Path, pairs: Sequence[Pair], options: Sequence[str], timeout_s: float
+) -> bool:
     """Whether it ended in time. The guest's output goes to our standard output as it comes."""
     reading, writing = os.pipe()
     environment = {
@@ -176,12 +245,10 @@ def _run_qemu(kernel: Path, work: Path, options: Sequence[str], timeout_s: float
         # Or it would load the modules of another QEMU that is installed.
         "QEMU_MODULE_DIR": str(HOST.root / "usr/lib" / TRIPLET / "qemu"),
     }
+    command = qemu_command(kernel, work, options, f"/dev/fd/{writing}")
     with (work / "emulator").open("wb") as log:
         process = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig", "KILL"),  # even if this process is killed
-                *qemu_command(kernel, work, options, f"/dev/fd/{writing}"),
-            ],
+            [*WITH_US, *in_namespace(pairs, [*WITH_US, *command])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -225,7 +292,13 @@ def main() -> int:
     make.add_argument("--kernel", help="a version, or its beginning, rather than the newest")
     boots = parts.add_parser("run", help="boot and run a command")
     boots.add_argument("--kernel", help="a version at hand, or its beginning")
-    boots.add_argument("--nic", action="append", default=[], choices=sorted(MODELS))
+    boots.add_argument(
+        "--nic",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help=f"{', '.join(sorted(MODELS))}, or virtio:QUEUES; may be repeated",
+    )
     boots.add_argument(
         "--timeout", type=float, default=TIMEOUT_S, help="seconds, the boot included"
     )

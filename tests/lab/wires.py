@@ -3,7 +3,7 @@ the tests on real drivers share. They run in the lab's virtual machine (`make la
 
 main namespace                                       namespace far
 dut0 10.78.0.1/24  igb, 2 queues ------ hub ------ peer0 10.78.0.2/24
-dut1 10.78.1.1/24  virtio-net, 1 queue - hub ----- peer1 10.78.1.2/24
+dut1 10.78.1.1/24  virtio-net, 2 queues - taps --- peer1 10.78.1.2/24
 an instance under test, kernel services              the kernel's own sockets
 
 A veth's ends are both in namespaces of their own (ixnet/control/lab.py).
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +31,7 @@ from ixnet.control.instance import find_instances
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns, run_in_netns
 from ixnet.control.nic import Nic
+from tests.dune.dataplane import Link
 from tests.interop.kit import Flow, digest, payload, pump, receive
 from tests.runtime.lab import ROOT, until
 
@@ -39,6 +40,8 @@ FAR = "far"
 PORT = 7070
 KERNEL_PORT = 7071
 ZEROCOPY = "native zero-copy"
+# Of a worker, by its control plane (ixnet/control/heartbeat.py).
+STOOD = ("has run no cycle for", "runs cycles again")
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,24 @@ class Wire:
         return sock
 
 
+class NicLink(Link):
+    """A wire of this machine's, for the tests of tests/dune."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.tag = wire.driver.replace("_", "-")
+        self.near, self.near_if = wire.near, wire.dut
+        self.far, self.far_if = wire.far, wire.dut.replace("dut", "peer")
+        self._wire = wire
+
+    def up(self) -> str:
+        """See Link."""
+        set_up_wires()
+        self._wire.wait_carrier()
+        return self._wire.ip
+
+
 IGB = Wire("igb", 2, "dut0", "10.78.0.1")
-VIRTIO = Wire("virtio_net", 1, "dut1", "10.78.1.1")
+VIRTIO = Wire("virtio_net", 2, "dut1", "10.78.1.1")
 
 
 def veth(lab: Lab) -> Wire:
@@ -155,7 +174,8 @@ class Service:
         return self.said[-1].split(", ")[1]
 
     def end(self, number: int) -> tuple[int, str]:
-        """Sends a signal (0: none) and waits; returns the exit status and its standard error."""
+        """Sends a signal (0: none) and waits; returns the exit status and its standard error,
+        without what it told of workers that got no CPU: this whole machine may stand at times."""
         if number:
             self.process.send_signal(number)
         try:
@@ -163,7 +183,11 @@ class Service:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
-        return self.process.returncode, errors
+        lines = errors.splitlines(keepends=True)
+        stood = [line for line in lines if any(words in line for words in STOOD)]
+        for line in stood:
+            note(line.rstrip())
+        return self.process.returncode, "".join(line for line in lines if line not in stood)
 
     def live(self) -> dict[str, Any]:
         """What its control plane says of itself."""
@@ -263,14 +287,13 @@ _TROUBLE = ("tx_no_frame", "fill_starved", "wakeup_errors", "call_errors", "call
 _SOCKET_DROPS = ("rx_dropped", "rx_invalid_descs", "tx_invalid_descs", "rx_ring_full")
 
 
-# What a peer sends again because this slow machine answered late.
-AGAIN = ("drop_tcp_seq",)
+# What a peer sends again because this slow machine answered late (a FIN, after all has ended), and
+# what does not fit behind a frame that the emulated wire lost.
+_AGAIN = ("drop_tcp_seq", "drop_tcp_no_listener", "drop_tcp_ooo_limit")
 
 
-def expect_counters(
-    stat: dict[str, Any], wire: Wire, connections: int, but: Sequence[str] = ()
-) -> None:
-    """Nothing was dropped by the core (but for these reasons), by the kernel at the socket, or for
+def expect_counters(stat: dict[str, Any], wire: Wire, connections: int) -> None:
+    """Nothing was dropped by the core (but what came again), by the kernel at the socket, or for
     want of frames, and the queues shared the connections."""
     total: dict[str, int] = stat["total"]
     shards: list[dict[str, dict[str, int]]] = stat["shards"]
@@ -283,7 +306,7 @@ def expect_counters(
     sockets = [w["socket"] for w in stat["workers"]]
     note(f"sockets: {[{n: v for n, v in s.items() if v} for s in sockets]}")
     note(f"verdicts: { {n: v for n, v in stat['verdicts'].items() if v} }")
-    assert not set(odd) - set(but)
+    assert not set(odd) - set(_AGAIN)
     for one in sockets:
         assert not any(one.get(n) for n in _SOCKET_DROPS), one
     assert total["tcp_established"] >= connections + 2
