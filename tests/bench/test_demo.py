@@ -63,7 +63,9 @@ def test_demo_runs_through_and_leaves_nothing(tag: str, tmp_path: Path) -> None:
     for row in rows:
         assert row["servers"]["kernel"]["ratio"] == 1
         for figures in row["servers"].values():
-            assert 0 < figures["least"] <= figures["median"] <= figures["most"]
+            # 0: nothing was completed in 0.1 s of a machine that stood still.
+            assert 0 <= figures["least"] <= figures["median"] <= figures["most"]
+    assert any(row["servers"]["kernel"]["most"] > 0 for row in rows)
 
 
 @as_root
