@@ -1,6 +1,6 @@
-"""A worker: the process that runs one shard and the application on it.
+"""A worker: the process that runs shards and the application on them.
 
-`ixnet run` forks one worker a queue. `current_app()` is how an application, or a layer between,
+`ixnet run` forks them. `current_app()` is how an application, or a layer between,
 gets at the worker's `struct ix_app` (native/app.h), and thereby at its shard.
 """
 
@@ -57,8 +57,8 @@ def in_worker() -> bool:
 class Program:
     """The application: a Python script, or a shared object with ix_app_main().
 
-    on_death: called in the control process, with the shard's number, when a worker's process has
-    ended, before another takes its place.
+    on_death: called in the control process, with the number of each shard that it ran, when a
+    worker's process has ended, before another takes its place.
     """
 
     path: Path
@@ -86,13 +86,14 @@ class Program:
 class WorkerIdentity:
     """What a new worker needs to know of itself.
 
-    app: its `struct ix_app *`, complete. parent_pid: the control plane. keep: descriptors that stay
-    open besides 0, 1 and 2; everything else that the control plane has open is let go. enter: lets
-    go of privileges, and in the dune placement makes this process go on in ring 3 of a guest.
+    apps: a complete `struct ix_app *` for each of its shards. parent_pid: the control plane. keep:
+    descriptors that stay open besides 0, 1 and 2; everything else that the control plane has open
+    is let go. enter: lets go of privileges, and in the dune placement makes this process go on in
+    ring 3 of a guest.
     """
 
-    app: Any
-    shard_id: int
+    apps: tuple[Any, ...]
+    number: int
     core: int
     parent_pid: int
     keep: tuple[int, ...]
@@ -135,11 +136,11 @@ def become_worker(identity: WorkerIdentity) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
-    _app = identity.app
+    _app = identity.apps[0]
 
 
 def _follow(identity: WorkerIdentity) -> None:
-    name = f"ixnet/{identity.shard_id}".encode()
+    name = f"ixnet/{identity.number}".encode()
     if lib.ix_process_follow(identity.parent_pid, name) < 0:
         os._exit(1)
 
@@ -161,8 +162,9 @@ def run_worker(identity: WorkerIdentity, program: Program) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(BaseException):
-            lib.ix_app_leave(identity.app, DRAIN_NS)
+        for app in identity.apps:
+            with contextlib.suppress(BaseException):
+                lib.ix_app_leave(app, DRAIN_NS)
         _end_interpreter()
         os._exit(status & 0xFF)
 

@@ -4,6 +4,7 @@ A worker's closed range (libdune_shim/dune.h) holds, from the start of its data 
 
     struct dune_shared    counters and crash record, written by libdune
     the gate              dataplane/gate/gate_hosted.h
+    of each shard:
     socket and rings      struct ix_xsk, and the AF_XDP rings moved there
     the shard             its first page, the statistics, and its end, the arrays, are memfds
     the UMEM              a memfd, on huge pages where there are any
@@ -20,7 +21,8 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,47 +134,54 @@ class PlacedRegion:
         """It goes with the closed range."""
 
 
-class Guest:
-    """One worker's memory, and its gate. Made before any fork.
+@dataclass(frozen=True)
+class ShardSize:
+    """What a guest has to know of a shard. cfg: `struct ix_config *` after ix_shard_bytes(); its
+    fields app_io and app_umem are filled in. xsk_bytes: for its socket's rings."""
 
-    cfg: `struct ix_config *` after ix_shard_bytes(); its fields app_io and app_umem are filled in.
-    by_word: wakeups are left to the kicker's thread.
-    """
+    cfg: Any
+    shard_bytes: int
+    frame_shift: int
+    xsk_bytes: int
+    stats_path: Path
 
-    def __init__(
-        self, cfg: Any, shard_bytes: int, frame_shift: int, xsk_bytes: int, stats_path: Path,
-        huge_pages: str, by_word: bool,
-    ) -> None:  # fmt: skip
-        self._by_word = by_word
-        self._gate: Any = None
-        self._ring3: Ring3 | None = None
+    @property
+    def pool_bytes(self) -> int:
+        """Of the UMEM, what is the dataplane's."""
+        return int(self.cfg.pool_frames) << self.frame_shift
+
+    @property
+    def umem_bytes(self) -> int:
+        """The pool and the send arena."""
+        return _up(self.pool_bytes + (int(self.cfg.arena_frames) << self.frame_shift), HUGE_BYTES)
+
+
+class GuestShard:
+    """One shard's memory in a guest's closed range, and ring 3's mappings of it."""
+
+    def __init__(self, size: ShardSize, at: int, huge_pages: str) -> None:
+        """at: its first byte, on a huge page; `bytes_of(size)` are its own."""
+        self._size = size
         self._stats_fd = -1
         self._alias: list[tuple[int, int]] = []
-        frame_bytes = 1 << frame_shift
-        self._pool_bytes = int(cfg.pool_frames) * frame_bytes
-        self._umem_bytes = _up(self._pool_bytes + int(cfg.arena_frames) * frame_bytes, HUGE_BYTES)
-        self._lay_out(shard_bytes, xsk_bytes)
-        self.place: dune.Place | None = dune.reserve(self._end)
-        data = self._data = self.place.data
+        self.xsk_place = at
+        shard_at = at + _up(size.xsk_bytes, PAGE_BYTES)
+        umem_at = _up(shard_at + size.shard_bytes, HUGE_BYTES)
         try:
-            self._map_small(data)
-            self._map_shard(data + self._shard_at, shard_bytes, cfg, stats_path)
-            kind = self._map_umem(data + self._umem_at, cfg, huge_pages)
+            _map(at, shard_at - at, -1, lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL)
+            self._map_shard(shard_at)
+            kind = self._map_umem(umem_at, huge_pages)
         except BaseException:
             self.close()
             raise
-        self.umem = PlacedUmem(data + self._umem_at, self._umem_bytes, kind)
-        self.memory = PlacedRegion(data + self._shard_at, shard_bytes)
-        self.xsk_place = data + self._xsk_at
-        self.xsk_bytes = xsk_bytes
+        self.umem = PlacedUmem(umem_at, size.umem_bytes, kind)
+        self.memory = PlacedRegion(shard_at, size.shard_bytes)
 
-    def _lay_out(self, shard_bytes: int, xsk_bytes: int) -> None:
-        self._shared_bytes = _up(dune_shared.size(), PAGE_BYTES)
-        self._gate_at = self._shared_bytes
-        self._xsk_at = self._gate_at + _up(int(lib.ix_gate_host_bytes()), PAGE_BYTES)
-        self._shard_at = self._xsk_at + _up(xsk_bytes, PAGE_BYTES)
-        self._umem_at = _up(self._shard_at + shard_bytes, HUGE_BYTES)
-        self._end = self._umem_at + self._umem_bytes
+    @staticmethod
+    def bytes_of(size: ShardSize) -> int:
+        """Of the closed range, from a huge page on."""
+        shard_at = _up(size.xsk_bytes, PAGE_BYTES)
+        return _up(shard_at + size.shard_bytes, HUGE_BYTES) + size.umem_bytes
 
     def _reserve_alias(self, nbytes: int, align: int) -> int:
         at = ffi.new("uint64_t *")
@@ -180,13 +189,11 @@ class Guest:
         self._alias.append((int(at[0]), nbytes))
         return int(at[0])
 
-    def _map_small(self, data: int) -> None:
-        _map(data, self._xsk_at, -1, lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL)
-
-    def _map_shard(self, at: int, nbytes: int, cfg: Any, stats_path: Path) -> None:
+    def _map_shard(self, at: int) -> None:
+        cfg = self._size.cfg
         write = lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL
         head, shared = stats_bytes(), int(lib.ix_shard_shared_bytes(cfg))
-        body = nbytes - head - shared
+        body = self._size.shard_bytes - head - shared
         # A file of the directory could be opened for writing by an application that runs as root.
         self._stats_fd = fd = os.memfd_create("ixnet-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, head)
@@ -194,7 +201,7 @@ class Guest:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
         self.app_stats = self._reserve_alias(head, PAGE_BYTES)
         _map(self.app_stats, head, fd, 0)
-        stats_path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+        self._size.stats_path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
         _map(at + head, body, -1, write | lib.IX_PLACED_HUGE)
         fd = os.memfd_create("ixnet-arrays", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -207,47 +214,86 @@ class Guest:
             os.close(fd)
         cfg.app_io = self.app_io
 
-    def _map_umem(self, at: int, cfg: Any, huge_pages: str) -> UmemKind:
+    def _map_umem(self, at: int, huge_pages: str) -> UmemKind:
         """hugetlb pages if there are any, else what the kernel makes of ordinary ones."""
         if huge_pages != "no":
             with contextlib.suppress(IxError, OSError):
-                self._map_umem_of(at, cfg, os.MFD_HUGETLB, 0)
+                self._map_umem_of(at, os.MFD_HUGETLB, 0)
                 return UmemKind.HUGETLB
         if huge_pages == "yes":
-            pages = self._umem_bytes // HUGE_BYTES
+            nbytes = self._size.umem_bytes
             raise IxError(
-                f"no huge pages for {self._umem_bytes >> 20} MiB of UMEM",
-                f"set more aside: sysctl vm.nr_hugepages (at least {pages} free for this)",
+                f"no huge pages for {nbytes >> 20} MiB of UMEM",
+                f"set more aside: sysctl vm.nr_hugepages (at least {nbytes // HUGE_BYTES} free "
+                "for this)",
             )
-        self._map_umem_of(at, cfg, 0, lib.IX_PLACED_HUGE if huge_pages == "auto" else 0)
+        self._map_umem_of(at, 0, lib.IX_PLACED_HUGE if huge_pages == "auto" else 0)
         return UmemKind.PAGES
 
-    def _map_umem_of(self, at: int, cfg: Any, memfd_flags: int, map_flags: int) -> None:
+    def _map_umem_of(self, at: int, memfd_flags: int, map_flags: int) -> None:
         write = lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL | map_flags
-        pool, arena = self._pool_bytes, self._umem_bytes - self._pool_bytes
+        nbytes, pool = self._size.umem_bytes, self._size.pool_bytes
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | memfd_flags
         fd = os.memfd_create("ixnet-umem", flags)
         try:
-            os.ftruncate(fd, self._umem_bytes)
-            _map(at, self._umem_bytes, fd, write)
-            alias = self._reserve_alias(self._umem_bytes, HUGE_BYTES)
-            if arena:
-                _map(alias + pool, arena, fd, write, pool)
+            os.ftruncate(fd, nbytes)
+            _map(at, nbytes, fd, write)
+            alias = self._reserve_alias(nbytes, HUGE_BYTES)
+            if nbytes > pool:
+                _map(alias + pool, nbytes - pool, fd, write, pool)
             # From here on there is no new writable mapping of it, by whatever name it is opened.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_FUTURE_WRITE)
             _map(alias, pool, fd, lib.IX_PLACED_FILL | map_flags)
         finally:
             os.close(fd)
-        cfg.app_umem = self.app_umem = alias
+        self._size.cfg.app_umem = self.app_umem = alias
+
+    def close(self) -> None:
+        """Gives ring 3's mappings back; the rest goes with the closed range. Safe to repeat."""
+        if self._stats_fd >= 0:
+            os.close(self._stats_fd)
+            self._stats_fd = -1
+        for at, nbytes in self._alias:
+            lib.ix_placed_release(at, nbytes)
+        self._alias.clear()
+
+
+class Guest:
+    """One worker's memory: its shards', and the gate to them. Made before any fork.
+
+    by_word: wakeups are left to the kicker's thread.
+    """
+
+    def __init__(self, sizes: Sequence[ShardSize], huge_pages: str, by_word: bool) -> None:
+        self._by_word = by_word
+        self._gate: Any = None
+        self._ring3: Ring3 | None = None
+        self._gate_at = _up(dune_shared.size(), PAGE_BYTES)
+        small = self._gate_at + _up(int(lib.ix_gate_host_bytes()), PAGE_BYTES)
+        at = _up(small, HUGE_BYTES)
+        end = at + sum(map(GuestShard.bytes_of, sizes))
+        self.place: dune.Place | None = dune.reserve(end)
+        data = self._data = self.place.data
+        self.shards: list[GuestShard] = []
+        try:
+            _map(data, small, -1, lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL)
+            for size in sizes:
+                self.shards.append(GuestShard(size, data + at, huge_pages))
+                at += GuestShard.bytes_of(size)
+        except BaseException:
+            self.close()
+            raise
 
     # ---- the gate --------------------------------------------------------------------------
 
-    def make_gate(self, shard: Any, sock: QueueSocket) -> None:
-        """For a new shard on a new socket."""
+    def make_gate(self, shards: Sequence[tuple[Any, QueueSocket]]) -> None:
+        """For new shards (`struct ix_shard *`) on new sockets."""
         data = self._data
         ffi.memmove(ffi.cast("uint8_t *", data), bytes(self._gate_at), self._gate_at)
         memory = ffi.cast("void *", data + self._gate_at)
-        self._gate = lib.ix_gate_host_make(memory, shard, sock.raw, int(self._by_word))
+        self._gate = lib.ix_gate_host_make(memory, int(self._by_word))
+        for shard, sock in shards:
+            _check(lib.ix_gate_host_add(self._gate, shard, sock.raw), "add a shard to a guest")
 
     @property
     def gate(self) -> Any:
@@ -259,13 +305,13 @@ class Guest:
         if self._gate is not None:
             lib.ix_gate_host_set_clock(self._gate)
 
-    def enter(self, sock_fd: int, drop: Callable[[], None]) -> None:
+    def enter(self, sock_fds: Sequence[int], drop: Callable[[], None]) -> None:
         """In the worker: this process goes on in ring 3. There is no way back. drop: lets go of
         privileges; in between, as the VM is made with them."""
         module = dune.Module(
             MODULE_PATH.read_bytes(),
             context=self._data + self._gate_at,
-            descriptors=(sock_fd,),
+            descriptors=tuple(sock_fds),
             shared=self._data,
         )
         dune.init(sealed=True, self_test=False, place=self.place, module=module)
@@ -294,12 +340,8 @@ class Guest:
 
     def close(self) -> None:
         """Gives all of it back; also in the processes of other workers. Safe to repeat."""
-        if self._stats_fd >= 0:
-            os.close(self._stats_fd)
-            self._stats_fd = -1
-        for at, nbytes in self._alias:
-            lib.ix_placed_release(at, nbytes)
-        self._alias.clear()
+        for shard in self.shards:
+            shard.close()
         if self.place is not None:
             dune.unreserve(self.place)
             self.place = None

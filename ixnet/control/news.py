@@ -8,12 +8,12 @@ addresses alone, and the kernel's routes are used with that of their family as t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from ixnet._core import lib
+from ixnet._core import ffi, lib
 from ixnet.control.neigh import IpNetwork, LinkState, Route
 from ixnet.control.nic import IpInterface
-from ixnet.control.workers import control_message
 from ixnet.control.xdp import IpAddress
 
 # base/limits.h: what a shard can hold; more is not sent.
@@ -21,6 +21,33 @@ ROUTES_MAX = 256
 ADDRESSES_MAX = 32
 
 Tell = Callable[[Sequence[Any]], None]
+
+
+def control_message(
+    kind: int,
+    ip: IpAddress | None = None,
+    *,
+    prefix: int = 32,
+    mac: bytes = bytes(6),
+    gateway: IpAddress | None = None,
+    source: IpAddress | None = None,
+    value: int = 0,
+) -> Any:
+    """A `struct ix_ctl_msg *`; kind: IX_CTL_*. Its family is that of `ip`."""
+    message = ffi.new("struct ix_ctl_msg *")
+    message.type, message.prefix, message.value = kind, prefix, value
+    message.family = ip.version if ip is not None else 4
+    message.mac = mac
+    for field, address in (("ip", ip), ("gateway", gateway), ("source", source)):
+        if address is not None:
+            ffi.memmove(getattr(message, field), address.packed, len(address.packed))
+    return message
+
+
+def message_ip(message: Any) -> IpAddress:
+    """The address that a control message is about."""
+    packed = bytes(ffi.buffer(message.ip, 16))
+    return IPv6Address(packed) if message.family == 6 else IPv4Address(packed[:4])
 
 
 class NewsBoard:

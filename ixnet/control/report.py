@@ -10,6 +10,7 @@ from ixnet.control.config import RunConfig
 from ixnet.control.cores import format_cores
 from ixnet.control.neigh import LinkState
 from ixnet.control.nic import Nic, OpenedQueues
+from ixnet.control.shards import Shard
 from ixnet.control.workers import Worker
 from ixnet.control.xsk import UmemKind
 
@@ -39,15 +40,22 @@ class StartReport:
     outgoing: str
     stamps: Sequence[str] = ()
 
+    @property
+    def _shards(self) -> list[Shard]:
+        return [shard for worker in self.workers for shard in worker.shards]
+
+    @property
+    def _queues(self) -> list[int]:
+        return [shard.plan.queue for shard in self._shards]
+
     def lines(self) -> list[str]:
         """The report, line by line."""
-        nic, opened, first = self.nic, self.opened, self.workers[0]
-        queues = [worker.plan.queue for worker in self.workers]
+        nic, opened, first = self.nic, self.opened, self._shards[0]
         shared = " (shared)" if len(set(self.cores)) < len(self.cores) else ""
         driver = nic.driver or "no driver"
         pairs = [
             ("interface", f"{nic.name} ({driver}), MTU {nic.mtu}, {nic.mac_text}"),
-            ("queues", f"{format_cores(queues)} of {len(nic.queues)}"),
+            ("queues", f"{format_cores(self._queues)} of {len(nic.queues)}"),
             ("cores", format_cores(self.cores) + shared),
             ("mode", opened.mode.value),
             *(("", f"not {attempt}") for attempt in opened.attempts),
@@ -60,21 +68,21 @@ class StartReport:
             ("address", self.address_text()),
             ("outgoing", self.outgoing),
             *(("stamps", text) for text in self.stamps),
-            *(("records", f"{w.recorder.path}") for w in self.workers if w.recorder is not None),
+            *(("records", f"{s.recorder.path}") for s in self._shards if s.recorder is not None),
         ]
         return [report_line(label, text) for label, text in pairs]
 
     def notes(self) -> list[str]:
         """What will not work as one might expect, each with its cure."""
         found = []
-        used, there = len(self.workers), len(self.nic.queues)
+        used, there = len(self._shards), len(self.nic.queues)
         if used < there:
             found.append(
                 f"{used} of {there} queues are taken: what the NIC puts on the others goes to the "
                 f"kernel, claimed or not (cure: --queues all, or ethtool -L {self.nic.name} to "
                 "have only as many)"
             )
-        if self.config.busy_poll and len(set(self.cores)) < used:
+        if self.config.busy_poll and len(set(self.cores)) < len(self.cores):
             found.append(
                 "workers that never sleep share a core: each waits while another polls in vain "
                 "(cure: as many --cores as workers, or --block)"
@@ -90,9 +98,9 @@ class StartReport:
 
     def idle_text(self) -> str:
         """What a worker does when there is nothing to do."""
-        first = self.workers[0]
-        if first.plan.spin_ns >= 0:
-            return f"spins {first.plan.spin_ns // 1000} us, then sleeps"
+        spin_ns, first = self.workers[0].plan.spin_ns, self._shards[0]
+        if spin_ns >= 0:
+            return f"spins {spin_ns // 1000} us, then sleeps"
         if not first.plan.busy_poll_us:
             return f"never sleeps; no kernel busy polling, {self.nic.kind} has no interrupts"
         problem = first.socket.busy_poll_problem if first.socket is not None else None
@@ -102,7 +110,7 @@ class StartReport:
         """Which memory lies on huge pages."""
         if self.config.huge_pages == "no":
             return "no (as asked)"
-        first = self.workers[0]
+        first = self._shards[0]
         umem = "no" if first.umem.kind is UmemKind.PAGES else "yes"
         return f"UMEM {umem}, shard {'yes' if first.memory.is_huge else 'no'}"
 
@@ -116,7 +124,7 @@ class StartReport:
     def facts(self) -> dict[str, Any]:
         """The same for instance.json."""
         return {
-            "queues": [worker.plan.queue for worker in self.workers],
+            "queues": self._queues,
             "cores": list(self.cores),
             "mode": self.opened.mode.value,
             **({"kick": self.config.kick or "exit"} if self.config.placement == "dune" else {}),
@@ -127,7 +135,13 @@ class StartReport:
             "huge_pages": self.huge_text(),
             "batch": self.config.batch,
             "shards": [
-                {"id": w.plan.shard_id, "queue": w.plan.queue, "core": w.plan.core}
-                for w in self.workers
+                {
+                    "id": shard.plan.shard_id,
+                    "queue": shard.plan.queue,
+                    "core": worker.plan.core,
+                    "worker": worker.plan.number,
+                }
+                for worker in self.workers
+                for shard in worker.shards
             ],
         }

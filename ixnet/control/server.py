@@ -42,7 +42,7 @@ from ixnet.control.instance import (
     shard_path,
 )
 from ixnet.control.neigh import NeighbourMirror
-from ixnet.control.news import NewsBoard
+from ixnet.control.news import NewsBoard, control_message, message_ip
 from ixnet.control.nic import Mode, Nic, OpenedQueues, open_queues
 from ixnet.control.recorder import open_recorders
 from ixnet.control.report import StartReport, link_facts, report_line
@@ -56,18 +56,11 @@ from ixnet.control.requests import (
     exit_text,
 )
 from ixnet.control.rights import require_capabilities, require_locked_memory
+from ixnet.control.shards import Shard, ShardPlan
 from ixnet.control.stamps import open_stamping, transmit_text
-from ixnet.control.workers import (
-    RESTART_DELAY_S,
-    State,
-    Worker,
-    WorkerPlan,
-    control_message,
-    message_ip,
-    monotonic_s,
-)
+from ixnet.control.workers import RESTART_DELAY_S, State, Worker, WorkerPlan, monotonic_s
 from ixnet.control.xdp import IpAddress, Proto, Steering
-from ixnet.control.xsk import QueueSocket
+from ixnet.control.xsk import QueueConfig, QueueSocket
 
 # How long the loop sleeps at most: shards' requests are looked at this often even without a nudge.
 TICK_S = 0.1
@@ -205,24 +198,31 @@ class ControlPlane:
         self._table = ClaimTable(self._make_claim, self._end_claim)
         ports = self._outgoing_ports(len(self._queues))
         shared = {core for core in self._cores if self._cores.count(core) > 1}
-        for i, (queue, core) in enumerate(zip(self._queues, self._cores, strict=True)):
-            plan = WorkerPlan(
-                shard_id=i,
-                shard_count=len(self._queues),
-                queue=queue,
-                core=core,
-                spin_ns=config.choose_spin_ns(core in shared),
-                frame_shift=self._frame_shift,
-                busy_poll_us=config.busy_poll_us(nic),
-                ports=ports[i],
-                all_ports=(ports[0][0], ports[-1][1]),
-                stats_path=shard_path(self._directory.path, i),
-            )
-            worker = Worker(plan, config, nic, recorders[i])
+        plans = [self._plan_shard(i, ports) for i in range(len(self._queues))]
+        for number, core in enumerate(self._cores):
+            mine = slice(number, number + 1)
+            spin_ns = config.choose_spin_ns(core in shared)
+            plan = WorkerPlan(number, core, spin_ns, tuple(plans[mine]))
+            worker = Worker(plan, config, nic, recorders[mine])
             self._workers.append(worker)
             self._stack.callback(worker.close)
+        require_locked_memory(sum(shard.umem.nbytes for shard in self._shards()))
 
-        require_locked_memory(sum(worker.umem.nbytes for worker in self._workers))
+    def _plan_shard(self, i: int, ports: Sequence[tuple[int, int]]) -> ShardPlan:
+        return ShardPlan(
+            shard_id=i,
+            shard_count=len(self._queues),
+            queue=self._queues[i],
+            frame_shift=self._frame_shift,
+            busy_poll_us=self.config.busy_poll_us(self.nic),
+            ports=ports[i],
+            all_ports=(ports[0][0], ports[-1][1]),
+            stats_path=shard_path(self._directory.path, i),
+        )
+
+    def _shards(self) -> list[Shard]:
+        """Of all workers, by their numbers."""
+        return [shard for worker in self._workers for shard in worker.shards]
 
     def _open_steering(self) -> Steering:
         if not self.config.timestamps:
@@ -246,10 +246,12 @@ class ControlPlane:
         self._stack.callback(lib.ix_kicker_stop, self._kicker)
 
     def _set_kicker(self, worker: Worker, on: bool) -> None:
-        if self._kicker is not None and worker.guest is not None:
-            gate = worker.guest.gate if on else ffi.NULL
-            fd = worker.socket.fileno() if on and worker.socket is not None else -1
-            lib.ix_kicker_set(self._kicker, worker.plan.shard_id, gate, fd)
+        if self._kicker is None or worker.guest is None:
+            return
+        gate = worker.guest.gate if on else ffi.NULL
+        for i, shard in enumerate(worker.shards):
+            fd = shard.socket.fileno() if on and shard.socket is not None else -1
+            lib.ix_kicker_set(self._kicker, shard.plan.shard_id, gate, i, fd)
 
     def _outgoing_ports(self, shards: int) -> list[tuple[int, int]]:
         """Each shard's outgoing ports, (0, 0) where there are none. An own address has all ports to
@@ -271,7 +273,7 @@ class ControlPlane:
         return [(part.lo, part.hi) for part in ranges]
 
     def _open_queues(self) -> None:
-        configs = [worker.queue_config() for worker in self._workers]
+        configs = [shard.queue_config() for shard in self._shards()]
         self._opened: OpenedQueues = open_queues(
             self.nic, self._steering, configs, self.config.wanted_mode()
         )
@@ -288,11 +290,12 @@ class ControlPlane:
             self._steering.detach()
         for worker in self._workers:
             self._set_kicker(worker, False)
-            worker.close_socket()
+            worker.close_sockets()
 
     def _make_shards(self) -> None:
-        for worker, sock in zip(self._workers, self._opened.sockets, strict=True):
-            worker.make_shard(sock)
+        sockets = iter(self._opened.sockets)
+        for worker in self._workers:
+            worker.make_shards([next(sockets) for _ in worker.shards])
 
     def _watch_kernel(self) -> None:
         self._board = NewsBoard(self._tell_all, self.config.own_addresses, self._kernel_changed)
@@ -301,8 +304,8 @@ class ControlPlane:
         if self.config.own_addresses:
             self._tell_all(self._board.snapshot())
         self._mirror.start()
-        for worker in self._workers:
-            worker.flush_before_fork()
+        for shard in self._shards():
+            shard.flush_before_fork()
         self._selector.register(self._mirror, selectors.EVENT_READ, self._on_kernel_news)
 
     def _open_control_socket(self) -> None:
@@ -354,7 +357,7 @@ class ControlPlane:
             for key, _ in self._selector.select(BACKLOG_TICK_S if backlog else TICK_S):
                 key.data()
             for worker in self._workers:
-                self._serve_shard(worker)
+                self._serve_shards(worker)
                 self._listen_to_heart(worker)
             self._restart_due()
             self._enforce_stop()
@@ -363,7 +366,7 @@ class ControlPlane:
     def _listen_to_heart(self, worker: Worker) -> None:
         news = worker.listen_to_heart()
         if news and self._stopping_since is None:
-            self._complain(f"ixnet: {_named(worker)} {news}")
+            self._complain(f"ixnet: {worker} {news}")
 
     def _set_clocks(self) -> None:
         """Ring 0 can't ask Linux for the time."""
@@ -400,15 +403,19 @@ class ControlPlane:
         for worker in self._workers:
             worker.tell(messages)
 
-    def _serve_shard(self, worker: Worker) -> None:
-        for message in worker.take_requests():
+    def _serve_shards(self, worker: Worker) -> None:
+        for shard in worker.shards:
+            self._serve_shard(shard)
+
+    def _serve_shard(self, shard: Shard) -> None:
+        for message in shard.take_requests():
             if message.type == lib.IX_CTL_NEIGH_MISS:
                 self._mirror.resolve(message_ip(message))
             elif message.type == lib.IX_CTL_PARTIAL_CSUM:
                 self._warn(PARTIAL_CSUM_WARNING)
             elif message.type == lib.IX_CTL_DUPLICATE:
                 self._on_duplicate(message)
-        if worker.recorder is not None and (problem := worker.recorder.problem()):
+        if shard.recorder is not None and (problem := shard.recorder.problem()):
             self._warn(problem)
 
     def _on_duplicate(self, message: Any) -> None:
@@ -437,14 +444,14 @@ class ControlPlane:
             try:
                 reply = self._answer(worker, decode(message))
             except BadRequest as error:
-                self._complain(f"ixnet: worker {worker.plan.shard_id} sent {error}: ignored")
+                self._complain(f"ixnet: worker {worker.plan.number} sent {error}: ignored")
                 continue
             if reply is not None:
                 with contextlib.suppress(OSError):
                     worker.requests.send(reply)
 
     def _answer(self, worker: Worker, request: Request) -> bytes | None:
-        number = worker.plan.shard_id
+        number = worker.plan.number
         if request.op == lib.IX_REQUEST_READY:
             worker.state = State.READY
             if worker.guest is not None:
@@ -452,7 +459,7 @@ class ControlPlane:
             self._announce_when_ready()
             return None
         if request.op == lib.IX_REQUEST_NUDGE:
-            self._serve_shard(worker)
+            self._serve_shards(worker)
             return None
         error: IxError | None = None
         try:
@@ -537,21 +544,20 @@ class ControlPlane:
             "claims": [str(endpoint) for endpoint in self._table.endpoints()],
             "warnings": [
                 *self._warnings,
-                *(f"{_named(w)} {text}" for w in self._workers if (text := w.heartbeat.text())),
+                *(f"{w} {text}" for w in self._workers if (text := w.heartbeat.text())),
             ],
             "link": link_facts(self._board.link),
             "workers": [
                 {
-                    "id": w.plan.shard_id,
+                    "id": w.plan.number,
                     "pid": w.pid,
                     "state": w.state.value,
                     "stalled_s": round(w.heartbeat.stalled_s, 1),
-                    "socket": w.socket.kernel_stats() | w.socket.stats() if w.socket else {},
-                    "pcap": w.recorder.stats() if w.recorder else {},
                     "guest": w.guest.facts() if w.guest else {},
                 }
                 for w in self._workers
             ],
+            "shards": [shard.facts() for shard in self._shards()],
         }
         with contextlib.suppress(IxError):
             facts["verdicts"] = self._steering.verdicts()
@@ -565,16 +571,16 @@ class ControlPlane:
         if worker.requests is not None:
             self._unregister(worker.requests)
         was_ready = worker.state is State.READY
-        self._serve_shard(worker)
+        self._serve_shards(worker)
         status = worker.reap()
         if self.config.program.on_death is not None:
-            self.config.program.on_death(worker.plan.shard_id)
-        self._table.drop(worker.plan.shard_id)
+            for shard in worker.shards:
+                self.config.program.on_death(shard.plan.shard_id)
+        self._table.drop(worker.plan.number)
         self._set_kicker(worker, False)
-        # Its queue's frames go to the kernel from here on, which is right for all but claimed ones.
-        worker.close_socket()
-        worker.shard = None
-        told = worker.reset_peers()
+        # Its queues' frames go to the kernel from here on, right for all but claimed ones.
+        worker.close_sockets()
+        told = sum(shard.reset_peers() for shard in worker.shards)
         if status == 0:
             worker.state = State.ENDED
             self._announce_when_ready()
@@ -585,7 +591,7 @@ class ControlPlane:
         self._on_bad_end(worker, status, text, was_ready)
 
     def _on_bad_end(self, worker: Worker, status: int, text: str, was_ready: bool) -> None:
-        number = worker.plan.shard_id
+        number = worker.plan.number
         worker.state = State.FAILED
         for line in worker.guest.crash() if worker.guest is not None else ():
             self._complain(f"ixnet: worker {number}: {line}")
@@ -597,19 +603,17 @@ class ControlPlane:
             self._exit_status = self._exit_status or code
             self._stop_all()
             return
-        queue = worker.plan.queue
         if not self.config.restart_workers:
-            self._complain(f"ixnet: worker {number} (queue {queue}) ended: {text}; others go on")
+            self._complain(f"ixnet: {worker} ended: {text}; others go on")
             self._exit_status = 1
         elif worker.may_restart(monotonic_s()):
             self._complain(
-                f"ixnet: worker {number} (queue {queue}) ended: {text}; "
-                f"starting it again in {RESTART_DELAY_S:g} s"
+                f"ixnet: {worker} ended: {text}; starting it again in {RESTART_DELAY_S:g} s"
             )
             worker.restart_at = monotonic_s() + RESTART_DELAY_S
             worker.state = State.WAITING
         else:
-            self._complain(f"ixnet: worker {number} (queue {queue}) keeps ending: {text}; given up")
+            self._complain(f"ixnet: {worker} keeps ending: {text}; given up")
             self._exit_status = 1
 
     def _restart_due(self) -> None:
@@ -618,26 +622,24 @@ class ControlPlane:
                 try:
                     self._restart(worker)
                 except IxError as error:
-                    number = worker.plan.shard_id
+                    number = worker.plan.number
                     self._complain(f"ixnet: worker {number} can't be started: {error}")
-                    worker.close_socket()
+                    worker.close_sockets()
                     worker.state = State.FAILED
                     self._exit_status = 1
 
     def _restart(self, worker: Worker) -> None:
-        sock = QueueSocket.open(
-            self.nic.ifindex, worker.renew(), self._opened.mode is Mode.NATIVE_ZEROCOPY
-        )
-        try:
-            worker.make_shard(sock)
-        except BaseException:
-            sock.close()
-            raise
+        worker.renew(self._reopen)
         worker.tell(self._board.snapshot())
-        worker.flush_before_fork()
-        self._steering.set_socket(worker.plan.queue, sock.fileno())
+        for shard in worker.shards:
+            shard.flush_before_fork()
+            assert shard.socket is not None
+            self._steering.set_socket(shard.plan.queue, shard.socket.fileno())
         self._start(worker)
-        self._complain(f"ixnet: worker {worker.plan.shard_id} was started again")
+        self._complain(f"ixnet: worker {worker.plan.number} was started again")
+
+    def _reopen(self, config: QueueConfig) -> QueueSocket:
+        return QueueSocket.open(self.nic.ifindex, config, self._opened.mode is Mode.NATIVE_ZEROCOPY)
 
     def _on_signal(self, hears: socket.socket) -> None:
         numbers = hears.recv(64)
@@ -678,14 +680,10 @@ class ControlPlane:
             for worker in self._workers:
                 if worker.is_running:
                     self._complain(
-                        f"ixnet: worker {worker.plan.shard_id} does not end by itself: killed"
+                        f"ixnet: worker {worker.plan.number} does not end by itself: killed"
                     )
                     worker.kill()
             self._stopping_since = monotonic_s()
-
-
-def _named(worker: Worker) -> str:
-    return f"worker {worker.plan.shard_id} (queue {worker.plan.queue})"
 
 
 def run_instance(config: RunConfig, say: Say, complain: Say) -> int:

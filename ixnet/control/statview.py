@@ -38,10 +38,17 @@ class Snapshot:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         shards = []
+        live = {shard["id"]: shard for shard in self.live.get("shards", [])}
         for fact, reading in zip(self.instance.facts["shards"], self.readings, strict=True):
             batches = {str(n): count for n, count in reading.batches.items()}
             shards.append(
-                {**fact, "now_ns": reading.now_ns, "stats": reading.values, "batches": batches}
+                {
+                    **fact,
+                    **live.get(fact["id"], {}),
+                    "now_ns": reading.now_ns,
+                    "stats": reading.values,
+                    "batches": batches,
+                }
             )
         return {
             **self.instance.facts,
@@ -80,8 +87,12 @@ def render(now: Snapshot, before: Snapshot | None, show_all: bool) -> Renderable
     verdicts = now.live.get("verdicts", {})
     if verdicts:
         parts.append(_verdict_table(verdicts, show_all))
-    for title, key in (("AF_XDP socket", "socket"), ("guest", "guest"), ("pcap file", "pcap")):
-        table = _worker_table(now, title, key, show_all)
+    for title, key, whose in (
+        ("AF_XDP socket", "socket", "shard"),
+        ("guest", "guest", "worker"),
+        ("pcap file", "pcap", "shard"),
+    ):
+        table = _live_table(now, title, key, whose, show_all)
         if table is not None:
             parts.append(table)
     for warning in now.live.get("warnings", []):
@@ -113,7 +124,10 @@ def _shard_table(now: Snapshot, before: Snapshot | None, show_all: bool) -> Tabl
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for fact in now.instance.facts["shards"]:
-        table.add_column(f"shard {fact['id']} (q{fact['queue']}, c{fact['core']})", justify="right")
+        table.add_column(
+            f"shard {fact['id']} (q{fact['queue']}, w{fact['worker']}, c{fact['core']})",
+            justify="right",
+        )
     table.add_column("total", justify="right")
     if before is not None:
         table.add_column("a second", justify="right")
@@ -157,17 +171,17 @@ def _verdict_table(verdicts: dict[str, int], show_all: bool) -> Table:
     return table
 
 
-def _worker_table(now: Snapshot, title: str, key: str, show_all: bool) -> Table | None:
-    """What the control plane says of each worker under `key`."""
-    workers: Sequence[dict[str, Any]] = now.live.get("workers", [])
-    names = list(dict.fromkeys(name for w in workers for name in w.get(key, {})))
-    shown = [n for n in names if show_all or any(w[key].get(n) for w in workers)]
+def _live_table(now: Snapshot, title: str, key: str, whose: str, show_all: bool) -> Table | None:
+    """What the control plane says of each shard, or each worker, under `key`."""
+    columns: Sequence[dict[str, Any]] = now.live.get(whose + "s", [])
+    names = list(dict.fromkeys(name for one in columns for name in one.get(key, {})))
+    shown = [n for n in names if show_all or any(one[key].get(n) for one in columns)]
     if not shown:
         return None
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(title)
-    for worker in workers:
-        table.add_column(f"shard {worker['id']}", justify="right")
+    for one in columns:
+        table.add_column(f"{whose} {one['id']}", justify="right")
     for name in shown:
-        table.add_row(name, *(f"{w[key].get(name, 0):,}" for w in workers))
+        table.add_row(name, *(f"{one[key].get(name, 0):,}" for one in columns))
     return table

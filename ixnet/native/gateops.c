@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+_Static_assert((int)IX_GATE_SHARDS <= (int)DUNE_MODULE_FDS, "a socket for each shard");
+
 /* As dune_module_call(); libixnet.so does without libdune.so. */
 static long gate(const struct ix_app *app, uint64_t n, uint64_t a1, uint64_t a2, uint64_t a3,
                  uint64_t a4)

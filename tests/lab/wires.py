@@ -303,7 +303,7 @@ def expect_counters(stat: dict[str, Any], wire: Wire, connections: int) -> None:
         note(f"shard {i}: " + ", ".join(f"{name} {values[name]}" for name in shown))
     odd = {n: v for n, v in total.items() if v and (n.startswith("drop_") or n in _TROUBLE)}
     note(f"drops and troubles: {odd or 'none'}; rexmit {total['tcp_rexmit']}")
-    sockets = [w["socket"] for w in stat["workers"]]
+    sockets = [shard["socket"] for shard in shards]
     note(f"sockets: {[{n: v for n, v in s.items() if v} for s in sockets]}")
     note(f"verdicts: { {n: v for n, v in stat['verdicts'].items() if v} }")
     assert not set(odd) - set(_AGAIN)

@@ -119,7 +119,7 @@ def test_recording_holds_a_connection_from_syn_to_fin(
         assert receive(sock, len(message)) == message
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(1) == b""
-    shown = until("its counters", lambda: run.live()["workers"][0]["pcap"])
+    shown = until("its counters", lambda: run.live()["shards"][0]["pcap"])
     assert shown["frames_recorded"] > 30 and shown["frames_lost"] == 0
     table = subprocess.run(
         [sys.executable, "-m", "ixnet", "stat", "--name", run.name],
@@ -280,11 +280,11 @@ def test_disk_full_ends_the_recording_and_traffic_goes_on(
             feeder.join()
     until("the news", lambda: any("ENOSPC" in warning for warning in run.live()["warnings"]))
     shown = run.live()
-    worker = shown["workers"][0]
-    assert worker["state"] == "ready"
-    assert worker["pcap"]["frames_lost"] > worker["pcap"]["frames_recorded"] > 10
-    assert len(recorded(path)) == worker["pcap"]["frames_recorded"]
-    assert path.stat().st_size == worker["pcap"]["file_bytes"] <= 65536
+    assert shown["workers"][0]["state"] == "ready"
+    pcap = shown["shards"][0]["pcap"]
+    assert pcap["frames_lost"] > pcap["frames_recorded"] > 10
+    assert len(recorded(path)) == pcap["frames_recorded"]
+    assert path.stat().st_size == pcap["file_bytes"] <= 65536
     assert run.end() == 0
     err = run.errors()
     assert err.count("recording into") == 1 and "traffic goes on" in err and "cure: " in err

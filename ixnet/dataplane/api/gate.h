@@ -6,6 +6,8 @@
 #ifndef IX_API_GATE_H
 #define IX_API_GATE_H
 
+enum { IX_GATE_SHARDS = 8 }; /* that a gate can have at most */
+
 /* Argument 0 is always the shard's number, from 0. Results are those of the functions of api.h with
  * the same names. ADDRESS: two words, the address's 16 bytes as in struct ix_event (all 0: every
  * address); then the port, the family << 16 and the backlog << 32 in one word. */

@@ -12,8 +12,6 @@
 #include "base/types.h"
 #include "link/xsk.h"
 
-enum { IX_GATE_SHARDS = 8 };
-
 /* Time from the CPU's own counter. The control plane, which can ask Linux, says now and then what
  * CLOCK_MONOTONIC was at a count and how fast it goes, so that the two never drift apart by more
  * than Linux slews its clock between two such news (500 ppm: 0.5 ms in a second). One writer, the

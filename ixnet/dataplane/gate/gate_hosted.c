@@ -25,7 +25,10 @@ struct ix_gate_host {
     struct ix_gate gate; /* first: the module's context */
     /* The rate is measured from here to now. The control plane's alone. */
     uint64_t since_tick, since_ns;
-    uint32_t kick_word IX_ALIGNED(IX_CACHE_LINE); /* ring 0 sets, the kicker takes */
+    int by_word;
+    struct {
+        uint32_t word IX_ALIGNED(IX_CACHE_LINE); /* ring 0 sets, the kicker takes */
+    } kick[IX_GATE_SHARDS];
 };
 
 uint64_t ix_gate_ticks(void)
@@ -65,23 +68,32 @@ uint64_t ix_gate_host_bytes(void)
     return sizeof(struct ix_gate_host);
 }
 
-struct ix_gate_host *ix_gate_host_make(void *memory, struct ix_shard *shard,
-                                       struct ix_xsk_socket *socket, int by_word)
+struct ix_gate_host *ix_gate_host_make(void *memory, int by_word)
 {
     struct ix_gate_host *host = memory;
     uint64_t tick, ns;
     memset(host, 0, sizeof *host);
-    host->gate.shard_count = 1;
-    host->gate.entry[0] = (struct ix_gate_entry){
-        .shard = shard,
-        .xsk = ix_xsk_rings(socket),
-        .kick_word = by_word ? &host->kick_word : NULL,
-    };
+    host->by_word = by_word;
     read_pair(&host->since_tick, &host->since_ns);
     nanosleep(&(struct timespec){.tv_nsec = FIRST_RATE_NS}, NULL);
     read_pair(&tick, &ns);
     ix_gate_set_clock(&host->gate, tick, ns, rate_of(ns - host->since_ns, tick - host->since_tick));
     return host;
+}
+
+int ix_gate_host_add(struct ix_gate_host *host, struct ix_shard *shard,
+                     struct ix_xsk_socket *socket)
+{
+    uint32_t i = host->gate.shard_count;
+    if (i == IX_GATE_SHARDS)
+        return -IX_ENOSPC;
+    host->gate.entry[i] = (struct ix_gate_entry){
+        .shard = shard,
+        .xsk = ix_xsk_rings(socket),
+        .kick_word = host->by_word ? &host->kick[i].word : NULL,
+    };
+    host->gate.shard_count++;
+    return (int)i;
 }
 
 void ix_gate_host_set_clock(struct ix_gate_host *host)
@@ -191,10 +203,11 @@ struct ix_kicker *ix_kicker_start(uint32_t most, int core)
     return k;
 }
 
-void ix_kicker_set(struct ix_kicker *k, uint32_t i, struct ix_gate_host *host, int fd)
+void ix_kicker_set(struct ix_kicker *k, uint32_t i, struct ix_gate_host *host, uint32_t shard,
+                   int fd)
 {
     pthread_mutex_lock(&k->lock);
-    k->places[i].word = host ? &host->kick_word : NULL;
+    k->places[i].word = host && shard < IX_GATE_SHARDS ? &host->kick[shard].word : NULL;
     k->places[i].fd = fd;
     pthread_mutex_unlock(&k->lock);
 }
