@@ -260,9 +260,14 @@ def run(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGS]...", help="The application's own.")
     ] = None,
-    queues: Annotated[
-        str, typer.Option(metavar="N|all", help="How many NIC queues; a worker each.")
-    ] = "all",
+    queues: Annotated[str, typer.Option(metavar="N|all", help="How many NIC queues.")] = "all",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="W",
+            help="How many workers run the queues, each its share in turn (a worker a queue).",
+        ),
+    ] = None,
     cores: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Cores of the workers, in turn, like 1 or 2,4-7."),
@@ -391,6 +396,7 @@ def run(
             interface=interface,
             program=Program(program, _own_arguments(arguments or [])),
             queues=_parse_queues(queues),
+            workers=workers,
             cores=parse_cores(cores) if cores is not None else None,
             mode=mode,
             busy_poll=busy_poll,

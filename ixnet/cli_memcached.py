@@ -19,7 +19,10 @@ def memcached(
     conns: Annotated[int, typer.Option("-c", "--conn-limit", help="Connections at a time.")] = 1024,
     threads: Annotated[
         int | None,
-        typer.Option("-t", "--threads", help="Workers, one a NIC queue (all queues)."),
+        typer.Option("-t", "--threads", help="NIC queues, a worker each (all queues)."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="W", help="Fewer workers than queues, as ixnet run's.")
     ] = None,
     item_size: Annotated[
         str, typer.Option("-I", "--max-item-size", help="The largest item: 512k, 1m, ...")
@@ -92,6 +95,6 @@ def memcached(
         status = serve(
             config, interface, threads, cores, _say, _complain,
             mode=mode, busy_poll=busy_poll, spin_us=spin_us, frames=frames, placement=placement,
-            name=name,
+            name=name, workers=workers,
         )  # fmt: skip
     raise typer.Exit(status)

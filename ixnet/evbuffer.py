@@ -49,13 +49,13 @@ class Buffer:
 
     Bytes that came from the dataplane stay where it put them until they are removed: holding
     them keeps the connection's receive window closed by as much. Moving them to another buffer of
-    the same base copies nothing.
+    the same base copies nothing, unless the buffers are of connections on different shards.
     """
 
     __slots__ = ("_base", "_c")
 
     def __init__(self, base: EventBase) -> None:
-        c = lib.ix_evbuffer_new(base._loop.pool)
+        c = lib.ix_evbuffer_new((base._near() or base._parts[0]).loop.pool)
         if not c:
             raise MemoryError
         self._base = base

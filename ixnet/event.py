@@ -1,4 +1,4 @@
-"""Events and buffered connections in libevent's terms, on one shard of the dataplane.
+"""Events and buffered connections in libevent's terms, on the shards of a worker.
 
 An echo server::
 
@@ -17,8 +17,8 @@ An echo server::
 The names are libevent's (``event_base``, ``evconnlistener``, ``bufferevent``, ``evbuffer``) as
 classes. What lies between the dataplane and a callback is done in C (native/evloop.h): Python runs
 for callbacks, not for packets, and received bytes that are moved to an output buffer are sent
-from where they lie. One base belongs to one shard and to the thread that runs it; nothing
-here may be called from another thread.
+from where they lie. One base serves all shards of a worker, in turn, and belongs to the thread that
+runs it; nothing here may be called from another thread.
 
 A callback that raises does not end the loop: see `EventBase.on_error`.
 """
@@ -94,7 +94,7 @@ DataCallback = Callable[["BufferEvent"], object]
 EventCallback = Callable[["BufferEvent", int], object]
 AcceptCallback = Callable[["Listener", "BufferEvent"], object]
 ErrorCallback = Callable[["BufferEvent | None", Exception], object]
-_Due = tuple[Callable[[Iterator[Any]], None], Iterator[Any]]
+_Due = tuple[Callable[[Iterator[Any]], None], Iterator[Any], "_Part | None"]
 
 # A turn comes back to Python at least this often, so that signal handlers run.
 _SLICE_NS: Final = 50_000_000
@@ -123,7 +123,9 @@ def _close_at_end(bev: BufferEvent, events: int) -> None:
 class BufferEvent:
     """A connection with an `input` and an `output` buffer.
 
-    Without arguments but the base it is not connected: see `connect`. What is added to output is
+    Without arguments but the base it is not connected: see `connect`. One that is made in a
+    connection's callback is on the same shard, so that what one receives the other sends without a
+    copy; others are on the base's shards in turn. What is added to output is
     sent when the callback has returned. EV_WRITE is enabled from the start, EV_READ is not: until
     then nothing that arrives is shown.
 
@@ -132,29 +134,30 @@ class BufferEvent:
     """
 
     __slots__ = (
-        "__weakref__", "_base", "_c", "_eventcb", "_readcb", "_writecb", "ctx", "index", "input",
+        "__weakref__", "_c", "_eventcb", "_part", "_readcb", "_writecb", "ctx", "index", "input",
         "output",
     )  # fmt: skip
 
     def __init__(self, base: EventBase) -> None:
-        c = lib.ix_evloop_bev(base._loop)
+        part = base._near() or base._in_turn()
+        c = lib.ix_evloop_bev(part.loop)
         if not c:
             raise MemoryError
-        self._attach(base, c, c.index)
+        self._attach(part, c, c.index)
 
-    def _attach(self, base: EventBase, c: Any, index: int) -> None:
-        self._base = base
+    def _attach(self, part: _Part, c: Any, index: int) -> None:
+        self._part = part
         self._c = c
         self.index = index
-        self.input = Buffer._of(base, lib.ix_bev_input(c))
-        self.output = Buffer._of(base, lib.ix_bev_output(c))
+        self.input = Buffer._of(part.base, lib.ix_bev_input(c))
+        self.output = Buffer._of(part.base, lib.ix_bev_output(c))
         self._readcb: DataCallback = _ignore
         self._writecb: DataCallback = _ignore
         self._eventcb: EventCallback = _close_at_end
         self.ctx: Any = None  # yours
-        table = base._table
+        table = part.table
         if index >= len(table):
-            table.extend([base._nobody] * (index + 1 - len(table)))
+            table.extend([part.base._nobody] * (index + 1 - len(table)))
         table[index] = self
 
     def setcb(
@@ -292,11 +295,11 @@ class BufferEvent:
         c = self._c
         if not c:
             return
-        base = self._base
+        part = self._part
         self._c = ffi.NULL
-        self.input._c = self.output._c = base._closed
+        self.input._c = self.output._c = part.closed
         self._readcb = self._writecb = self._eventcb = _ignore
-        base._table[self.index] = base._nobody
+        part.table[self.index] = part.base._nobody
         lib.ix_bev_close(c, how)
 
     @property
@@ -342,14 +345,14 @@ class Listener:
         connections: int = 0,
         v6only: bool = False,
     ) -> None:
-        """Claims the address for the instance and listens on it in this shard.
+        """Claims the address for the instance and listens on it in the base's shards.
 
         address: (IP address, port). "" or "::" is every local address, of IPv6 alone with v6only;
         "0.0.0.0" every one of IPv4.
         callback(listener, bev): a peer has connected; give bev callbacks and enable(EV_READ) it.
         Closing or aborting bev there refuses the peer. backlog: how many may wait; 0: 1,024.
         congestion: of its connections, as in BufferEvent.set_congestion(); None: the instance's.
-        connections: how many there may be at a time; 0: any number.
+        connections: how many a shard may have at a time; 0: any number.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
         number = congestion_number(congestion)
@@ -357,27 +360,37 @@ class Listener:
         self._callback = callback
         self.address = address
         self._id = base._next_id()
+        self._ip = listen_ip(address[0], v6only)
+        options = ((lib.IX_OPT_CONGESTION, number), (lib.IX_OPT_CONNECTIONS, connections))
+        for i, part in enumerate(base._parts):
+            try:
+                self._listen(part.app, backlog, options)
+            except BaseException:
+                self._unlisten(base._parts[:i])
+                raise
+        base._listeners[self._id] = self
+
+    def _listen(self, app: Any, backlog: int, options: Iterable[tuple[int, int]]) -> None:
         why = ffi.new("char[]", _WHY_BYTES)
-        port = address[1]
-        self._ip = ip = listen_ip(address[0], v6only)
+        ip, port = self._ip, self.address[1]
         cookie = lib.IX_EVLOOP_LISTENER | self._id
-        code = base._listen(base._app, ip, port, cookie, backlog, why, _WHY_BYTES)
+        code = self._base._listen(app, ip, port, cookie, backlog, why, _WHY_BYTES)
         if code < 0:
             text, _, cure = ffi.string(why).decode(errors="replace").partition(" (cure: ")
             what = f"listen on port {port}" + (f": {text}" if text else "")
             raise from_errno(code, what, cure.removesuffix(")"))
-        for option, value in (
-            (lib.IX_OPT_CONGESTION, number),
-            (lib.IX_OPT_CONNECTIONS, connections),
-        ):
+        for option, value in options:
             if value:
-                lib.ix_app_listen_option(base._app, ip, port, option, value)
-        base._listeners[self._id] = self
+                lib.ix_app_listen_option(app, ip, port, option, value)
+
+    def _unlisten(self, parts: Iterable[_Part]) -> None:
+        for part in parts:
+            lib.ix_app_unlisten(part.app, self._ip, self.address[1])
 
     def close(self) -> None:
         """Ends listening; connections stay. Closing twice does nothing."""
         if self._base._listeners.pop(self._id, None):
-            lib.ix_app_unlisten(self._base._app, self._ip, self.address[1])
+            self._unlisten(self._base._parts)
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -424,37 +437,117 @@ class Event:
         self._callback(self)
 
 
-class EventBase:
-    """The loop over one shard."""
+class _Part:
+    """What a base has of one shard: `struct ix_app *`, its `struct ix_evloop *`, and the
+    bufferevents on it by their numbers."""
 
-    def __init__(self, app: Any = None) -> None:
-        """app: the `struct ix_app *` to run on; None: this worker's. A shard has one loop.
+    __slots__ = ("app", "base", "closed", "loop", "table")
 
-        Errors: NotInWorker (the program was not started by `ixnet run`), ValueError (the shard has
-        no send arena).
-        """
-        if app is None:
-            from ixnet.runtime import current_app
-
-            app = current_app()
+    def __init__(self, base: EventBase, app: Any) -> None:
         if not app.io.arena_frames:
             raise ValueError("the shard has no send arena: give it arena_frames")
         loop = lib.ix_evloop_new(app)
         if not loop:
             raise MemoryError
-        self._app = app
-        self._loop = ffi.gc(loop, lib.ix_evloop_free)
+        self.base = base
+        self.app = app
+        self.loop = ffi.gc(loop, lib.ix_evloop_free)
+        self.closed = ffi.addressof(self.loop, "closed")
+        self.table: list[BufferEvent] = []
+
+    def collect(self, add: Callable[[_Due], None]) -> None:
+        """Puts what a turn found due into the order in which it runs."""
+        loop = self.loop
+        if n := loop.early_count:
+            add((self._run_early, _pairs(_unpack(loop.early, 2 * n)), self))
+        if n := loop.read_count:
+            add((self.run_reads, iter(_unpack(loop.read, n)), self))
+        if n := loop.write_count:
+            add((self._run_writes, iter(_unpack(loop.write, n)), self))
+        if n := loop.late_count:
+            add((self._run_late, _pairs(_unpack(loop.late, 2 * n)), self))
+        if n := loop.timers_due_count:
+            add((self.base._run_timers, iter(_unpack(loop.timers_due, n)), None))
+
+    def run_reads(self, due: Iterator[int]) -> None:
+        """Runs read callbacks."""
+        table = self.table
+        for index in due:
+            bev = table[index]
+            try:
+                bev._readcb(bev)
+            except Exception as error:
+                self.base._failed(bev, error)
+
+    def _run_writes(self, due: Iterator[int]) -> None:
+        table = self.table
+        for index in due:
+            bev = table[index]
+            try:
+                bev._writecb(bev)
+            except Exception as error:
+                self.base._failed(bev, error)
+
+    def _run_early(self, due: Iterator[tuple[int, int]]) -> None:
+        for index, listener_id in due:
+            if listener_id == _CONNECTED:
+                self._tell(index, BEV_EVENT_CONNECTED)
+            else:
+                self._accept(index, listener_id)
+
+    def _run_late(self, due: Iterator[tuple[int, int]]) -> None:
+        for index, events in due:
+            self._tell(index, events)
+
+    def _tell(self, index: int, events: int) -> None:
+        bev = self.table[index]
+        try:
+            bev._eventcb(bev, events)
+        except Exception as error:
+            self.base._failed(bev, error)
+
+    def _accept(self, index: int, listener_id: int) -> None:
+        bev = BufferEvent.__new__(BufferEvent)
+        bev._attach(self, lib.ix_evloop_at(self.loop, index), index)
+        listener = self.base._listeners.get(listener_id)
+        if listener is None:
+            bev.abort()
+            return
+        try:
+            listener._callback(listener, bev)
+        except Exception as error:
+            self.base._failed(bev, error)
+
+
+class EventBase:
+    """The loop over a worker's shards."""
+
+    def __init__(self, app: Any = None) -> None:
+        """app: the `struct ix_app *` to run on, or several of one worker; None: all of this
+        worker's. A shard has one loop.
+
+        Errors: NotInWorker (the program was not started by `ixnet run`), ValueError (a shard has
+        no send arena).
+        """
+        if app is None:
+            from ixnet.runtime import current_apps
+
+            app = current_apps()
+        apps = app if isinstance(app, (list, tuple)) else (app,)
+        self._parts = [_Part(self, one) for one in apps]
+        self._loop, self._table = self._parts[0].loop, self._parts[0].table
+        for part in self._parts[1:]:
+            lib.ix_evloop_chain(self._loop, part.loop)
         self._listen: Callable[..., int] = lib.ix_app_listen
-        self._closed = ffi.addressof(self._loop, "closed")
         self._nobody = BufferEvent.__new__(BufferEvent)
         self._nobody._c = ffi.NULL
         self._nobody._readcb = self._nobody._writecb = self._nobody._eventcb = _ignore
-        self._table: list[BufferEvent] = []
         self._listeners: dict[int, Listener] = {}
         self._timers: dict[int, Event] = {}
         self._ids = 0
-        # What is due and has not run: (who runs them, an iterator over them).
+        # What is due and has not run: (who runs them, an iterator over them, of which shard).
         self._due: deque[_Due] = deque()
+        self._turns = 0  # whose is the next connection that is near to no shard
         self._leave = False  # at once
         self._exit = False  # when all that is due has run
         self._running = False
@@ -463,6 +556,14 @@ class EventBase:
     def _next_id(self) -> int:
         self._ids = self._ids % (_CONNECTED - 1) + 1
         return self._ids
+
+    def _near(self) -> _Part | None:
+        """The shard whose connection's callback runs; None: none does."""
+        return self._due[0][2] if self._due and self._running else None
+
+    def _in_turn(self) -> _Part:
+        self._turns += 1
+        return self._parts[self._turns % len(self._parts) - 1]
 
     def dispatch(self) -> int:
         """Runs until told to stop. Returns 0, or 1 when there is nothing left to do or deliver."""
@@ -479,6 +580,7 @@ class EventBase:
         self._running = True
         self._leave = False
         loop, queue, turn = self._loop, self._due, lib.ix_evloop_turn
+        first = self._parts[0]
         wait = 0 if flags & EVLOOP_NONBLOCK else _SLICE_NS
         try:
             while True:
@@ -494,64 +596,22 @@ class EventBase:
                     return 1
                 due = turn(loop, wait)
                 if 0 < due < _MORE:
-                    queue.append((self._run_reads, iter(_unpack(loop.read, due))))
+                    queue.append((first.run_reads, iter(_unpack(loop.read, due)), first))
                 elif due > 0:
-                    self._collect(loop, due)
+                    for part in self._parts:
+                        part.collect(queue.append)
                 elif due < 0 or flags & EVLOOP_NONBLOCK:
                     return 0
         finally:
             self._running = self._exit = False
 
-    def _collect(self, loop: Any, due: int) -> None:
-        """Puts what a turn found due into the order in which it runs."""
-        add = self._due.append
-        if n := loop.early_count:
-            add((self._run_early, _pairs(_unpack(loop.early, 2 * n))))
-        if n := due & _READS:
-            add((self._run_reads, iter(_unpack(loop.read, n))))
-        if n := loop.write_count:
-            add((self._run_writes, iter(_unpack(loop.write, n))))
-        if n := loop.late_count:
-            add((self._run_late, _pairs(_unpack(loop.late, 2 * n))))
-        if n := loop.timers_due_count:
-            add((self._run_timers, iter(_unpack(loop.timers_due, n))))
-
     def _run(self, queue: deque[_Due]) -> None:
         """Runs what is due; loopbreak() leaves the rest for the next loop()."""
         while queue and not self._leave:
-            run, iterator = queue[0]
+            run, iterator, _ = queue[0]
             run(iterator)
             if queue[0][1] is iterator:
                 queue.popleft()
-
-    def _run_reads(self, due: Iterator[int]) -> None:
-        table = self._table
-        for index in due:
-            bev = table[index]
-            try:
-                bev._readcb(bev)
-            except Exception as error:
-                self._failed(bev, error)
-
-    def _run_writes(self, due: Iterator[int]) -> None:
-        table = self._table
-        for index in due:
-            bev = table[index]
-            try:
-                bev._writecb(bev)
-            except Exception as error:
-                self._failed(bev, error)
-
-    def _run_early(self, due: Iterator[tuple[int, int]]) -> None:
-        for index, listener_id in due:
-            if listener_id == _CONNECTED:
-                self._tell(index, BEV_EVENT_CONNECTED)
-            else:
-                self._accept(index, listener_id)
-
-    def _run_late(self, due: Iterator[tuple[int, int]]) -> None:
-        for index, events in due:
-            self._tell(index, events)
 
     def _run_timers(self, due: Iterator[int]) -> None:
         for timer_id in due:
@@ -564,25 +624,6 @@ class EventBase:
                 event._ran_out()
             except Exception as error:
                 self._failed(None, error)
-
-    def _tell(self, index: int, events: int) -> None:
-        bev = self._table[index]
-        try:
-            bev._eventcb(bev, events)
-        except Exception as error:
-            self._failed(bev, error)
-
-    def _accept(self, index: int, listener_id: int) -> None:
-        bev = BufferEvent.__new__(BufferEvent)
-        bev._attach(self, lib.ix_evloop_at(self._loop, index), index)
-        listener = self._listeners.get(listener_id)
-        if listener is None:
-            bev.abort()
-            return
-        try:
-            listener._callback(listener, bev)
-        except Exception as error:
-            self._failed(bev, error)
 
     def _failed(self, bev: BufferEvent | None, error: Exception) -> None:
         """A callback raised: says so, and resets its connection, whose state nobody knows now."""
@@ -614,8 +655,8 @@ class EventBase:
         self._leave = True
         if self._due:
             # The loop that runs ends for want of more; _run() sees that there is.
-            run, iterator = self._due[0]
-            self._due[0] = (run, iter(list(iterator)))
+            run, iterator, part = self._due[0]
+            self._due[0] = (run, iter(list(iterator)), part)
 
     def loopexit(self, seconds: float = 0.0) -> None:
         """Leaves dispatch() in so many seconds, when all callbacks that are due have run."""

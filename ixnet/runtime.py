@@ -1,7 +1,7 @@
 """A worker: the process that runs shards and the application on them.
 
-`ixnet run` forks them. `current_app()` is how an application, or a layer between,
-gets at the worker's `struct ix_app` (native/app.h), and thereby at its shard.
+`ixnet run` forks them. `current_apps()` is how an application, or a layer between,
+gets at a `struct ix_app` (native/app.h) a shard, and thereby at its shards.
 """
 
 from __future__ import annotations
@@ -29,28 +29,40 @@ from ixnet.control.errors import IxError, from_errno
 DRAIN_NS = 200_000_000
 _WHY_BYTES = 512
 
-# The worker's `struct ix_app *`; set once, in a process that is a worker.
-_app: Any = None
+# A `struct ix_app *` for each of the worker's shards; set once, in a process that is a worker.
+_apps: tuple[Any, ...] = ()
 
 
 class NotInWorker(IxError):
     """The program was not started by `ixnet run`, so it has no shard."""
 
 
-def current_app() -> Any:
-    """This worker's `struct ix_app *` (cffi). Errors: NotInWorker."""
-    if _app is None:
+def current_apps() -> tuple[Any, ...]:
+    """A `struct ix_app *` (cffi) for each shard of this worker. Errors: NotInWorker."""
+    if not _apps:
         program = Path(sys.argv[0] or "APP").name
         raise NotInWorker(
             "this program has no dataplane: it was not started by ixnet run",
             f"start it with: ixnet run --interface IF {program}",
         )
-    return _app
+    return _apps
+
+
+def current_app() -> Any:
+    """The `struct ix_app *` (cffi) of this worker's only shard. Errors: NotInWorker; IxError if it
+    has several."""
+    apps = current_apps()
+    if len(apps) > 1:
+        raise IxError(
+            f"this worker has {len(apps)} shards, the program is written for one",
+            "use ixnet.event or ixnet.shard.shards(), or leave --workers out",
+        )
+    return apps[0]
 
 
 def in_worker() -> bool:
     """Whether this process is a worker of a running instance."""
-    return _app is not None
+    return bool(_apps)
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def let_go_of_descriptors(keep: Iterable[int]) -> None:
 
 def become_worker(identity: WorkerIdentity) -> None:
     """The first thing that a forked worker does. Exits if the control plane is gone already."""
-    global _app
+    global _apps
     _follow(identity)
     # Ctrl-C goes to the whole terminal: the control plane hears it and stops the workers in order.
     signal.set_wakeup_fd(-1)
@@ -136,7 +148,7 @@ def become_worker(identity: WorkerIdentity) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
-    _app = identity.apps[0]
+    _apps = identity.apps
 
 
 def _follow(identity: WorkerIdentity) -> None:
@@ -162,9 +174,8 @@ def run_worker(identity: WorkerIdentity, program: Program) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        for app in identity.apps:
-            with contextlib.suppress(BaseException):
-                lib.ix_app_leave(app, DRAIN_NS)
+        with contextlib.suppress(BaseException):
+            lib.ix_app_leave(identity.apps[0], DRAIN_NS)
         _end_interpreter()
         os._exit(status & 0xFF)
 
@@ -228,7 +239,7 @@ def run_native(program: Program) -> int:
     why = ffi.new("char[]", _WHY_BYTES)
     path = os.fsencode(program.path.resolve())
     status = int(
-        lib.ix_app_run_native(_app, path, len(strings), argv, ran, why, _WHY_BYTES),
+        lib.ix_app_run_native(_apps[0], path, len(strings), argv, ran, why, _WHY_BYTES),
     )
     if ran[0]:
         return status

@@ -439,7 +439,7 @@ class Shard:
     """One shard from the application's side. Belongs to one thread.
 
     app: the worker's `struct ix_app *`; None takes the one that `ixnet run` made for this process.
-    Errors: ixnet.runtime.NotInWorker if there is none.
+    Errors: ixnet.runtime.NotInWorker if there is none, IxError if there are several: see `shards`.
     """
 
     def __init__(self, app: Any = None) -> None:
@@ -562,6 +562,17 @@ class Shard:
         from ixnet.control.stats import stats_dict
 
         return stats_dict(self.app.ops.stats(self.app))
+
+
+def shards() -> list[Shard]:
+    """All shards of this worker (--workers makes it several). They are to be polled in turn: what
+    `poll` may sleep, it sleeps only when none of them has anything to do.
+
+    Errors: ixnet.runtime.NotInWorker.
+    """
+    from ixnet.runtime import current_apps
+
+    return [Shard(app) for app in current_apps()]
 
 
 def _check(code: int, doing: str, why: Any = None) -> None:

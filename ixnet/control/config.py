@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ixnet._core import lib
 from ixnet.congestion import CONGESTION, ECN
 from ixnet.control.errors import IxError, ModeUnavailable, NoSuchQueue
 from ixnet.control.privileges import Privileges
@@ -48,21 +49,22 @@ class ConfigError(IxError):
 class RunConfig:
     """The options of `ixnet run`, checked as far as they can be without looking at the machine.
 
-    queues: how many, None all. cores: one a worker, in turn; None chooses. spin_us: idle time
-    before a worker sleeps, us; None: never if busy_poll, else by how many workers share a core.
-    frames: UMEM frames of a queue's dataplane; its send arena has half as many on top.
-    own_addresses: those that only the dataplane has, one of each family at most. ports: the first
-    and last of the outgoing ones. congestion: of connections that say no other; ecn: accept,
-    request or off. syn_cookies: full, never or always; mss_max: bytes, None no limit. kick: who
-    makes the system calls that push the NIC along in the dune placement: exit, the guest itself, or
-    thread, one of the control process; None: exit. privileges: of the workers. pcap: where frames
-    are recorded; snaplen: bytes kept of each, None or 0 all. timestamps: arrival
-    times before frames.
+    queues: how many, None all. workers: how many run them, None a worker a queue. cores: one a
+    worker, in turn; None chooses. spin_us: idle time before a worker sleeps, us; None: never if
+    busy_poll, else by how many workers share a core. frames: UMEM frames of a queue's dataplane;
+    its send arena has half as many on top. own_addresses: those that only the dataplane has, one of
+    each family at most. ports: the first and last of the outgoing ones. congestion: of connections
+    that say no other; ecn: accept, request or off. syn_cookies: full, never or always; mss_max:
+    bytes, None no limit. kick: who makes the system calls that push the NIC along in the dune
+    placement: exit, the guest itself, or thread, one of the control process; None: exit.
+    privileges: of the workers. pcap: where frames are recorded; snaplen: bytes kept of each, None
+    or 0 all. timestamps: arrival times before frames.
     """
 
     interface: str
     program: Program
     queues: int | None = None
+    workers: int | None = None
     cores: tuple[int, ...] | None = None
     mode: str = "auto"
     busy_poll: bool = False
@@ -104,6 +106,8 @@ class RunConfig:
             )
         if self.queues is not None:
             _within("queues", self.queues, 1, 256)
+        if self.workers is not None:
+            _within("workers", self.workers, 1, 256)
         if self.spin_us is not None:
             _within("spin-us", self.spin_us, 0, 10_000_000)
             if self.busy_poll:
@@ -154,6 +158,24 @@ class RunConfig:
             nic.check_queues(range(self.queues))
             raise NoSuchQueue(f"{nic.name} has {len(nic.queues)} queues", "ask for fewer")
         return nic.queues[: self.queues]
+
+    def spread(self, queues: int) -> list[range]:
+        """Which of so many queues, by their place, each worker runs: neighbours, as evenly as can
+        be. Errors: ConfigError."""
+        workers = self.workers if self.workers is not None else queues
+        if workers > queues:
+            raise ConfigError(
+                f"{workers} workers can't run {queues} queue{'s' if queues > 1 else ''}",
+                "a queue is one worker's: ask for no more workers than queues",
+            )
+        most = -(-queues // workers)
+        if self.placement == "dune" and most > lib.IX_GATE_SHARDS:
+            raise ConfigError(
+                f"a guest can't run {most} queues",
+                f"ask for at least {-(-queues // lib.IX_GATE_SHARDS)} workers",
+            )
+        first = [i * queues // workers for i in range(workers + 1)]
+        return [range(first[i], first[i + 1]) for i in range(workers)]
 
     def choose_frame_shift(self, nic: Nic) -> int:
         """log2 of the smallest UMEM frame that holds the interface's MTU. Errors: MtuTooLarge."""

@@ -12,7 +12,7 @@ import platform
 import re
 import resource
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,7 +228,8 @@ def _instances() -> Iterator[Finding]:
     for instance in find_instances():
         name = instance.name
         interface = instance.facts.get("interface", "?")
-        yield Finding("instance", name, INFO, f"runs on {interface}, {instance.facts.get('mode')}")
+        text = f"runs on {interface}, {instance.facts.get('mode')}"
+        yield Finding("instance", name, INFO, text + workers_text(instance.facts.get("shards", [])))
         try:
             values = total(read_instance(instance))
         except StatsError as error:
@@ -236,6 +237,16 @@ def _instances() -> Iterator[Finding]:
             continue
         yield from instance_findings(name, values)
         yield from stall_findings(name, instance.ask().get("workers", []))
+
+
+def workers_text(shards: Sequence[dict[str, Any]]) -> str:
+    """Which worker runs which shards, where one runs several."""
+    by_worker: dict[int, list[str]] = {}
+    for shard in shards:
+        by_worker.setdefault(shard.get("worker", shard["id"]), []).append(str(shard["id"]))
+    if len(by_worker) == len(shards):
+        return ""
+    return "".join(f"; worker {w}: shards {', '.join(s)}" for w, s in sorted(by_worker.items()))
 
 
 def instance_findings(name: str, values: dict[str, int]) -> Iterator[Finding]:

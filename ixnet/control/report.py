@@ -56,6 +56,7 @@ class StartReport:
         pairs = [
             ("interface", f"{nic.name} ({driver}), MTU {nic.mtu}, {nic.mac_text}"),
             ("queues", f"{format_cores(self._queues)} of {len(nic.queues)}"),
+            *self._worker_pairs(),
             ("cores", format_cores(self.cores) + shared),
             ("mode", opened.mode.value),
             *(("", f"not {attempt}") for attempt in opened.attempts),
@@ -71,6 +72,13 @@ class StartReport:
             *(("records", f"{s.recorder.path}") for s in self._shards if s.recorder is not None),
         ]
         return [report_line(label, text) for label, text in pairs]
+
+    def _worker_pairs(self) -> list[tuple[str, str]]:
+        """Which worker runs which queues, where one runs several."""
+        if len(self.workers) == len(self._shards):
+            return []
+        lines = [f"{w.plan.number} on core {w.plan.core}: {w.queues_text}" for w in self.workers]
+        return [("workers" if i == 0 else "", line) for i, line in enumerate(lines)]
 
     def notes(self) -> list[str]:
         """What will not work as one might expect, each with its cure."""

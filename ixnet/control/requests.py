@@ -1,7 +1,7 @@
 """What workers ask of the control plane (native/request.h), and which claims they hold.
 
-A claim is the instance's, whichever worker asked first: it is made with the first request and
-given up with the last, and a worker that dies gives up its share.
+A claim is the instance's, whichever shard asked first: it is made with the first request and given
+up with the last, and when a worker dies its shards' share is given up.
 """
 
 from __future__ import annotations
@@ -43,20 +43,24 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that passed the checks. endpoint: of CLAIM and UNCLAIM."""
+    """A request that passed the checks. shard: whose, by its number in the worker. endpoint: of
+    CLAIM and UNCLAIM."""
 
     op: int
+    shard: int
     sequence: int
     endpoint: Endpoint | None
 
 
-def decode(message: bytes) -> Request:
-    """Errors: BadRequest."""
+def decode(message: bytes, shards: int = 1) -> Request:
+    """shards: how many the worker has. Errors: BadRequest."""
     if len(message) != REQUEST_BYTES:
         raise BadRequest(f"a request of {len(message)} bytes")
     raw = ffi.from_buffer("struct ix_request *", message)
     if raw.magic != lib.IX_REQUEST_MAGIC:
         raise BadRequest("a request without its magic")
+    if raw.shard >= shards:
+        raise BadRequest(f"a request of shard {raw.shard}")
     endpoint = None
     if raw.op in (lib.IX_REQUEST_CLAIM, lib.IX_REQUEST_UNCLAIM):
         packed = bytes(ffi.buffer(raw.ip, 16))
@@ -69,7 +73,7 @@ def decode(message: bytes) -> Request:
         endpoint = Endpoint(Proto(raw.proto), ip, int(raw.port), int(raw.family))
     elif raw.op not in (lib.IX_REQUEST_READY, lib.IX_REQUEST_NUDGE, lib.IX_REQUEST_LEAVE):
         raise BadRequest(f"request number {raw.op}")
-    return Request(int(raw.op), int(raw.sequence), endpoint)
+    return Request(int(raw.op), int(raw.shard), int(raw.sequence), endpoint)
 
 
 def encode_reply(sequence: int, error: IxError | None = None) -> bytes:
@@ -98,15 +102,15 @@ class ClaimTable:
         every = {endpoint for held in self._held.values() for endpoint in held}
         return tuple(sorted(every, key=lambda e: (e.proto, str(e.ip), e.port, e.family)))
 
-    def claim(self, worker: int, endpoint: Endpoint) -> None:
-        """One claim more for a worker. Errors: IxError of `make`, if it is the first."""
+    def claim(self, shard: int, endpoint: Endpoint) -> None:
+        """One claim more for a shard. Errors: IxError of `make`, if it is the first."""
         if endpoint not in self.endpoints():
             self._make(endpoint)
-        self._held.setdefault(worker, Counter())[endpoint] += 1
+        self._held.setdefault(shard, Counter())[endpoint] += 1
 
-    def unclaim(self, worker: int, endpoint: Endpoint) -> None:
-        """One claim less. Errors: IxError if the worker holds none."""
-        held = self._held.get(worker, Counter())
+    def unclaim(self, shard: int, endpoint: Endpoint) -> None:
+        """One claim less. Errors: IxError if the shard holds none."""
+        held = self._held.get(shard, Counter())
         if endpoint not in held:
             raise IxError(f"{endpoint} is not claimed by this worker", "", errno.ENOENT)
         held[endpoint] -= 1
@@ -115,9 +119,9 @@ class ClaimTable:
             if endpoint not in self.endpoints():
                 self._end(endpoint)
 
-    def drop(self, worker: int) -> None:
-        """Gives up everything that a worker holds."""
-        for endpoint in self._held.pop(worker, Counter()):
+    def drop(self, shard: int) -> None:
+        """Gives up everything that a shard holds."""
+        for endpoint in self._held.pop(shard, Counter()):
             if endpoint not in self.endpoints():
                 self._end(endpoint)
 

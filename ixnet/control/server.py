@@ -140,7 +140,8 @@ class ControlPlane:
                     "give an address that nobody has, or leave --own-address out to share it",
                 )
         allowed = allowed_cores()
-        self._cores = assign_cores(len(self._queues), config.cores, allowed)
+        self._spread = config.spread(len(self._queues))
+        self._cores = assign_cores(len(self._spread), config.cores, allowed)
         # Off the cores where workers poll. Restored for callers that go on after the run.
         os.sched_setaffinity(0, spare_cores(self._cores, allowed))
         self._stack.callback(os.sched_setaffinity, 0, allowed)
@@ -199,11 +200,10 @@ class ControlPlane:
         ports = self._outgoing_ports(len(self._queues))
         shared = {core for core in self._cores if self._cores.count(core) > 1}
         plans = [self._plan_shard(i, ports) for i in range(len(self._queues))]
-        for number, core in enumerate(self._cores):
-            mine = slice(number, number + 1)
+        for number, (core, mine) in enumerate(zip(self._cores, self._spread, strict=True)):
             spin_ns = config.choose_spin_ns(core in shared)
-            plan = WorkerPlan(number, core, spin_ns, tuple(plans[mine]))
-            worker = Worker(plan, config, nic, recorders[mine])
+            plan = WorkerPlan(number, core, spin_ns, tuple(plans[i] for i in mine))
+            worker = Worker(plan, config, nic, [recorders[i] for i in mine])
             self._workers.append(worker)
             self._stack.callback(worker.close)
         require_locked_memory(sum(shard.umem.nbytes for shard in self._shards()))
@@ -338,10 +338,11 @@ class ControlPlane:
             return
         self._announced = True
         self._directory.update(state="serving")
-        n = len(self._workers)
+        n, queues = len(self._workers), len(self._queues)
+        where = f"{queues} queues of {self.nic.name}" if queues > n else self.nic.name
         self._say(
             f"ready {self._directory.name}: {n} worker{'s' if n > 1 else ''} "
-            f"on {self.nic.name}, {self._opened.mode.value}, {self.config.placement}"
+            f"on {where}, {self._opened.mode.value}, {self.config.placement}"
         )
 
     def _warn(self, text: str) -> None:
@@ -442,7 +443,7 @@ class ControlPlane:
                 self._unregister(worker.requests)
                 return
             try:
-                reply = self._answer(worker, decode(message))
+                reply = self._answer(worker, decode(message, len(worker.shards)))
             except BadRequest as error:
                 self._complain(f"ixnet: worker {worker.plan.number} sent {error}: ignored")
                 continue
@@ -451,7 +452,6 @@ class ControlPlane:
                     worker.requests.send(reply)
 
     def _answer(self, worker: Worker, request: Request) -> bytes | None:
-        number = worker.plan.number
         if request.op == lib.IX_REQUEST_READY:
             worker.state = State.READY
             if worker.guest is not None:
@@ -462,10 +462,12 @@ class ControlPlane:
             self._serve_shards(worker)
             return None
         error: IxError | None = None
+        shard = worker.shards[request.shard]
+        number = shard.plan.shard_id
         try:
             if request.op == lib.IX_REQUEST_LEAVE:
                 self._table.drop(number)
-                worker.tell([control_message(lib.IX_CTL_ABORT_ALL)])
+                worker.tell([control_message(lib.IX_CTL_ABORT_ALL)], [shard])
             elif request.endpoint is not None:
                 act = (
                     self._table.claim if request.op == lib.IX_REQUEST_CLAIM else self._table.unclaim
@@ -573,10 +575,10 @@ class ControlPlane:
         was_ready = worker.state is State.READY
         self._serve_shards(worker)
         status = worker.reap()
-        if self.config.program.on_death is not None:
-            for shard in worker.shards:
+        for shard in worker.shards:
+            if self.config.program.on_death is not None:
                 self.config.program.on_death(shard.plan.shard_id)
-        self._table.drop(worker.plan.number)
+            self._table.drop(shard.plan.shard_id)
         self._set_kicker(worker, False)
         # Its queues' frames go to the kernel from here on, right for all but claimed ones.
         worker.close_sockets()

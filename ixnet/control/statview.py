@@ -124,10 +124,9 @@ def _shard_table(now: Snapshot, before: Snapshot | None, show_all: bool) -> Tabl
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for fact in now.instance.facts["shards"]:
-        table.add_column(
-            f"shard {fact['id']} (q{fact['queue']}, w{fact['worker']}, c{fact['core']})",
-            justify="right",
-        )
+        worker = fact.get("worker", fact["id"])
+        where = f"q{fact['queue']}, w{worker}, c{fact['core']}"
+        table.add_column(f"shard {fact['id']} ({where})", justify="right")
     table.add_column("total", justify="right")
     if before is not None:
         table.add_column("a second", justify="right")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ixnet._core import lib
+from ixnet._core import ffi, lib
 from ixnet.control.config import RunConfig
 from ixnet.control.guest import Guest
 from ixnet.control.heartbeat import Heartbeat
@@ -36,6 +36,9 @@ from ixnet.runtime import Program, WorkerIdentity, run_worker
 RESTART_DELAY_S = 1.0
 RESTARTS_MAX = 5
 RESTARTS_WINDOW_S = 60.0
+# Answers to requests of one worker's shards come on one socket; one that was given up on is nobody
+# else's.
+_SEQUENCE_SHIFT = 24
 
 
 class State(enum.Enum):
@@ -82,6 +85,7 @@ class Worker:
         self._kick_fd = -1
         self._deaths: deque[float] = deque()
         self._apps: tuple[Any, ...] = ()
+        self._siblings: Any = None
         self.guest: Guest | None = None
         self.shards = tuple(
             Shard(p, config, nic, r) for p, r in zip(plan.shards, recorders, strict=True)
@@ -144,8 +148,10 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._apps = tuple(shard.make_app() for shard in self.shards)
+        self._siblings = ffi.new("struct ix_app *[]", list(self._apps))
         for number, app in enumerate(self._apps):
-            app.gate_shard = number
+            app.gate_shard, app.sequence = number, number << _SEQUENCE_SHIFT
+            app.n_siblings, app.siblings = len(self._apps), self._siblings
             app.request_fd, app.kick_fd = theirs.fileno(), kick_fd
             app.spin_ns, app.stop = self.plan.spin_ns, stop
         parent = os.getpid()

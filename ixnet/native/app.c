@@ -2,6 +2,7 @@
  * app.h.
  */
 #include "native/app.h"
+#include "native/fibers.h"
 #include "native/process.h"
 #include "native/recorder.h"
 #include "native/request.h"
@@ -40,7 +41,8 @@ static bool stopped(const struct ix_app *app)
  * only later. */
 static void tell(struct ix_app *app, uint8_t op)
 {
-    struct ix_request request = {.magic = IX_REQUEST_MAGIC, .op = op};
+    struct ix_request request = {
+        .magic = IX_REQUEST_MAGIC, .op = op, .shard = (uint8_t)app->gate_shard};
     if (app->request_fd >= 0)
         (void)!send(app->request_fd, &request, sizeof request, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
@@ -78,6 +80,7 @@ static int ask(struct ix_app *app, struct ix_request *request, char *why, size_t
     if (app->request_fd < 0)
         return 0;
     request->magic = IX_REQUEST_MAGIC;
+    request->shard = (uint8_t)app->gate_shard;
     request->sequence = ++app->sequence;
     if (send(app->request_fd, request, sizeof *request, MSG_NOSIGNAL) < 0) {
         int err = -errno;
@@ -330,27 +333,75 @@ static int cycle(struct ix_app *app)
     return n;
 }
 
-/* Sleeps until the shard has something to do, the link or the control plane has something for
- * it, or max_wait_ns are over. Returns false when there was nothing to sleep for. */
-static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
+/* ---- siblings -------------------------------------------------------------------- */
+
+static uint32_t sibling_count(const struct ix_app *app)
 {
-    uint64_t wait = app->ops->may_sleep_ns(app, app_clock(app));
-    if (wait > max_wait_ns)
-        wait = max_wait_ns;
-    if (wait > SLEEP_MAX_NS)
-        wait = SLEEP_MAX_NS;
-    if (!wait)
-        return false;
-    /* Readers see what this shard is while it sleeps. */
+    return app->n_siblings > 1 ? app->n_siblings : 1;
+}
+
+static struct ix_app *sibling(struct ix_app *app, uint32_t i)
+{
+    return app->n_siblings > 1 ? app->siblings[i] : app;
+}
+
+/* The worker runs its loop once every shard of it was polled. */
+static void begin_serving(struct ix_app *app)
+{
+    bool all = true;
+    app->serving = 1;
+    for (uint32_t i = 0; i < sibling_count(app); i++)
+        all &= sibling(app, i)->serving;
+    if (all)
+        tell(app, IX_REQUEST_READY);
+}
+
+/* Have the others, like this one, been idle for long, and is there nothing that they are to be
+ * asked? */
+static bool siblings_idle(struct ix_app *app)
+{
+    for (uint32_t i = 0; i < app->n_siblings; i++) {
+        const struct ix_app *other = app->siblings[i];
+        if (!other->idle_since_ns || other->io->n_calls ||
+            app->now_ns - other->idle_since_ns < (uint64_t)app->spin_ns)
+            return false;
+    }
+    return true;
+}
+
+/* ---- sleep ----------------------------------------------------------------------- */
+
+/* Readers see what the shard is while it sleeps. */
+static void show_stats(struct ix_app *app)
+{
     if (app->stats) {
         (void)app->ops->stats(app);
         nudge_on_miss(app);
     }
+}
+
+/* Sleeps until a shard has something to do, its link or the control plane has something for it, or
+ * max_wait_ns are over. Returns false when there was nothing to sleep for. */
+static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
+{
+    struct pollfd fds[1 + IX_APP_SIBLINGS];
+    uint32_t n = sibling_count(app);
+    uint64_t now_ns = app_clock(app), wait = SLEEP_MAX_NS;
+    wait = max_wait_ns < wait ? max_wait_ns : wait;
+    fds[0] = (struct pollfd){.fd = app->kick_fd > 0 ? app->kick_fd : -1, .events = POLLIN};
+    for (uint32_t i = 0; i < n; i++) {
+        struct ix_app *one = sibling(app, i);
+        uint64_t may = one->ops->may_sleep_ns(one, now_ns);
+        wait = may < wait ? may : wait;
+        fds[1 + i] = (struct pollfd){.fd = one->link_fd, .events = POLLIN};
+    }
+    if (!wait)
+        return false;
+    for (uint32_t i = 0; i < n; i++)
+        show_stats(sibling(app, i));
     struct timespec timeout = {.tv_nsec = (long)wait};
-    struct pollfd fds[2] = {{.fd = app->link_fd, .events = POLLIN},
-                            {.fd = app->kick_fd > 0 ? app->kick_fd : -1, .events = POLLIN}};
-    int ready = ppoll(fds, 2, &timeout, NULL);
-    if (ready > 0 && fds[1].revents) {
+    int ready = ppoll(fds, 1 + n, &timeout, NULL);
+    if (ready > 0 && fds[0].revents) {
         uint64_t kicks;
         (void)!read(app->kick_fd, &kicks, sizeof kicks);
     }
@@ -359,15 +410,15 @@ static bool sleep_for_work(struct ix_app *app, uint64_t max_wait_ns)
 
 int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns)
 {
+    if (app->fiber)
+        max_wait_ns = ix_fibers_pass(app, max_wait_ns);
     if (stopped(app))
         return -1;
-    if (!app->serving) {
-        app->serving = 1;
-        tell(app, IX_REQUEST_READY);
-    }
+    if (!app->serving)
+        begin_serving(app);
     int n = cycle(app);
     if (!app->idle_since_ns || !max_wait_ns || app->spin_ns < 0 || app->link_fd < 0 ||
-        app->now_ns - app->idle_since_ns < (uint64_t)app->spin_ns)
+        app->now_ns - app->idle_since_ns < (uint64_t)app->spin_ns || !siblings_idle(app))
         return n;
     if (!sleep_for_work(app, max_wait_ns))
         return n;
@@ -376,21 +427,41 @@ int ix_app_poll(struct ix_app *app, uint64_t max_wait_ns)
     return cycle(app);
 }
 
-void ix_app_leave(struct ix_app *app, uint64_t drain_ns)
+/* ---- the end --------------------------------------------------------------------- */
+
+int ix_app_abort_all(struct ix_app *app)
 {
     struct ix_request request = {.op = IX_REQUEST_LEAVE};
+    return ask(app, &request, NULL, 0);
+}
+
+/* A cycle. Returns whether the shard has segments on their way or connections, or -1. */
+static int drain(struct ix_app *app, uint64_t now_ns)
+{
+    if (poll_shard(app, now_ns) < 0)
+        return -1;
+    const struct ix_stats *stats = app->ops->stats(app);
+    return stats->flows != stats->flows_time_wait || stats->frames_tx;
+}
+
+void ix_app_leave(struct ix_app *app, uint64_t drain_ns)
+{
     uint64_t start = app_clock(app), now = start;
-    if (ask(app, &request, NULL, 0))
-        return;
-    /* What the application queued in its last turn still counts. */
-    const struct ix_stats *stats;
-    do {
-        now = app_clock(app);
-        if (poll_shard(app, now) < 0)
+    uint32_t n = sibling_count(app);
+    for (uint32_t i = 0; i < n; i++)
+        if (ix_app_abort_all(sibling(app, i)))
             return;
-        stats = app->ops->stats(app);
-    } while (now - start < drain_ns &&
-             (stats->flows != stats->flows_time_wait || stats->frames_tx));
+    /* What the application queued in its last turn still counts. */
+    for (bool left = true; left && now - start < drain_ns;) {
+        now = app_clock(app);
+        left = false;
+        for (uint32_t i = 0; i < n; i++) {
+            int has = drain(sibling(app, i), now);
+            if (has < 0)
+                return;
+            left |= has != 0;
+        }
+    }
 }
 
 int ix_app_run_native(struct ix_app *app, const char *path, int argc, char **argv, int *ran,
@@ -410,5 +481,6 @@ int ix_app_run_native(struct ix_app *app, const char *path, int argc, char **arg
         return -ENOEXEC;
     }
     *ran = 1;
-    return app_main(app, argc, argv);
+    return app->n_siblings > 1 ? ix_fibers_run(app, app_main, argc, argv)
+                               : app_main(app, argc, argv);
 }

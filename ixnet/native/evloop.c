@@ -37,6 +37,13 @@ struct ix_evloop *ix_evloop_new(struct ix_app *app)
     return loop;
 }
 
+void ix_evloop_chain(struct ix_evloop *first, struct ix_evloop *loop)
+{
+    while (first->next)
+        first = first->next;
+    first->next = loop;
+}
+
 void ix_evloop_free(struct ix_evloop *loop)
 {
     if (!loop)
@@ -212,12 +219,16 @@ static void forget_due(struct ix_evloop *loop)
     loop->late_count = loop->timers_due_count = 0;
 }
 
-/* What a turn returns. */
-static int64_t due(const struct ix_evloop *loop)
+/* What a turn of the chain returns. */
+static int64_t due(const struct ix_evloop *first)
 {
-    bool more =
-        loop->early_count || loop->write_count || loop->late_count || loop->timers_due_count;
-    return (int64_t)loop->read_count + (more ? IX_EVLOOP_MORE : 0);
+    uint32_t others = 0, more = 0;
+    for (const struct ix_evloop *loop = first; loop; loop = loop->next) {
+        more |= loop->early_count | loop->write_count | loop->late_count | loop->timers_due_count;
+        if (loop != first)
+            others |= loop->read_count;
+    }
+    return (int64_t)first->read_count + (more | others ? IX_EVLOOP_MORE : 0);
 }
 
 /* ---- calls and their results --------------------------------------------- */
@@ -391,44 +402,71 @@ static void run_timers(struct ix_evloop *loop)
 /* ---- a turn -------------------------------------------------------------- */
 
 /* How long the dataplane may sleep: not at all when there is something to do for us. */
-static uint64_t sleep_bound(const struct ix_evloop *loop, uint64_t max_wait_ns)
+static uint64_t sleep_bound(const struct ix_evloop *first, uint64_t now, uint64_t max_wait_ns)
 {
-    uint64_t next = ix_evtimers_next(&loop->timers), now = loop->app->now_ns;
-    if (loop->pool->changed_head || loop->pool->done_head || due(loop) || next <= now)
+    if (due(first))
         return 0;
-    return next - now < max_wait_ns ? next - now : max_wait_ns;
+    for (const struct ix_evloop *loop = first; loop; loop = loop->next) {
+        uint64_t next = ix_evtimers_next(&loop->timers);
+        if (loop->pool->changed_head || loop->pool->done_head || next <= now)
+            return 0;
+        if (next - now < max_wait_ns)
+            max_wait_ns = next - now;
+    }
+    return max_wait_ns;
 }
 
-int64_t ix_evloop_turn(struct ix_evloop *loop, uint64_t max_wait_ns)
+/* One cycle. Returns false when it is time to stop. */
+static bool cycle(struct ix_evloop *loop, uint64_t max_wait_ns)
 {
-    uint64_t end_ns = 0, left_ns = max_wait_ns;
-    ix_evpool_drop_taken(loop->pool);
-    forget_due(loop);
+    int n = ix_app_poll(loop->app, max_wait_ns);
+    if (n < 0)
+        return false;
+    loop->turns++;
+    book_results(loop);
+    book_events(loop, (uint32_t)n);
+    run_timers(loop);
+    settle_events(loop);
+    return true;
+}
+
+int64_t ix_evloop_turn(struct ix_evloop *first, uint64_t max_wait_ns)
+{
+    uint64_t end_ns = 0, left_ns = max_wait_ns, now = first->app->now_ns;
+    for (struct ix_evloop *loop = first; loop; loop = loop->next) {
+        ix_evpool_drop_taken(loop->pool);
+        forget_due(loop);
+    }
     for (;;) {
-        flush(loop);
-        int n = ix_app_poll(loop->app, sleep_bound(loop, left_ns));
-        if (n < 0)
-            return -1;
-        loop->turns++;
-        book_results(loop);
-        book_events(loop, (uint32_t)n);
-        run_timers(loop);
-        settle_events(loop);
-        uint64_t now = loop->app->now_ns;
+        for (struct ix_evloop *loop = first; loop; loop = loop->next) {
+            flush(loop);
+            /* What was found due before the stop is still told. */
+            if (!cycle(loop, sleep_bound(first, now, left_ns)))
+                return due(first) ? due(first) : -1;
+            now = loop->app->now_ns;
+        }
         if (!end_ns)
             end_ns = max_wait_ns < UINT64_MAX - now ? now + max_wait_ns : UINT64_MAX;
-        if (due(loop) || now >= end_ns)
-            return due(loop);
+        if (due(first) || now >= end_ns)
+            return due(first);
         left_ns = end_ns - now;
     }
 }
 
-uint32_t ix_evloop_active(const struct ix_evloop *loop)
+static uint32_t active(const struct ix_evloop *loop)
 {
     uint32_t timers = 0;
     for (uint32_t i = 0; i < loop->timers.count && !timers; i++)
         timers += loop->timers.heap[i]->kind == TIMER_APP;
     return loop->bev_count + timers;
+}
+
+uint32_t ix_evloop_active(const struct ix_evloop *loop)
+{
+    uint32_t sum = 0;
+    for (; loop; loop = loop->next)
+        sum += active(loop);
+    return sum;
 }
 
 const char *ix_evloop_check(const struct ix_evloop *loop)

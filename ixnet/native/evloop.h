@@ -1,4 +1,5 @@
-/* The application's event loop over one shard.
+/* The application's event loop over one shard, or over several of one worker: then there is a loop
+ * a shard, chained, and a turn of the first is one of each.
  *
  * A turn hands what the bufferevents want to the dataplane, runs a cycle, books the results and
  * events, and stops as soon as a callback is due. What is due stands in lists of numbers, so that
@@ -31,6 +32,7 @@ struct ix_evpending {
 
 struct ix_evloop {
     struct ix_app *app;
+    struct ix_evloop *next; /* of the chain that takes turns together; NULL: the last */
     struct ix_evpool *pool;
     struct ix_evtimers timers;
     struct ix_evbuffer closed; /* always empty, takes nothing: what closed bufferevents have */
@@ -52,16 +54,20 @@ enum { IX_EVLOOP_PAGE = 64 };
 
 /* A loop on the application's shard, which must have no other. NULL: no memory. */
 struct ix_evloop *ix_evloop_new(struct ix_app *app);
-/* Frees it. Connections are left to the dataplane: close them before, or end the shard. */
+/* Adds a loop that was in no chain to the end of the one that begins with `first`. */
+void ix_evloop_chain(struct ix_evloop *first, struct ix_evloop *loop);
+/* Frees it, by itself. Connections are left to the dataplane: close them before, or end the shard.
+ */
 void ix_evloop_free(struct ix_evloop *loop);
 
-/* Runs cycles until something is due or max_wait_ns have passed, at least one. Returns how many
- * read callbacks are due, plus IX_EVLOOP_MORE if anything else is; -1: it is time to stop. */
+/* Runs cycles of each loop from this one on until something is due or max_wait_ns have passed, at
+ * least one. Returns how many read callbacks are due, plus IX_EVLOOP_MORE if anything else is,
+ * reads of the other loops too; -1: it is time to stop. */
 int64_t ix_evloop_turn(struct ix_evloop *loop, uint64_t max_wait_ns);
 /* The time now on the loop's clock, ns. */
 uint64_t ix_evloop_now(const struct ix_evloop *loop);
-/* Is anything left to do: bufferevents, those that were closed and whose output is still being
- * delivered too, or timers? */
+/* Is anything left to do in the chain from this loop on: bufferevents, those that were closed and
+ * whose output is still being delivered too, or timers? */
 uint32_t ix_evloop_active(const struct ix_evloop *loop);
 /* Arms a timer of the application's; its id is listed when it runs out. Returns 0 or -ENOMEM. */
 int ix_evloop_timer_set(struct ix_evloop *loop, struct ix_evtimer *timer, uint64_t delay_ns);

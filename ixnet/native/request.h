@@ -13,10 +13,10 @@
 
 enum ix_request_op {
     IX_REQUEST_CLAIM = 1,   /* redirect proto/ip/port to the dataplane */
-    IX_REQUEST_UNCLAIM = 2, /* one claim of this worker less */
-    IX_REQUEST_READY = 3,   /* the worker runs its loop */
+    IX_REQUEST_UNCLAIM = 2, /* one claim of this shard less */
+    IX_REQUEST_READY = 3,   /* the worker runs all its shards */
     IX_REQUEST_NUDGE = 4,   /* the shard's ring holds a request (a neighbour to resolve) */
-    IX_REQUEST_LEAVE = 5    /* the application ended: abort what is left of its connections */
+    IX_REQUEST_LEAVE = 5    /* the application ended: abort the shard's connections */
 };
 
 enum { IX_REQUEST_MAGIC = 0x69786371 };
@@ -27,7 +27,7 @@ struct ix_request {
     uint8_t op;     /* enum ix_request_op */
     uint8_t family; /* 4 or 6; 0: both, of which `ip` is every address */
     uint8_t proto;  /* IPPROTO_TCP, IPPROTO_UDP */
-    uint8_t pad;
+    uint8_t shard;  /* whose: its number in the worker */
     uint16_t port;  /* host byte order */
     uint16_t pad2;
     uint8_t ip[16]; /* network byte order, IPv4 in the first 4 bytes; all 0: every address */

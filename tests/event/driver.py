@@ -47,7 +47,9 @@ class Driver:
     def __init__(self) -> None:
         self.now_ns = 1000 * MS
         self.app: list[Any] = []
-        self.base: list[Any] = []
+        self.base: list[Any] = []  # of each end
+        self.bases: list[Any] = []  # those that there are
+        self.parts: list[Any] = []  # what they have of each shard
 
     def start(self) -> None:
         """Once both ends stand, with an app each."""
@@ -56,8 +58,18 @@ class Driver:
             self.tell(i, self.lib.IX_CTL_ROUTE_SET, ip="10.0.0.0", prefix=24)
             mac = [2, 0, 0, 0, 0, 2 - i]
             self.tell(i, self.lib.IX_CTL_NEIGH_SET, ip=ADDRESS[1 - i], mac=mac)
-        self.base = [self.event.EventBase(app) for app in self.app]
-        for base in self.base:
+        self._use([self.event.EventBase(app) for app in self.app])
+        self.base = self.bases
+
+    def join(self) -> None:
+        """Makes it one base on both shards, before anything else."""
+        self._use([self.event.EventBase(self.app)])
+        self.base = self.bases * 2
+
+    def _use(self, bases: list[Any]) -> None:
+        self.bases = bases
+        self.parts = [part for base in bases for part in base._parts]
+        for base in bases:
             base.on_error = self._raise
         self.turn()
 
@@ -90,7 +102,7 @@ class Driver:
         for _ in range(times):
             self.now_ns += step_ns
             self.advance()
-            for base in self.base:
+            for base in self.bases:
                 base.loop(self.event.EVLOOP_NONBLOCK | self.event.EVLOOP_NO_EXIT_ON_EMPTY)
 
     def turn_until(self, done: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -99,11 +111,11 @@ class Driver:
         while not done():
             assert self.now_ns < end_ns, "it takes too long"
             self.turn()
-            if not any(base._loop.pool.changed_head for base in self.base):
+            if not any(part.loop.pool.changed_head for part in self.parts):
                 self._skip_idle_time()
 
     def _skip_idle_time(self) -> None:
-        timers = [self.ffi.addressof(base._loop, "timers") for base in self.base]
+        timers = [self.ffi.addressof(part.loop, "timers") for part in self.parts]
         due = min(self.next_ns(), *(self.lib.ix_evtimers_next(t) for t in timers))
         if self.now_ns < due < 2**63:
             self.now_ns = due
@@ -111,8 +123,8 @@ class Driver:
     def check(self) -> None:
         """The invariants of both ends and the wire."""
         self.check_core()
-        for base in self.base:
-            wrong = self.lib.ix_evloop_check(base._loop)
+        for part in self.parts:
+            wrong = self.lib.ix_evloop_check(part.loop)
             assert not wrong, self.ffi.string(wrong)
 
     def _stats(self, i: int) -> Any:
@@ -120,15 +132,15 @@ class Driver:
 
     def end(self) -> None:
         """Closes everything; all frames must come back."""
-        for base in self.base:
-            for bev in list(base._table):
+        for part in self.parts:
+            for bev in list(part.table):
                 bev.abort()
-        self.turn_until(lambda: not any(base._loop.bev_count for base in self.base))
+        self.turn_until(lambda: not any(part.loop.bev_count for part in self.parts))
         self.turn_until(lambda: not any(self._stats(i).flows for i in range(2)))
         self.turn(4)
         self.check()
-        for i, base in enumerate(self.base):
-            pool = base._loop.pool
+        for i, part in enumerate(self.parts):
+            pool = part.loop.pool
             assert self._stats(i).frames_app == 0
             assert (pool.lent_bytes, pool.heap_bytes) == (0, 0)
             assert pool.arena_free_count == ARENA

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ixnet.control.errors import PortTaken
 from tests.event.driver import ADDRESS
 from tests.event.placement import Pair, event
 
@@ -47,7 +48,8 @@ class Client:
         self.bev = event.BufferEvent(pair.base[1])
         self.bev.setcb(self.on_read, None, self.on_event)
         self.bev.enable(EV_READ)
-        self.bev.connect((ADDRESS[0], port))
+        at = pair.parts.index(self.bev._part)
+        self.bev.connect((ADDRESS[1 - at], port))
 
     def on_read(self, bev: Any) -> None:
         self.got += bev.read()
@@ -236,4 +238,105 @@ def test_proxy_between_two_connections_copies_nothing() -> None:
     pair.turn_until(lambda: client.done)
     assert client.got == client.data
     assert pair.base[0]._loop.pool.heap_bytes == 0
+    pair.end()
+
+
+# ---- one base on both shards ------------------------------------------------------------------
+
+
+def other_end(bev: Any) -> str:
+    """The address of the end that a connection of the base isn't on."""
+    return ADDRESS[1 - bev._part.base._parts.index(bev._part)]
+
+
+def test_one_base_on_two_shards_serves_connections_of_both() -> None:
+    pair = Pair()
+    pair.join()
+    accepted = serve_echo(pair)
+    clients = []
+    for _ in range(6):
+        client = Client(pair, random.Random(1).randbytes(30_000))
+        clients.append(client)
+    # They are on the shards in turn; each connects to the other one's listener.
+    assert [client.bev._part for client in clients] == pair.parts * 3
+    pair.turn_until(lambda: all(client.done for client in clients))
+    assert len(accepted) == 6
+    assert [sum(bev._part is part for bev in accepted) for part in pair.parts] == [3, 3]
+    pair.end()
+
+
+def test_connection_made_in_a_callback_is_on_the_shard_of_that_callback() -> None:
+    pair = Pair()
+    pair.join()
+    made = []
+
+    def on_accept(_: Any, bev: Any) -> None:
+        made.append((bev, event.BufferEvent(pair.base[0]), event.Buffer(pair.base[0])))
+
+    event.Listener(pair.base[0], ("", PORT), on_accept)
+    clients = [event.BufferEvent(pair.base[0]) for _ in range(4)]
+    for bev in clients:
+        bev.connect((other_end(bev), PORT))
+    pair.turn_until(lambda: len(made) == 4)
+    for accepted, own, buffer in made:
+        assert own._part is accepted._part
+        assert buffer._c.pool == accepted._part.loop.pool
+    pair.end()
+
+
+def test_bytes_move_from_a_connection_of_one_shard_to_one_of_the_other() -> None:
+    pair = Pair()
+    pair.join()
+    accepted: list[Any] = []
+    got = bytearray()
+
+    def cross(bev: Any) -> None:
+        accepted[1 - accepted.index(bev)].output.add_buffer(bev.input)
+
+    def on_accept(_: Any, bev: Any) -> None:
+        accepted.append(bev)
+        bev.setcb(cross)
+        bev.enable(EV_READ)
+
+    event.Listener(pair.base[0], ("", PORT), on_accept)
+    near, far = (event.BufferEvent(pair.base[0]) for _ in range(2))
+    for bev in near, far:
+        bev.connect((other_end(bev), PORT))
+    far.setcb(lambda bev: got.extend(bev.read()))
+    far.enable(EV_READ)
+    pair.turn_until(lambda: len(accepted) == 2)
+    assert accepted[0]._part is not accepted[1]._part
+    data = random.Random(2).randbytes(200_000)
+    near.write(data)
+    pair.turn_until(lambda: len(got) == len(data))
+    assert bytes(got) == data
+    del near, far
+    pair.end()
+
+
+def test_a_listener_that_one_shard_refuses_listens_on_none() -> None:
+    pair = Pair()
+    pair.join()
+    second = pair.app[1]
+    assert pair.lib.ix_app_listen(second, b"", PORT, 1, 0, pair.ffi.NULL, 0) == 0
+    with pytest.raises(PortTaken, match="port 7"):
+        event.Listener(pair.base[0], ("", PORT), lambda *_: None)
+    assert pair.lib.ix_app_unlisten(second, b"", PORT) == 0
+    listener = event.Listener(pair.base[0], ("", PORT), lambda *_: None)
+    listener.close()
+    listener = event.Listener(pair.base[0], ("", PORT), lambda *_: None)
+    listener.close()
+    pair.end()
+
+
+def test_timer_and_input_of_both_shards_are_due_in_one_dispatch() -> None:
+    pair = Pair()
+    pair.join()
+    accepted = serve_echo(pair)
+    clients = [Client(pair, b"x") for _ in range(2)]
+    ran: list[float] = []
+    pair.base[0].timer(0.001, lambda _: ran.append(pair.base[0].now))
+    begin = pair.base[0].now
+    pair.turn_until(lambda: bool(ran) and all(client.done for client in clients))
+    assert ran[0] - begin >= 0.001 and len(accepted) == 2
     pair.end()

@@ -49,6 +49,7 @@ class Worker:
         app.request_fd, app.kick_fd, app.link_fd = theirs.fileno(), self.kick, self.link_read
         app.stop = self.stop
         app.stats = lib.ix_shard_stats(self.shard)
+        self.siblings: Any = None
         self.why = ffi.new("char[]", 300)
 
     def poll(self, max_wait_ns: int = 0) -> int:

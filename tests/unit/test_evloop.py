@@ -293,3 +293,41 @@ def test_streams_are_whole_whatever_happens(
     for step in steps:
         model.step(*step)
     model.finish()
+
+
+def test_turn_of_a_chain_is_one_cycle_of_each_loop() -> None:
+    first, second = Loop(), Loop()
+    lib.ix_evloop_chain(first.c, second.c)
+    assert first.turn() == 0
+    assert (first.c.turns, second.c.turns) == (1, 1)
+    conn = second.fake.knock()
+    assert first.turn() == MORE
+    assert (first.c.early_count, second.c.early_count) == (0, 1)
+    bev = lib.ix_evloop_at(second.c, second.c.early[0])
+    lib.ix_bev_enable(bev, READ)
+    lib.ix_bev_want(bev, READ)
+    first.turn()
+    second.fake.send(conn, b"x")
+    assert first.turn() == MORE, "the reads of another loop are no reads of the first"
+    assert second.c.read_count == 1
+    assert first.turn() == 0 and second.c.read_count == 0
+    assert lib.ix_evloop_active(first.c) == 1
+    second.close(bev)
+    first.turn()
+    second.fake.die(conn)
+    first.turn(2)
+    assert lib.ix_evloop_active(first.c) == 0
+    first.end()
+    second.end()
+
+
+def test_stop_in_the_middle_of_a_chain_comes_after_what_is_due() -> None:
+    first, second = Loop(), Loop()
+    lib.ix_evloop_chain(first.c, second.c)
+    first.turn()
+    stop = ffi.new("uint32_t *", 1)
+    second.fake.app.stop = stop
+    first.fake.knock()
+    assert first.turn() == MORE
+    first.fake.app.stop = stop
+    assert first.turn() == -1
