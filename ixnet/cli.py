@@ -352,6 +352,12 @@ def run(
         str,
         typer.Option(metavar="WHEN", help="ECN: accept it, request it with CONNECT too, off."),
     ] = "accept",
+    pacing: Annotated[
+        bool,
+        typer.Option(
+            "--pacing/--no-pacing", help="Spread what is sent over the round trip, not in bursts."
+        ),
+    ] = False,
     syn_cookies: Annotated[
         str,
         typer.Option(metavar="WHEN", help="SYN cookies: when the backlog is full, never, always."),
@@ -413,6 +419,7 @@ def run(
             restart_workers=restart_workers,
             congestion=congestion,
             ecn=ecn,
+            pacing=pacing,
             syn_cookies=syn_cookies,
             mss_max=mss_max,
             privileges=_privileges(user, keep_privileges),

@@ -1,4 +1,4 @@
-"""Names of what the core has numbers for: congestion control and ECN."""
+"""Names of what the core has numbers for: congestion control, ECN, pacing."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def congestion_number(name: str | None) -> int:
     if name not in CONGESTION:
         raise ValueError(f"{name!r} is no congestion control: {', '.join(CONGESTION)}")
     return CONGESTION[name]
+
+
+def pacing_number(pacing: bool | int) -> int:
+    """The value of IX_OPT_PACING: of True by window and round-trip time, of a number at most so
+    many bytes a second, of False none. Errors: ValueError.
+    """
+    if pacing is True:
+        return 2**32
+    if pacing < 0:
+        raise ValueError(f"{pacing} bytes a second is no pace")
+    return int(pacing)

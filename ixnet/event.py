@@ -36,7 +36,7 @@ from typing import Any, Final
 
 from ixnet._core import ffi, lib
 from ixnet.address import ip_text, listen_ip, pack_ip
-from ixnet.congestion import congestion_number
+from ixnet.congestion import congestion_number, pacing_number
 from ixnet.control.errors import from_errno
 from ixnet.evbuffer import (
     EVBUFFER_EOL_ANY,
@@ -269,6 +269,12 @@ class BufferEvent:
         """
         self._check(lib.ix_bev_option(self._c, lib.IX_OPT_CONGESTION, congestion_number(name)))
 
+    def set_pacing(self, pacing: bool | int) -> None:
+        """Spreads what is sent over the round trip: True by window and round-trip time, a number at
+        most so many bytes a second too; False or 0: as the window lets it go. Errors: ValueError.
+        """
+        self._check(lib.ix_bev_option(self._c, lib.IX_OPT_PACING, pacing_number(pacing)))
+
     def trigger(self, events: int) -> None:
         """Makes readcb (EV_READ) and/or writecb (EV_WRITE) run in the next turn."""
         self._check(lib.ix_bev_trigger(self._c, events))
@@ -344,6 +350,7 @@ class Listener:
         congestion: str | None = None,
         connections: int = 0,
         v6only: bool = False,
+        pacing: bool | int | None = None,
     ) -> None:
         """Claims the address for the instance and listens on it in the base's shards.
 
@@ -352,16 +359,20 @@ class Listener:
         callback(listener, bev): a peer has connected; give bev callbacks and enable(EV_READ) it.
         Closing or aborting bev there refuses the peer. backlog: how many may wait; 0: 1,024.
         congestion: of its connections, as in BufferEvent.set_congestion(); None: the instance's.
-        connections: how many a shard may have at a time; 0: any number.
+        connections: how many a shard may have at a time; 0: any number. pacing: of its connections,
+        as in BufferEvent.set_pacing(); None: the instance's.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
-        number = congestion_number(congestion)
+        options = [
+            (lib.IX_OPT_CONGESTION, congestion_number(congestion) or None),
+            (lib.IX_OPT_CONNECTIONS, connections or None),
+            (lib.IX_OPT_PACING, None if pacing is None else pacing_number(pacing)),
+        ]
         self._base = base
         self._callback = callback
         self.address = address
         self._id = base._next_id()
         self._ip = listen_ip(address[0], v6only)
-        options = ((lib.IX_OPT_CONGESTION, number), (lib.IX_OPT_CONNECTIONS, connections))
         for i, part in enumerate(base._parts):
             try:
                 self._listen(part.app, backlog, options)
@@ -370,7 +381,9 @@ class Listener:
                 raise
         base._listeners[self._id] = self
 
-    def _listen(self, app: Any, backlog: int, options: Iterable[tuple[int, int]]) -> None:
+    def _listen(
+        self, app: Any, backlog: int, options: Iterable[tuple[int, int | None]]
+    ) -> None:
         why = ffi.new("char[]", _WHY_BYTES)
         ip, port = self._ip, self.address[1]
         cookie = lib.IX_EVLOOP_LISTENER | self._id
@@ -380,7 +393,7 @@ class Listener:
             what = f"listen on port {port}" + (f": {text}" if text else "")
             raise from_errno(code, what, cure.removesuffix(")"))
         for option, value in options:
-            if value:
+            if value is not None:
                 lib.ix_app_listen_option(app, ip, port, option, value)
 
     def _unlisten(self, parts: Iterable[_Part]) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from ixnet._core import ffi, lib
 from ixnet.address import ip_text, listen_ip, pack_ip
-from ixnet.congestion import congestion_number
+from ixnet.congestion import congestion_number, pacing_number
 from ixnet.control.errors import IxError, from_errno
 
 EV_KNOCK: int = lib.IX_EV_KNOCK
@@ -50,6 +50,7 @@ OPT_LINGER_NS: int = lib.IX_OPT_LINGER_NS
 OPT_KEEPALIVE_INTERVAL_NS: int = lib.IX_OPT_KEEPALIVE_INTERVAL_NS
 OPT_KEEPALIVE_PROBES: int = lib.IX_OPT_KEEPALIVE_PROBES
 OPT_CONNECTIONS: int = lib.IX_OPT_CONNECTIONS
+OPT_PACING: int = lib.IX_OPT_PACING
 
 _RECORD_BYTES = 64
 _UDP_MORE: int = lib.IX_UDP_MORE
@@ -500,22 +501,28 @@ class Shard:
         congestion: str | None = None,
         connections: int = 0,
         v6only: bool = False,
+        pacing: bool | int | None = None,
     ) -> None:
         """Claims TCP ip:port for the instance and listens in this shard. ip: None or "::" is every
         local address, of IPv6 alone with v6only; "0.0.0.0" every one of IPv4.
 
         cookie: comes with each KNOCK. backlog: connections not yet accepted at most; 0: 1,024.
         congestion: of its connections, "cubic", "newreno" or "dctcp"; None: the instance's.
-        connections: how many there may be at a time; 0: any number.
+        connections: how many there may be at a time; 0: any number. pacing: True spreads what they
+        send over the round trip, a number is a limit in bytes a second too; None: the instance's.
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
-        number = congestion_number(congestion)
+        options = [
+            (OPT_CONGESTION, congestion_number(congestion) or None),
+            (OPT_CONNECTIONS, connections or None),
+            (OPT_PACING, None if pacing is None else pacing_number(pacing)),
+        ]
         why = ffi.new("char[]", _REASON_BYTES)
         address = listen_ip(ip, v6only)
         code = lib.ix_app_listen(self.app, address, port, cookie, backlog, why, _REASON_BYTES)
         _check(code, f"listen on port {port}", why)
-        for option, value in ((OPT_CONGESTION, number), (OPT_CONNECTIONS, connections)):
-            if value:
+        for option, value in options:
+            if value is not None:
                 code = lib.ix_app_listen_option(self.app, address, port, option, value)
                 _check(code, f"set option {option} of port {port}")
 

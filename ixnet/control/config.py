@@ -54,11 +54,11 @@ class RunConfig:
     busy_poll, else by how many workers share a core. frames: UMEM frames of a queue's dataplane;
     its send arena has half as many on top. own_addresses: those that only the dataplane has, one of
     each family at most. ports: the first and last of the outgoing ones. congestion: of connections
-    that say no other; ecn: accept, request or off. syn_cookies: full, never or always; mss_max:
-    bytes, None no limit. kick: who makes the system calls that push the NIC along in the dune
-    placement: exit, the guest itself, or thread, one of the control process; None: exit.
-    privileges: of the workers. pcap: where frames are recorded; snaplen: bytes kept of each, None
-    or 0 all. timestamps: arrival times before frames.
+    that say no other; ecn: accept, request or off. pacing: of connections that say nothing else.
+    syn_cookies: full, never or always; mss_max: bytes, None no limit. kick: who makes the system
+    calls that push the NIC along in the dune placement: exit, the guest itself, or thread, one of
+    the control process; None: exit. privileges: of the workers. pcap: where frames are recorded;
+    snaplen: bytes kept of each, None or 0 all. timestamps: arrival times before frames.
     """
 
     interface: str
@@ -81,6 +81,7 @@ class RunConfig:
     restart_workers: bool = True
     congestion: str = "cubic"
     ecn: str = "accept"
+    pacing: bool = False
     syn_cookies: str = "full"
     mss_max: int | None = None
     privileges: Privileges = field(default_factory=Privileges)

@@ -62,6 +62,7 @@ def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:
     c.sg_inplace = 1 if config.placement == "inline" else 0
     c.syn_cookies, c.mss_max = SYN_COOKIES.index(config.syn_cookies), config.mss_max or 0
     c.congestion, c.ecn = CONGESTION[config.congestion], ECN[config.ecn]
+    c.pacing = config.pacing
     if nic.rss and nic.rss.function == "toeplitz" and len(nic.rss.indirection) <= 512:
         c.rss_key_bytes = min(len(nic.rss.key), 64)
         ffi.memmove(c.rss_key, nic.rss.key, c.rss_key_bytes)

@@ -71,6 +71,7 @@ static void configure(struct sim_world *w, uint32_t i)
         .own_address = w->c->own_address,
         .congestion = plan->congestion,
         .ecn = plan->ecn,
+        .pacing = plan->pacing,
         .sg_inplace = plan->sg_inplace,
     };
     memcpy(cfg->mac, mac.b, 6);

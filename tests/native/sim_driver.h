@@ -33,6 +33,7 @@ struct ix_simd_side {
     uint32_t max_flows, max_events, max_calls, max_extents, max_timers;
     uint32_t rcvbuf_bytes, sndbuf_bytes, mtu, time_wait_ms, backlog;
     uint8_t congestion, ecn; /* enum ix_congestion, enum ix_ecn */
+    bool pacing;
     uint32_t ring_entries; /* of FILL, RX, TX, COMPLETION */
     uint64_t completion_delay_ns;
     uint32_t tx_budget;

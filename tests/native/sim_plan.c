@@ -73,6 +73,8 @@ static void plan_congestion(uint64_t *r, struct ix_simd_case *c, bool faulty)
             p->spike_ns = sim_range(r, p->spike_every_ns / 20, p->spike_every_ns / 2);
         }
     }
+    for (uint32_t i = 0; i < 2; i++)
+        c->side[i].pacing = sim_chance(r, 500000);
 }
 
 static void plan_sizes(uint64_t *r, struct ix_simd_side *s)
@@ -351,13 +353,14 @@ static int describe_side(const struct ix_simd_case *c, uint32_t i, char *out, si
         "  its path: delay %lu ns, jitter %lu, rate %lu/s, queue %u, ppm: loss %u (burst %u) dup "
         "%u "
         "reorder %u (hold %lu ns) corrupt %u; lost up to %u bytes, marked from %u, stands still "
-        "%lu of %lu ns, congestion %u, ecn %u\n",
+        "%lu of %lu ns, congestion %u, ecn %u, pacing %d\n",
         i, s->poll_ns, s->batch, s->mtu, s->rcvbuf_bytes, s->sndbuf_bytes, s->max_flows,
         s->max_events, s->max_calls, s->max_extents, s->arena_frames, s->fill_target,
         s->ring_entries, s->backlog, s->time_wait_ms, s->completion_delay_ns, s->tx_budget,
         s->sg_inplace, p->delay_ns, p->jitter_ns, p->rate_bytes_per_s, p->queue_frames, p->loss_ppm,
         p->loss_burst_frames, p->dup_ppm, p->reorder_ppm, p->reorder_hold_ns, p->corrupt_ppm,
-        p->loss_max_bytes, p->mark_frames, p->spike_ns, p->spike_every_ns, s->congestion, s->ecn);
+        p->loss_max_bytes, p->mark_frames, p->spike_ns, p->spike_every_ns, s->congestion, s->ecn,
+        s->pacing);
 }
 
 int ix_simd_describe(const struct ix_simd_case *c, char *out, size_t bytes)

@@ -123,3 +123,21 @@ def test_standstills_cause_timeouts_that_are_undone() -> None:
     assert count["lost"] == 0 and count["tcp_rto"] > 0
     assert count["tcp_undo"] >= count["tcp_rto"] / 2
     assert count["tcp_rexmit"] <= count["tcp_tlp"] + 2 * count["tcp_rto"]
+
+
+def test_pacing_spares_a_queue_shorter_than_the_window() -> None:
+    # 20 ms at 100 Mbit/s is 170 frames; the queue holds 10. In bursts the window overflows it long
+    # before the link is full.
+    over_ns = {}
+    for pacing in (False, True):
+        over_ns[pacing] = 0
+        for seed in range(1, 4):
+            made = case(seed, "cubic", 20, 0, queue_frames=10, mark_frames=0)
+            for side in made.side:
+                side.pacing = pacing
+            result = run(made)
+            assert not failure(result), explain(made, result)
+            assert result.counters.tcp_rto == 0
+            over_ns[pacing] += result.over_ns
+    print(over_ns)
+    assert over_ns[True] < over_ns[False] * 0.8

@@ -141,7 +141,7 @@ def calm(
         side.pool_frames, side.arena_frames, side.fill_target = 4096, 512, 2048
         side.batch, side.mtu, side.frame_shift, side.ring_entries = 64, 1500, 11, 4096
         side.rcvbuf_bytes, side.sndbuf_bytes, side.backlog = rcvbuf, 0, 0
-        side.completion_delay_ns, side.tx_budget = 0, 0
+        side.completion_delay_ns, side.tx_budget, side.pacing = 0, 0, False
         side.fill_at_creation = side.arena_frames_only = False
     return case
 

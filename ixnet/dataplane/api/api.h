@@ -136,7 +136,10 @@ enum ix_option {
     IX_OPT_FIN_WAIT_NS = 14, /* closed: how long the peer's FIN is waited for; 0: 60 s */
     /* So many data segments are acknowledged without delay, unless the application answers one
      * before; an ACK that waits goes at once (default 0) */
-    IX_OPT_QUICKACK = 16
+    IX_OPT_QUICKACK = 16,
+    /* What leaves is spread over the round trip, by window and round-trip time, and is not more
+     * than so many bytes a second; from UINT32_MAX on by those alone; 0: not paced */
+    IX_OPT_PACING = 17
 };
 
 /* Congestion control of what a connection sends. */
@@ -221,8 +224,8 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns);
 int ix_shard_listen(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                     uint64_t cookie, uint32_t backlog);
 int ix_shard_unlisten(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port);
-/* What later connections of that listener begin with (IX_OPT_CONGESTION, RCVBUF, MSS), or how
- * many there may be (IX_OPT_CONNECTIONS, BACKLOG). Returns 0, -ENOENT, -EINVAL. */
+/* What later connections of that listener begin with (IX_OPT_CONGESTION, RCVBUF, MSS, PACING), or
+ * how many there may be (IX_OPT_CONNECTIONS, BACKLOG). Returns 0, -ENOENT, -EINVAL. */
 int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t family, uint16_t port,
                            uint32_t option, uint64_t value);
 

@@ -157,6 +157,10 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
             return -IX_EINVAL;
         ix_cc_choose(tcb, (uint8_t)call->value);
         return 0;
+    case IX_OPT_PACING:
+        ix_pace_choose(tcb, ix_pace_of_option(call->value));
+        ix_tcp_want_output(tcp, tcb);
+        return 0;
     case IX_OPT_RCVBUF:
         if (call->value < IX_MSS_DEFAULT || call->value > 1u << 30)
             return -IX_EINVAL;

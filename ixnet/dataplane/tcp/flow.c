@@ -197,6 +197,7 @@ struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uin
         .last_rx_ms = tcp->now_ms,
     };
     ix_cc_choose(tcb, tcp->cfg->congestion ? tcp->cfg->congestion : IX_CC_CUBIC);
+    ix_pace_choose(tcb, tcp->cfg->pacing ? IX_PACE_BY_WINDOW : 0);
     return tcb;
 }
 

@@ -112,6 +112,8 @@ struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener
     tcb->dst = (struct ix_dst){.mac = pkt->eth.src, .valid = true, .provisional = true};
     if (listener->cc)
         ix_cc_choose(tcb, listener->cc);
+    if (listener->pace_set)
+        ix_pace_choose(tcb, listener->pace_max);
     offer(tcp, tcb, listener->rcvbuf_bytes, listener->mss);
     ix_tcp_take_syn_options(tcp, tcb, hdr);
     ix_ecn_take_syn(tcp, tcb, hdr->flags, pkt->ip.tos & IX_ECN_MASK);

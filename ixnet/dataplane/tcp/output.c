@@ -93,7 +93,7 @@ static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
 
 /* What is lost, as far as the window has room for it; the first segment of a recovery whatever the
  * window says (RFC 6675 section 5 step 4.3). */
-static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb)
+static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
 {
     struct place place = {ix_rec_first(tcp, tcb), tcb->snd_una};
     if (tcb->flags & IX_TF_REXMIT_ONE && place.r && place.r->state != IX_TX_SACKED &&
@@ -103,7 +103,7 @@ static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->flags & IX_TF_RTO &&
         ix_recovery_waits(tcp, tcb, unsent_bytes(tcb) && peer_room(tcb)))
         return true;
-    while (place.r && tcb->lost_bytes && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) <= tcb->cwnd) {
+    while (place.r && tcb->lost_bytes && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) <= window) {
         if (place.r->state != IX_TX_LOST)
             place = (struct place){ix_rec_next(tcp, tcb, place.r), place.r->end};
         else if (!resend(tcp, tcb, &place))
@@ -114,10 +114,10 @@ static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 /* How many more bytes the network may hold of this flow. SACK blocks and duplicate ACKs make room
  * before it is known whether they mean a loss: limited transmit (RFC 3042). */
-static uint32_t congestion_room(const struct ix_tcb *tcb)
+static uint32_t congestion_room(const struct ix_tcb *tcb, uint32_t window)
 {
     uint32_t pipe = ix_tcb_pipe(tcb);
-    return tcb->cwnd > pipe ? tcb->cwnd - pipe : 0;
+    return window > pipe ? window - pipe : 0;
 }
 
 /* May a segment that is not full go now? Nagle's algorithm and the sender's side of silly window
@@ -168,11 +168,8 @@ static bool ends_burst(const struct ix_tcb *tcb, uint32_t sent, uint32_t unsent,
 }
 
 /* New data. */
-static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
+static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
 {
-    if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us && !(tcp->cfg->without & IX_WITHOUT_IDLE_RESTART) &&
-        tcp->now_ms - tcb->last_tx_ms > tcb->rto_us / 1000)
-        ix_cc_restart_after_idle(tcp, tcb);
     for (uint32_t sent = 0;; sent++) {
         uint32_t unsent = unsent_bytes(tcb);
         bool fin = fin_due(tcb);
@@ -180,7 +177,7 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
             return true;
         uint32_t max = segment_max(tcb);
         bool probe = tcb->rack & IX_RACK_TLP_DUE; /* RFC 8985 7.3: whatever the window says */
-        uint32_t room = IX_MIN(probe ? max : congestion_room(tcb), peer_room(tcb));
+        uint32_t room = IX_MIN(probe ? max : congestion_room(tcb, window), peer_room(tcb));
         uint32_t bytes = IX_MIN(IX_MIN(unsent, max), room);
         fin = fin && bytes == unsent;
         if (bytes < max && !(fin && unsent == 0) &&
@@ -195,6 +192,35 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb)
         if (probe)
             ix_tlp_sent(tcp, tcb, false);
     }
+}
+
+/* What is lost, then what is new. False if some of it has to wait for the next cycle. */
+static bool send_stream(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us && !(tcp->cfg->without & IX_WITHOUT_IDLE_RESTART) &&
+        tcp->now_ms - tcb->last_tx_ms > tcb->rto_us / 1000)
+        ix_cc_restart_after_idle(tcp, tcb);
+    bool paced = tcb->flags & IX_TF_PACED;
+    uint32_t window = IX_UNLIKELY(paced) ? ix_pace_window(tcp, tcb) : tcb->cwnd;
+    uint32_t spare = 2 * ix_tcb_mss(tcb), before = tcb->snd_max, pipe = ix_tcb_pipe(tcb);
+    bool repaired = !(tcb->lost_bytes || tcb->flags & IX_TF_REXMIT_ONE) ||
+                    send_lost(tcp, tcb, window);
+    bool all = repaired && send_data(tcp, tcb, window);
+    if (tcb->snd_max != before)
+        arm_probe(tcp, tcb);
+    if (IX_UNLIKELY(paced)) {
+        bool more = tcb->lost_bytes || (peer_room(tcb) && unsent_bytes(tcb));
+        ix_pace_sent(tcp, tcb, ix_tcb_pipe(tcb) - pipe, window, all && more);
+        if (window < tcb->cwnd)
+            spare = ix_pace_spare(tcb);
+    }
+    /* Judged here, where it is known what there was to send: one batch can hold the ACKs of a
+     * whole window. */
+    if (all && ix_tcb_pipe(tcb) + spare >= tcb->cwnd)
+        tcb->flags |= IX_TF_CWND_LIMITED;
+    else if (all)
+        tcb->flags &= ~IX_TF_CWND_LIMITED;
+    return all;
 }
 
 /* A probe found nothing new to send: the last segment once more (RFC 8985 7.3). */
@@ -221,7 +247,7 @@ static void probe_again(struct ix_tcp *tcp, struct ix_tcb *tcb)
 static void persist_if_stuck(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (ix_tcb_flight(tcb) || (unsent_bytes(tcb) == 0 && !fin_due(tcb)) ||
-        timer_armed(tcp, tcb, IX_TIMER_RTX))
+        timer_armed(tcp, tcb, IX_TIMER_RTX) || tcb->flags & IX_TF_PACE_HELD)
         return;
     tcb->flags |= IX_TF_PERSIST;
     ix_tcp_arm_rtx(tcp, tcb);
@@ -252,22 +278,10 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->flags & IX_TF_SYN_DUE && !send_syn(tcp, tcb))
         return false;
     if (tcb->state >= IX_TCP_ESTABLISHED && tcb->state != IX_TCP_TIME_WAIT) {
-        if ((tcb->lost_bytes || tcb->flags & IX_TF_REXMIT_ONE) && !send_lost(tcp, tcb))
-            return false;
-        uint32_t sent_before = tcb->snd_max;
-        bool all = send_data(tcp, tcb);
-        if (tcb->snd_max != sent_before)
-            arm_probe(tcp, tcb);
-        if (!all)
+        if (!send_stream(tcp, tcb))
             return false;
         if (tcb->rack & IX_RACK_TLP_DUE)
             probe_again(tcp, tcb);
-        /* Judged here, where it is known what there was to send: one batch can hold the ACKs of a
-         * whole window. */
-        if (ix_tcb_pipe(tcb) + 2 * ix_tcb_mss(tcb) >= tcb->cwnd)
-            tcb->flags |= IX_TF_CWND_LIMITED;
-        else
-            tcb->flags &= ~IX_TF_CWND_LIMITED;
         persist_if_stuck(tcp, tcb);
     }
     if (!(tcb->flags & IX_TF_ACK_NOW) || tcb->state == IX_TCP_SYN_SENT)

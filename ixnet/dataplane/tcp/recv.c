@@ -194,10 +194,14 @@ static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
         return;
     }
     uint32_t timer = ix_tcb_timer(tcp, tcb, IX_TIMER_ACK);
+    uint64_t due_ns = tcp->now_ns + DELAYED_ACK_MS * 1000000ull;
     tcb->ack_due_ms = tcp->now_ms + DELAYED_ACK_MS;
-    if (!ix_wheel_armed(tcp->wheel,
-                        timer)) /* else it is set again when it fires: no list work per segment */
-        ix_wheel_set(tcp->wheel, timer, tcp->now_ns + DELAYED_ACK_MS * 1000000ull);
+    /* If it is armed it is set again when it fires: no list work per segment. But not if it stands
+     * for what the pace holds, later. */
+    if (!ix_wheel_armed(tcp->wheel, timer) ||
+        (IX_UNLIKELY(tcb->flags & IX_TF_PACE_HELD) &&
+         ix_wheel_deadline(tcp->wheel, timer) > due_ns))
+        ix_wheel_set(tcp->wheel, timer, due_ns);
 }
 
 void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t start, uint32_t end)

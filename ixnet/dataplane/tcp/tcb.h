@@ -60,6 +60,8 @@ enum ix_tcb_flag {
     IX_TF_REXMIT_ONE = 1u << 26, /* send the segment at snd_una again, whatever cwnd says */
     IX_TF_WSCALE = 1u << 29, /* window scaling (RFC 7323), be the shifts 0 */
     IX_TF_CWND_LIMITED = 1u << 27, /* after the last output cwnd was all but full */
+    IX_TF_PACED = 1u << 24,    /* what leaves is spread over the round trip (pace.c) */
+    IX_TF_PACE_HELD = 1u << 30, /* more waits for that; the delayed ACK's timer is armed */
     IX_TF_ACK_HELD = 1u << 28, /* the ACK waits one cycle for what the application has to say */
 };
 
@@ -68,7 +70,7 @@ enum ix_tcb_flag {
 
 enum ix_tcp_timer {
     IX_TIMER_RTX = 0, /* retransmission, zero-window probe, SYN */
-    IX_TIMER_ACK = 1, /* delayed ACK */
+    IX_TIMER_ACK = 1, /* delayed ACK; pacing */
     IX_TIMER_KEEP = 2, /* keepalive; FIN_WAIT_2 of a closed application; TIME_WAIT */
     IX_TIMERS_PER_FLOW = 3,
 };
@@ -80,6 +82,7 @@ enum {
     IX_TCP_DUP_THRESH = 3,         /* DupThresh (RFC 5681 3.2, RFC 6675 section 2) */
     IX_TCP_RTO_MAX_US = 120000000, /* RFC 6298 (2.5) allows any maximum of 60 s or more */
 };
+#define IX_PACE_BY_WINDOW UINT32_MAX
 
 /* What was agreed and is to be said about congestion (RFC 3168); ix_tcb.ecn. */
 enum ix_ecn_flag {
@@ -318,6 +321,8 @@ struct ix_tcb {
     uint32_t ack_floor;    /* no ACK is older (RFC 5961 5.2): snd_una less what was ever
                               acknowledged, at most max_wnd */
     uint32_t fin_wait_ms;  /* 0: default */
+    uint32_t pace_us;      /* when what was sent has left at the pace; 0: nothing was yet */
+    uint32_t pace_max;     /* bytes a second; IX_PACE_BY_WINDOW: as the window has it */
     uint16_t own_mss;      /* what our SYN says */
     uint8_t tos;           /* without the ECN bits */
     uint16_t accepted_by;  /* listener that counts it among its connections, plus 1; 0: none */
@@ -334,6 +339,8 @@ struct ix_listener {
     uint8_t family; /* 4, 6, or 0: both, then ip is all 0 */
     uint8_t cc; /* enum ix_congestion of its connections */
     uint16_t mss;          /* limit of theirs; 0: none */
+    bool pace_set;         /* pace_max counts, not the configuration */
+    uint32_t pace_max;     /* as ix_pace_choose() has it */
     uint32_t rcvbuf_bytes; /* their receive windows' limit; 0: the configuration's, and grows */
     uint32_t backlog;
     uint32_t pending;  /* connections in SYN_RCVD or not yet ACCEPTed */

@@ -204,6 +204,23 @@ void ix_dctcp_begin(struct ix_tcb *tcb);
 void ix_dctcp_acked(struct ix_tcb *tcb, uint32_t acked, bool marked);
 uint32_t ix_dctcp_marked(const struct ix_tcb *tcb);
 
+/* ---- pace.c */
+/* max: bytes a second, IX_PACE_BY_WINDOW: as window and round-trip time have it; 0: no pacing. */
+void ix_pace_choose(struct ix_tcb *tcb, uint32_t max);
+static inline uint32_t ix_pace_of_option(uint64_t value)
+{
+    return (uint32_t)IX_MIN(value, (uint64_t)IX_PACE_BY_WINDOW);
+}
+/* IX_TF_PACED: up to what the pipe may grow in this pass of output, cwnd at most. */
+uint32_t ix_pace_window(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
+/* The pass is over: it has sent `bytes`, with that window. more: something waits. */
+void ix_pace_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, uint32_t window,
+                  bool more);
+/* A flow that its pace holds back uses its window as well as one with so many bytes less. */
+uint32_t ix_pace_spare(const struct ix_tcb *tcb);
+/* IX_TF_PACE_HELD, and the timer fired: more may go, or it is set again. */
+void ix_pace_fired(struct ix_tcp *tcp, struct ix_tcb *tcb);
+
 /* ---- ecn.c (RFC 3168) */
 /* Header flags of our SYN or SYN-ACK. */
 uint8_t ix_ecn_syn_flags(const struct ix_tcp *tcp, struct ix_tcb *tcb);

@@ -243,14 +243,14 @@ static void rtx_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 
 static void ack_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (tcb->unacked_segs == 0)
-        return; /* it left with data meanwhile */
     int32_t wait_ms = (int32_t)(tcb->ack_due_ms - tcp->now_ms);
-    if (wait_ms > 0) {
+    if (tcb->unacked_segs && wait_ms > 0)
         ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_ACK),
                      tcp->now_ns + (uint32_t)wait_ms * 1000000ull);
-        return;
-    }
+    if (IX_UNLIKELY(tcb->flags & IX_TF_PACE_HELD))
+        ix_pace_fired(tcp, tcb);
+    if (tcb->unacked_segs == 0 || wait_ms > 0)
+        return; /* it left with data meanwhile, or is not due yet */
     tcp->counters->tcp_delayed_acks++;
     ix_tcp_ack_now(tcp, tcb);
 }
