@@ -189,6 +189,8 @@ static int listen_on(struct ix_posix *p, struct ix_sock *s, int backlog)
         err = ix_sock_listen_option(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
     if (!err && s->opt.maxseg)
         err = ix_sock_listen_option(p, s, IX_OPT_MSS, s->opt.maxseg);
+    if (!err && s->opt.pacing != UINT64_MAX)
+        err = ix_sock_listen_option(p, s, IX_OPT_PACING, s->opt.pacing);
     if (!err)
         s->state = IX_SOCK_LISTEN;
     return err;
@@ -487,7 +489,7 @@ static bool lingering(const struct ix_posix *p, const struct ix_sock *s)
 static void close_connection(struct ix_posix *p, struct ix_sock *s)
 {
     bool abort = s->rx_bytes || (s->opt.linger_on && s->opt.linger_s == 0);
-    bool block = s->opt.linger_on && s->opt.linger_s && !s->nonblock;
+    bool block = s->opt.linger_on && s->opt.linger_s; /* Linux: O_NONBLOCK or not */
     struct ix_call call = {.op = abort ? IX_CALL_ABORT : IX_CALL_CLOSE, .handle = s->handle};
     ix_sock_drop_received(p, s);
     (void)ix_sock_call(p, &call);

@@ -45,6 +45,8 @@ struct ix_posix *ix_posix_new(const struct ix_posix_config *config)
     p->cfg = *config;
     if (!p->cfg.max_fds)
         p->cfg.max_fds = FDS_DEFAULT;
+    if (!p->cfg.notsent_lowat)
+        p->cfg.notsent_lowat = UINT32_MAX;
     if (!p->cfg.max_sockets)
         p->cfg.max_sockets = 2 * p->cfg.max_fds;
     p->io = ix_shard_io(config->shard);

@@ -25,6 +25,7 @@ void ix_sock_default_options(const struct ix_posix *p, struct ix_sock *s)
                                       .keepintvl_s = KEEPINTVL_S,
                                       .keepcnt = KEEPCNT,
                                       .pmtudisc = IP_PMTUDISC_WANT,
+                                      .pacing = UINT64_MAX,
                                       .sndbuf_bytes = p->cfg.sndbuf_bytes,
                                       .rcvbuf_bytes = p->cfg.rcvbuf_bytes};
 }
@@ -64,13 +65,17 @@ void ix_sock_apply_options(struct ix_posix *p, struct ix_sock *s)
         (void)tell(p, s, IX_OPT_TOS, s->opt.tos);
     if (s->opt.rcvbuf_set)
         (void)tell(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
+    if (s->opt.sndbuf_set)
+        (void)tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes);
+    if (s->opt.pacing != UINT64_MAX)
+        (void)tell(p, s, IX_OPT_PACING, s->opt.pacing);
 }
 
 int ix_sock_listen_option(struct ix_posix *p, const struct ix_sock *s, uint32_t option,
                           uint64_t value)
 {
     bool known = option == IX_OPT_CONGESTION || option == IX_OPT_RCVBUF || option == IX_OPT_MSS ||
-                 option == IX_OPT_BACKLOG;
+                 option == IX_OPT_BACKLOG || option == IX_OPT_PACING;
     return known ? ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
                                           option, value)
                  : 0;
@@ -109,6 +114,25 @@ static uint32_t buffer_bytes(int asked, uint32_t most)
     return bytes < most ? bytes : most;
 }
 
+/* SO_MAX_PACING_RATE: 4 or 8 bytes; all ones is no limit, and no pacing, as on Linux without fq. */
+static int set_pacing(struct ix_posix *p, struct ix_sock *s, const void *value, socklen_t len)
+{
+    uint32_t rate;
+    if (len < sizeof rate)
+        return -EINVAL;
+    memcpy(&rate, value, sizeof rate);
+    s->opt.pacing = rate == UINT32_MAX ? UINT64_MAX : rate;
+    if (len >= sizeof s->opt.pacing)
+        memcpy(&s->opt.pacing, value, sizeof s->opt.pacing);
+    return tell(p, s, IX_OPT_PACING, s->opt.pacing == UINT64_MAX ? 0 : s->opt.pacing);
+}
+
+/* No socket borrows more than a quarter of the send arena. */
+static uint32_t sndbuf_max(const struct ix_posix *p)
+{
+    return p->io->arena_frames << p->io->frame_shift >> 2;
+}
+
 static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value)
 {
     switch (name) {
@@ -122,8 +146,9 @@ static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value
         s->opt.keepalive = value;
         return tell_keepalive(p, s);
     case SO_SNDBUF:
-        s->opt.sndbuf_bytes = buffer_bytes(value, p->cfg.sndbuf_bytes);
-        return 0;
+        s->opt.sndbuf_bytes = buffer_bytes(value, sndbuf_max(p));
+        s->opt.sndbuf_set = true;
+        return tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes);
     case SO_RCVBUF:
         s->opt.rcvbuf_bytes = buffer_bytes(value, 1u << 30);
         s->opt.rcvbuf_set = true;
@@ -171,6 +196,11 @@ static int set_tcp(struct ix_posix *p, struct ix_sock *s, int name, int value)
         if (value < 0 || value > 1)
             return -EINVAL;
         s->opt.inq = value;
+        return 0;
+    case TCP_NOTSENT_LOWAT:
+        s->opt.notsent_lowat = (uint32_t)value;
+        if (ix_sock_writable(p, s))
+            ix_sock_wake(p, s, EPOLLOUT);
         return 0;
     case TCP_USER_TIMEOUT:
         if (value < 0)
@@ -250,6 +280,8 @@ static int set_option(struct ix_posix *p, struct ix_sock *s, int level, int name
         return set_timeout(&s->opt.rcvtimeo_ns, value, len);
     if (level == SOL_SOCKET && name == SO_SNDTIMEO)
         return set_timeout(&s->opt.sndtimeo_ns, value, len);
+    if (level == SOL_SOCKET && name == SO_MAX_PACING_RATE)
+        return set_pacing(p, s, value, len);
     if (level == IPPROTO_TCP && name == TCP_CONGESTION && s->kind == IX_SOCK_TCP)
         return set_congestion(p, s, value, len);
     if (level == IPPROTO_IP)
@@ -279,39 +311,6 @@ int ix_posix_setsockopt(struct ix_posix *p, int fd, int level, int name, const v
 }
 
 /* ---- getsockopt */
-
-/* Linux's numbers (net/tcp_states.h) of enum ix_tcp_state's. */
-static uint8_t linux_state(const struct ix_posix *p, const struct ix_sock *s,
-                           struct ix_conn_info *info)
-{
-    static const uint8_t states[] = {7, 2, 3, 1, 4, 5, 8, 11, 9, 6};
-    memset(info, 0, sizeof *info);
-    if (s->state == IX_SOCK_LISTEN)
-        return 10;
-    if (!s->handle || ix_shard_conn_info(p->cfg.shard, s->handle, info))
-        return 7;
-    return info->state < sizeof states ? states[info->state] : 7;
-}
-
-static void fill_tcp_info(const struct ix_posix *p, const struct ix_sock *s, struct tcp_info *out)
-{
-    struct ix_conn_info info;
-    memset(out, 0, sizeof *out);
-    out->tcpi_state = linux_state(p, s, &info);
-    uint32_t mss = info.mss ? info.mss : 1;
-    out->tcpi_rto = info.rto_us;
-    out->tcpi_snd_mss = info.mss;
-    out->tcpi_rcv_mss = info.mss;
-    out->tcpi_rtt = info.srtt_us;
-    out->tcpi_snd_cwnd = info.cwnd_bytes / mss;
-    out->tcpi_snd_ssthresh =
-        info.ssthresh_bytes == UINT32_MAX ? INT32_MAX : info.ssthresh_bytes / mss;
-    out->tcpi_unacked = (info.unacked_bytes + mss - 1) / mss;
-    out->tcpi_total_retrans = info.retransmits;
-    out->tcpi_notsent_bytes =
-        info.queued_bytes > info.unacked_bytes ? info.queued_bytes - info.unacked_bytes : 0;
-    out->tcpi_rcv_space = info.rcv_wnd;
-}
 
 static int get_socket(const struct ix_posix *p, struct ix_sock *s, int name, int *value)
 {
@@ -347,6 +346,9 @@ static int get_socket(const struct ix_posix *p, struct ix_sock *s, int name, int
     case SO_RCVBUF:
         *value = (int)s->opt.rcvbuf_bytes;
         return 0;
+    case SO_MAX_PACING_RATE:
+        *value = (int)(s->opt.pacing < UINT32_MAX ? s->opt.pacing : UINT32_MAX);
+        return 0;
     default:
         return -ENOPROTOOPT;
     }
@@ -356,6 +358,9 @@ static int get_tcp(const struct ix_posix *p, const struct ix_sock *s, int name, 
 {
     struct ix_conn_info info;
     switch (name) {
+    case TCP_NOTSENT_LOWAT:
+        *value = (int)s->opt.notsent_lowat;
+        return 0;
     case TCP_NODELAY:
         *value = s->opt.nodelay;
         return 0;
@@ -375,7 +380,7 @@ static int get_tcp(const struct ix_posix *p, const struct ix_sock *s, int name, 
         *value = (int)s->opt.user_timeout_ms;
         return 0;
     case TCP_MAXSEG:
-        (void)linux_state(p, s, &info);
+        (void)ix_sock_info(p, s, &info);
         *value = info.mss ? (int)info.mss : s->opt.maxseg ? (int)s->opt.maxseg : 536;
         return 0;
     case TCP_LINGER2:
@@ -417,6 +422,9 @@ static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, in
                               .tv_usec = (suseconds_t)(ns / 1000 % 1000000)};
         from = &tv;
         size = sizeof tv;
+    } else if (level == SOL_SOCKET && name == SO_MAX_PACING_RATE && *len >= sizeof s->opt.pacing) {
+        from = &s->opt.pacing;
+        size = sizeof s->opt.pacing;
     } else if (level == SOL_SOCKET) {
         err = get_socket(p, s, name, &number);
     } else if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && s->family == 6) {
@@ -429,7 +437,7 @@ static int get_option(const struct ix_posix *p, struct ix_sock *s, int level, in
         from = congestion_names[s->opt.congestion];
         size = (socklen_t)strlen(from) + 1;
     } else if (name == TCP_INFO) {
-        fill_tcp_info(p, s, &info);
+        ix_sock_tcp_info(p, s, &info);
         from = &info;
         size = sizeof info;
     } else {
@@ -489,7 +497,7 @@ static int queued(const struct ix_posix *p, const struct ix_sock *s, bool unsent
     struct ix_conn_info info;
     if (s->kind != IX_SOCK_TCP || s->state == IX_SOCK_LISTEN)
         return -EINVAL;
-    (void)linux_state(p, s, &info);
+    (void)ix_sock_info(p, s, &info);
     uint32_t sent = info.unacked_bytes < s->tx_bytes ? info.unacked_bytes : s->tx_bytes;
     *out = (int)(unsent ? s->tx_bytes - sent : s->tx_bytes);
     return 0;

@@ -499,6 +499,7 @@ static void make(struct stack *st)
         fail("out of memory");
     memset(st->memory, 0, bytes);
     st->shard = ix_shard_create(st->memory, bytes, cfg, ix_wire_link(st->wire), NULL);
+    uint32_t lowat = set.sysctls ? ix_posix_sysctl_notsent_lowat() : 0;
     st->posix = ix_posix_new(&(struct ix_posix_config){.shard = st->shard,
                                                        .env = {.now_ns = clock_ns,
                                                                .drive = drive,
@@ -510,6 +511,7 @@ static void make(struct stack *st)
                                                        .pool_frames = POOL_FRAMES,
                                                        .sndbuf_bytes = cfg->sndbuf_bytes,
                                                        .rcvbuf_bytes = cfg->rcvbuf_bytes,
+                                                       .notsent_lowat = lowat,
                                                        .port_lo = PORT_LO,
                                                        .port_hi = PORT_HI});
     if (!st->posix)

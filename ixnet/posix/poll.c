@@ -3,7 +3,7 @@
 
 #include <errno.h>
 
-static uint32_t tcp_events(struct ix_sock *s)
+static uint32_t tcp_events(const struct ix_posix *p, struct ix_sock *s)
 {
     uint32_t events = s->error ? EPOLLERR : 0;
     bool over = s->state == IX_SOCK_NEW || s->state == IX_SOCK_DEAD;
@@ -18,7 +18,7 @@ static uint32_t tcp_events(struct ix_sock *s)
         return events;
     if (s->rx_bytes)
         events |= EPOLLIN | EPOLLRDNORM;
-    if (s->wr_shut || over || ix_sock_writable(s))
+    if (s->wr_shut || over || ix_sock_writable(p, s))
         events |= EPOLLOUT | EPOLLWRNORM;
     else
         s->no_space = true;
@@ -29,7 +29,7 @@ uint32_t ix_sock_events(struct ix_posix *p, struct ix_sock *s)
 {
     switch (s->kind) {
     case IX_SOCK_TCP:
-        return tcp_events(s);
+        return tcp_events(p, s);
     case IX_SOCK_UDP: /* a datagram leaves at once, or not at all */
         return EPOLLOUT | EPOLLWRNORM | (s->rx_head != IX_SOCK_NONE ? EPOLLIN | EPOLLRDNORM : 0u);
     default:

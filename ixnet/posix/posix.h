@@ -54,12 +54,15 @@ struct ix_posix_config {
     uint32_t sndbuf_bytes;
     uint32_t rcvbuf_bytes;
     uint16_t port_lo, port_hi; /* what bind() to port 0 chooses from */
+    uint32_t notsent_lowat;    /* TCP_NOTSENT_LOWAT of sockets that set none; 0: no limit */
     bool sigpipe;              /* raise SIGPIPE with EPIPE, unless MSG_NOSIGNAL says otherwise */
 };
 
 /* Sets in a configuration what Linux's sysctls say of TCP, in this network namespace: sizes of
  * buffers, timestamps, SACK, window scaling, ECN, SYN cookies, congestion control. */
 void ix_posix_sysctls(struct ix_config *cfg);
+/* tcp_notsent_lowat, for ix_posix_config. */
+uint32_t ix_posix_sysctl_notsent_lowat(void);
 
 /* Returns NULL if memory is out, or the shard takes fewer calls a poll than it returns events. The
  * memory is libc's, taken here and at no other time. */

@@ -48,9 +48,29 @@ void ix_sock_drop_sent(struct ix_posix *p, struct ix_sock *s)
     s->tx_bytes = 0;
 }
 
+/* Bytes that were written and not yet sent; UINT32_MAX: nobody asks (TCP_NOTSENT_LOWAT). */
+static uint32_t lowat(const struct ix_posix *p, const struct ix_sock *s)
+{
+    return s->opt.notsent_lowat ? s->opt.notsent_lowat : p->cfg.notsent_lowat;
+}
+
+static uint32_t unsent(const struct ix_posix *p, const struct ix_sock *s)
+{
+    struct ix_conn_info info;
+    (void)ix_sock_info(p, s, &info);
+    return s->tx_bytes > info.unacked_bytes ? s->tx_bytes - info.unacked_bytes : 0;
+}
+
+bool ix_sock_writable(const struct ix_posix *p, const struct ix_sock *s)
+{
+    uint32_t most = lowat(p, s); /* Linux: sk_stream_is_writeable() */
+    return ix_sock_space(s) >= s->opt.sndbuf_bytes / 3 &&
+           (most == UINT32_MAX || (uint64_t)unsent(p, s) * 2 < most);
+}
+
 void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes)
 {
-    bool was_full = !ix_sock_writable(s);
+    bool was_full = !ix_sock_writable(p, s);
     s->tx_bytes -= bytes;
     while (bytes) {
         struct ix_tx_chunk *chunk = &p->arena[s->tx_head];
@@ -66,7 +86,7 @@ void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes)
             s->tx_tail = IX_SOCK_NONE;
     }
     p->changed = true; /* a linger, or a write that wants little */
-    if (was_full && s->no_space && ix_sock_writable(s)) {
+    if (was_full && s->no_space && ix_sock_writable(p, s)) {
         s->no_space = false;
         ix_sock_wake(p, s, EPOLLOUT);
     }
@@ -75,11 +95,6 @@ void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes)
 uint32_t ix_sock_space(const struct ix_sock *s)
 {
     return s->tx_bytes < s->opt.sndbuf_bytes ? s->opt.sndbuf_bytes - s->tx_bytes : 0;
-}
-
-bool ix_sock_writable(const struct ix_sock *s)
-{
-    return ix_sock_space(s) >= s->opt.sndbuf_bytes / 3; /* Linux: sk_stream_is_writeable() */
 }
 
 /* ---- streams */
@@ -203,6 +218,23 @@ static ssize_t not_sendable(struct ix_sock *s)
     return s->state == IX_SOCK_CONNECTING ? -EAGAIN : 0;
 }
 
+/* What one step of a write may add. With TCP_NOTSENT_LOWAT Linux looks, before it begins a buffer,
+ * whether less than that is unsent, and fills the buffer: half of the peer's window, in whole
+ * segments. */
+static uint32_t space_now(const struct ix_posix *p, const struct ix_sock *s)
+{
+    uint32_t space = ix_sock_space(s), most = lowat(p, s);
+    if (most == UINT32_MAX)
+        return space;
+    struct ix_conn_info info;
+    (void)ix_sock_info(p, s, &info);
+    uint32_t mss = info.mss ? info.mss : 1, half = info.snd_wnd / 2, waits = unsent(p, s);
+    uint32_t goal = (half < 65535 ? half : 65535) / mss * mss;
+    goal = goal > mss ? goal : mss;
+    uint32_t part = waits % goal, room = part ? goal - part : waits < most ? goal : 0;
+    return room < space ? room : space;
+}
+
 static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct msghdr *msg,
                            int flags)
 {
@@ -215,7 +247,7 @@ static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct m
     s->users++;
     while (from.left || why == -EAGAIN) {
         why = not_sendable(s);
-        uint32_t space = ix_sock_space(s);
+        uint32_t space = space_now(p, s);
         uint32_t want = from.left < space ? (uint32_t)from.left : space;
         if (why == 0 && want) {
             bool more = flags & MSG_MORE || s->opt.cork || want < from.left;

@@ -25,6 +25,8 @@ static bool read_setting(const char *text, struct ix_posix_settings *to)
         cfg->sndbuf_bytes = cfg->sndbuf_max_bytes = value;
     else if (sscanf(text, "half_open=%u", &value) == 1)
         cfg->max_half_open = value;
+    else if (sscanf(text, "cookies=%u", &value) == 1 && value <= IX_COOKIES_ALWAYS)
+        cfg->syn_cookies = (uint8_t)value;
     else if (sscanf(text, "sysctls=%u", &value) == 1)
         to->sysctls = value;
     else

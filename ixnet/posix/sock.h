@@ -40,10 +40,12 @@ struct ix_sock_options {
     uint32_t user_timeout_ms, fin_wait_s; /* TCP_LINGER2; 0: the core's */
     uint32_t maxseg;         /* TCP_MAXSEG; 0: as the path has it */
     uint8_t tos, pmtudisc;   /* IP_TOS, IP_MTU_DISCOVER */
-    bool rcvbuf_set, inq;    /* SO_RCVBUF was set; TCP_INQ */
+    bool rcvbuf_set, sndbuf_set, inq; /* SO_RCVBUF, SO_SNDBUF were set; TCP_INQ */
     uint32_t congestion;                 /* enum ix_congestion */
     uint32_t sndbuf_bytes, rcvbuf_bytes; /* as getsockopt shows them */
     uint64_t rcvtimeo_ns, sndtimeo_ns;   /* 0: for ever */
+    uint64_t pacing;        /* SO_MAX_PACING_RATE, bytes a second; UINT64_MAX: none */
+    uint32_t notsent_lowat; /* TCP_NOTSENT_LOWAT; 0: the layer's */
 };
 
 struct ix_sock {
@@ -152,11 +154,20 @@ static inline uint64_t ix_sock_cookie(const struct ix_posix *p, const struct ix_
 int ix_sock_listen_option(struct ix_posix *p, const struct ix_sock *s, uint32_t option,
                           uint64_t value);
 
-/* Is it a pointer? What lies below the first page that Linux maps (vm.mmap_min_addr) is none: that
- * is what programs hand over by mistake. Others that lead nowhere end the process. */
+/* ---- info.c */
+struct tcp_info;
+/* What the core knows of its connection, all 0 if it has none. Returns Linux's number of its state.
+ */
+uint8_t ix_sock_info(const struct ix_posix *p, const struct ix_sock *s, struct ix_conn_info *info);
+void ix_sock_tcp_info(const struct ix_posix *p, const struct ix_sock *s, struct tcp_info *out);
+
+/* Is it a pointer? What lies below the first page that Linux maps (vm.mmap_min_addr) is none, nor
+ * is what lies in the kernel's half (-1, say): that is what programs hand over by mistake. Others
+ * that lead nowhere end the process. */
+#define IX_POSIX_ADDRESS_END (1ull << 47)
 static inline bool ix_posix_usable(const void *p)
 {
-    return (uintptr_t)p >= 4096;
+    return (uintptr_t)p >= 4096 && (uintptr_t)p < IX_POSIX_ADDRESS_END;
 }
 
 static inline bool ix_posix_vec_usable(const struct msghdr *msg)
@@ -219,7 +230,7 @@ void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes);
 /* Bytes that a write would take now. */
 uint32_t ix_sock_space(const struct ix_sock *s);
 /* Is there enough of it to call the socket writable? */
-bool ix_sock_writable(const struct ix_sock *s);
+bool ix_sock_writable(const struct ix_posix *p, const struct ix_sock *s);
 
 /* ---- opt.c */
 void ix_sock_default_options(const struct ix_posix *p, struct ix_sock *s);

@@ -65,3 +65,9 @@ void ix_posix_sysctls(struct ix_config *cfg)
                           : !strncmp(name, "dctcp", 5) ? IX_CC_DCTCP
                                                        : IX_CC_CUBIC;
 }
+
+uint32_t ix_posix_sysctl_notsent_lowat(void)
+{
+    unsigned value;
+    return number_of("tcp_notsent_lowat", &value) ? value : 0;
+}

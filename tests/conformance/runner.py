@@ -121,7 +121,7 @@ class Runner:
     def __init__(self, script: Script, flags: str = "", version: str = "ipv4") -> None:
         self.script = script
         self.version = VERSIONS[version]
-        self.stack = Stack(",".join(filter(None, [self.version.flags, flags])))
+        self.stack = Stack(",".join(filter(None, [self.version.flags, script.flags, flags])))
         self.calls = Calls(self.stack, self.version)
         self.conn: Connection | None = None
         self.listening = False
@@ -328,7 +328,7 @@ def _show(packet: Any, conn: Connection) -> str:
 def _icmp6(icmp: Icmp) -> Any:
     """What ICMPv6 says instead."""
     if icmp.code == "frag_needed":
-        return ICMPv6PacketTooBig(mtu=icmp.mtu)
+        return ICMPv6PacketTooBig(mtu=icmp.mtu + 20)  # the MSS is the same
     if icmp.code == "protocol_unreachable":
         return ICMPv6ParamProblem(code=1, ptr=6)
     codes = {"net_unreachable": 0, "host_unreachable": 3, "port_unreachable": 4}

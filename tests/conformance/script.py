@@ -7,6 +7,7 @@
     +.2~+.4 > . 1:1(0) ack 1                             ... at some time between
     +0 < icmp unreachable port_unreachable [1:1001(1000)]   an ICMP error about it
 
+A line `--so_flags=...` is for the shared object, as packetdrill has it; other options are skipped.
 Times are seconds, absolute or (+) since the event before; `*` is any time. Comments are //, # and
 /* */. What packetdrill can and this can't is an error.
 """
@@ -83,6 +84,7 @@ class Script:
     """A whole file."""
 
     path: Path
+    flags: str = ""
     events: list[Event] = field(default_factory=list)
 
 
@@ -175,6 +177,8 @@ def parse(path: Path) -> Script:
     time = re.compile(rf"(\*|\+?{_NUMBER}(?:(?:~|\.\.\.)\+?{_NUMBER})?)\s+(.*)")
     for number, raw in enumerate(text.splitlines(), 1):
         line = " ".join(re.sub(r"(//|#).*", "", raw).split())
+        if line.startswith("--so_flags="):
+            script.flags = line.removeprefix("--so_flags=")
         if not line or line.startswith("--"):
             continue
         found = time.match(line)

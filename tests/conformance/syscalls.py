@@ -53,6 +53,7 @@ _MORE = {
     "SIOCINQ": termios.FIONREAD,
     "SIOCOUTQ": termios.TIOCOUTQ,
     "SOL_TCP": socket.IPPROTO_TCP,
+    "SO_MAX_PACING_RATE": 47,
     "EPOLL_CTL_ADD": 1,
     "EPOLL_CTL_DEL": 2,
     "EPOLL_CTL_MOD": 3,

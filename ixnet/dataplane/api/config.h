@@ -171,6 +171,14 @@ struct ix_conn_info {
     uint32_t retransmits;
     uint8_t congestion; /* enum ix_congestion */
     uint8_t ecn;        /* 1: both sides agreed on ECN */
+    uint8_t timestamps, sack;        /* 1: agreed on */
+    int8_t snd_wscale, rcv_wscale;   /* -1: not agreed on */
+    uint8_t recovery;   /* 1: from loss, 2: from a timeout */
+    uint8_t reordering; /* 1: the network was seen to reorder */
+    uint8_t retries, probes; /* of the same data; of a closed window */
+    uint32_t rttvar_us, min_rtt_us, rcv_mss, path_mtu, sacked_bytes, lost_bytes, rcvbuf_bytes;
+    uint32_t pace_max;  /* bytes a second; 0: not paced */
+    uint32_t sent_ms_ago, heard_ms_ago; /* data last sent, anything last received */
 };
 int ix_shard_conn_info(struct ix_shard *shard, uint64_t handle, struct ix_conn_info *info);
 /* Walks the table of connections, open and closing: the handle of the next flow at or after *index

@@ -271,7 +271,7 @@ static void keepalive_fired(struct ix_tcp *tcp, struct ix_tcb *tcb)
     bool idle = ix_tcb_flight(tcb) == 0 && !(tcb->flags & IX_TF_PERSIST);
     if (idle && idle_ms >= due_ms) {
         bool patience_over = tcb->user_timeout_ms
-                                 ? idle_ms >= tcb->keepalive_ms + tcb->user_timeout_ms
+                                 ? idle_ms >= tcb->user_timeout_ms
                                  : tcb->retries >= most;
         if (tcb->retries && patience_over) {
             give_up(tcp, tcb);
