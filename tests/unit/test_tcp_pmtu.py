@@ -173,10 +173,22 @@ def test_silence_about_long_segments_makes_them_shorter_step_by_step() -> None:
     assert max(len(s.payload) for s in peer.take_all()) <= 536
 
 
+def test_silence_about_a_segment_below_the_first_guess_makes_it_shorter_too() -> None:
+    # The path may be narrower than the guess that most paths carry.
+    stack, peer, handle = opened()
+    stack.stream(handle, 0, 903)
+    lose(stack, peer, 5)
+    assert stack.info(handle).mss == 1460
+    stack.sent.clear()
+    lose(stack, peer, 1)
+    assert stack.info(handle).mss == 536
+    assert [len(s.payload) for s in peer.take_all()] == [536, 367]
+
+
 def test_silence_about_short_segments_means_nothing() -> None:
     stack, peer, handle = opened()
-    stack.stream(handle, 0, 1024)
-    lose(stack, peer, 6)
+    stack.stream(handle, 0, 536)
+    lose(stack, peer, 7)
     assert stack.info(handle).mss == 1460
     assert stack.counter("pmtu_black_holes") == 0
 

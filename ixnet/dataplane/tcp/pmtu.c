@@ -50,14 +50,15 @@ void ix_tcp_path_mtu(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_icm
 
 void ix_tcp_black_hole(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    uint32_t mss = ix_tcb_mss_now(tcb);
-    uint32_t enough = mss > BLACK_HOLE_MSS ? BLACK_HOLE_RETRIES : NARROW_RETRIES;
+    /* What is sent again and again may be shorter than a full segment, and than the first guess. */
+    uint32_t bytes = IX_MIN(ix_tcb_mss_now(tcb), tcb->queued_bytes);
+    uint32_t enough = bytes > BLACK_HOLE_MSS ? BLACK_HOLE_RETRIES : NARROW_RETRIES;
     if (tcb->retries < enough || !ix_tcb_synchronized(tcb) || tcb->snd_wnd == 0)
         return;
-    uint32_t smaller = mss > BLACK_HOLE_MSS ? BLACK_HOLE_MSS : mss / 2;
+    uint32_t smaller = bytes > BLACK_HOLE_MSS ? BLACK_HOLE_MSS : bytes / 2;
     smaller = IX_MAX(smaller, mss_of(tcb, IX_MTU_MIN));
     /* A segment that was short anyway is not lost for its length. */
-    if (smaller >= mss || tcb->queued_bytes <= smaller)
+    if (smaller >= bytes)
         return;
     if (ix_pmtu_lower(tcp->net, tcb->key.family, &tcb->key.peer, smaller + ix_tcb_headers(tcb))) {
         tcp->counters->pmtu_black_holes++;
