@@ -2,8 +2,8 @@
  *
  * While it runs, every byte that an application gets is the right one at its place, memory that is
  * lent to an application stays as it is until given back, every event is legal in its connection's
- * state, and calls have the results that they must have (sim_events.c). The modules' own invariants
- * hold, both ends of a connection agree on its options, and neither thinks to know of more than the
+ * state, and calls have the results that they must have (sim_events.c). After each poll the
+ * invariants of all modules of that shard hold. Both ends of a connection agree on its options, and neither thinks to know of more than the
  * other has sent, received or offered.
  *
  * Connections that end in order are complete at both ends, with SENT for every byte taken and DEAD
@@ -76,14 +76,18 @@ void sim_check_conns(struct sim_world *w)
         check_pair(w, &w->conns[i]);
 }
 
-void sim_check(struct sim_world *w)
+void sim_check_shard(struct sim_world *w, uint32_t side)
+{
+    const char *wrong = ix_shard_check(w->side[side].shard);
+    if (wrong)
+        sim_fail(w, "side %u: %s", side, wrong);
+}
+
+void sim_check_wire(struct sim_world *w)
 {
     const char *wrong = ix_sim_wire_check(&w->wire);
-    for (uint32_t i = 0; i < 2 && !wrong; i++)
-        wrong = ix_shard_check(w->side[i].shard);
     if (wrong)
         sim_fail(w, "%s", wrong);
-    sim_check_conns(w);
     for (uint32_t i = 0; i < 2; i++) {
         const struct ix_sim_end_counters *n = &w->wire.end[i].counters;
         if (n->misuse || n->tx_invalid || n->fill_invalid)
@@ -144,7 +148,7 @@ static void check_lossless(struct sim_world *w)
     const struct ix_simd_case *c = w->c;
     const struct ix_counters *n = &w->result->counters;
     const struct ix_sim_counters *s = &w->result->wire;
-    uint64_t frames_lost = s->sent + s->dup - s->delivered;
+    uint64_t frames_lost = s->sent + s->dup + s->errors - s->delivered;
     uint64_t slow_ns = 0;
     for (uint32_t i = 0; i < 2; i++)
         slow_ns += c->side[i].poll_ns * (1 + 256 / c->side[i].batch) + c->path[i].delay_ns +
@@ -173,9 +177,12 @@ static void check_lossless(struct sim_world *w)
 
 void sim_check_end(struct sim_world *w)
 {
-    sim_check(w);
-    for (uint32_t i = 0; i < 2; i++)
+    sim_check_wire(w);
+    sim_check_conns(w);
+    for (uint32_t i = 0; i < 2; i++) {
+        sim_check_shard(w, i);
         check_end(w, i);
+    }
     check_manners(w);
     check_lossless(w);
 }

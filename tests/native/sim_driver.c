@@ -10,7 +10,7 @@ enum {
     STEPS_MAX = 400000,
     FINISH_S = 900,
     QUIET_S = 300,
-    CONNS_CHECK_EVERY = 16,
+    WIRE_CHECK_EVERY = 16,
     IDLE_RUN_MAX = 2000
 };
 
@@ -125,7 +125,7 @@ static void tell_neighbour(struct sim_world *w, uint32_t i, uint8_t type)
 {
     struct ix_ctl_msg msg = {.type = type};
     struct ix_mac mac = sim_side_mac(1 - i);
-    struct ix_ip ip = sim_side_ip(w, 1 - i);
+    struct ix_ip ip = sim_next_hop(w, i);
     memcpy(msg.ip, ip.b, sizeof msg.ip);
     memcpy(msg.mac, mac.b, 6);
     tell(w, i, msg);
@@ -154,6 +154,9 @@ static void make_shard(struct sim_world *w, uint32_t i)
     struct ix_ctl_msg route = {.type = IX_CTL_ROUTE_SET, .prefix = w->c->six ? 64 : 24};
     memcpy(addr.ip, ip.b, sizeof addr.ip);
     memcpy(route.ip, ip.b, sizeof route.ip); /* the shard masks it */
+    struct ix_ip next_hop = sim_next_hop(w, i);
+    if (w->c->gateway)
+        memcpy(route.gateway, next_hop.b, sizeof route.gateway);
     tell(w, i, addr);
     tell(w, i, route);
     if (!w->c->own_address)
@@ -281,6 +284,8 @@ static void poll_side(struct sim_world *w, uint32_t i)
     if (side->idle_run > IDLE_RUN_MAX)
         sim_fail(w, "side %u: %u polls in a row had nothing to do", i, side->idle_run);
     side->shard_ns = IX_MAX(side->shard_ns, now_ns);
+    if (w->c->check_every && ++side->polls % w->c->check_every == 0)
+        sim_check_shard(w, i);
     w->result->steps++;
     sim_app_results(w, side, n_calls);
     sim_app_events(w, side);
@@ -289,6 +294,16 @@ static void poll_side(struct sim_world *w, uint32_t i)
     side->earliest_ns =
         w->now_ns + plan->poll_ns + sim_range(&w->random, 0, IX_MAX(plan->poll_ns / 4, 1u));
     side->idle_poll = sim_chance(&w->random, plan->idle_polls_ppm);
+}
+
+/* Packets may be no longer than what every path must carry; later what they could be at first. */
+static void narrow(struct sim_world *w, uint32_t side, bool narrow)
+{
+    struct ix_sim_path path = w->c->path[side];
+    if (narrow)
+        path.mtu = w->c->six ? IX_IPV6_MTU_MIN : IX_MTU_MIN;
+    int err = ix_sim_wire_set_path(&w->wire, side, &path);
+    IX_ASSERT(err == 0);
 }
 
 static void upset(struct sim_world *w, const struct ix_simd_upset *u, bool begins)
@@ -301,6 +316,12 @@ static void upset(struct sim_world *w, const struct ix_simd_upset *u, bool begin
         break;
     case IX_SIMD_DOWN:
         ix_sim_end_set_down(&w->wire.end[u->side], begins);
+        break;
+    case IX_SIMD_JUMP:
+        w->side[u->side].clock_ns += begins ? u->for_ns : 0;
+        break;
+    case IX_SIMD_NARROW:
+        narrow(w, u->side, begins);
         break;
     default:
         if (begins)
@@ -365,10 +386,10 @@ static bool step(struct sim_world *w)
     for (uint32_t i = 0; i < 2 && !sim_failed(w); i++)
         if (due_ns[i] <= w->now_ns)
             poll_side(w, i);
-    if (w->c->check_every && w->result->steps % w->c->check_every == 0)
-        sim_check(w);
-    else if (w->result->steps % CONNS_CHECK_EVERY == 0)
+    if (w->result->steps % WIRE_CHECK_EVERY == 0) {
+        sim_check_wire(w);
         sim_check_conns(w);
+    }
     return !sim_failed(w);
 }
 

@@ -45,12 +45,14 @@ enum ix_simd_upset_kind {
     IX_SIMD_STALL, /* it is not polled for a while */
     IX_SIMD_DOWN,  /* its link is down for a while */
     IX_SIMD_NEIGH, /* its neighbour disappears for a while */
+    IX_SIMD_JUMP,  /* its clock jumps forward, by for_ns */
+    IX_SIMD_NARROW, /* the path of what it sends has a smaller MTU for a while */
 };
 struct ix_simd_upset {
     uint64_t at_ns, for_ns;
     uint32_t side, kind; /* kind: enum ix_simd_upset_kind */
 };
-enum { IX_SIMD_UPSETS = 4 };
+enum { IX_SIMD_UPSETS = 6 };
 
 struct ix_simd_case {
     uint64_t seed;
@@ -61,6 +63,7 @@ struct ix_simd_case {
     bool cookies; /* every connection is opened by a SYN cookie; all keep themselves alive, as an
                    * opener whose last ACK was lost may have nothing to say */
     bool grow; /* windows grow with use, up to eight times what they are at first */
+    bool gateway; /* each reaches the other by a router's address, not by its own */
     bool own_address;         /* neighbours by ARP or ND over the wire, else they are told */
     bool six;                 /* all over IPv6 */
     bool wrap_isn;            /* sequence numbers of the first connection wrap around early */
@@ -75,7 +78,8 @@ struct ix_simd_case {
     uint32_t nonsense_ppm; /* chance of a call that must be refused, per poll */
     uint32_t upset_count;
     struct ix_simd_upset upsets[IX_SIMD_UPSETS];
-    uint32_t check_every; /* all invariants after every so many steps; 0: only at the end */
+    uint32_t check_every; /* a shard's invariants after every so many of its polls; 0: only at the
+                           * end */
     uint32_t canary;      /* enum ix_simd_canary */
     bool trace;           /* every frame, call and event to stderr */
 };

@@ -5,7 +5,7 @@
 
 static const uint64_t plan_stream = 0x706c616eull, conn_stream = 0x636f6e6eull,
                       congestion_stream = 0x636f6e67ull,
-                      cookie_stream = 0x636f6f6bull;
+                      cookie_stream = 0x636f6f6bull, world_stream = 0x776f7264ull;
 
 uint64_t sim_log_range(uint64_t *random, uint64_t lo, uint64_t hi)
 {
@@ -117,10 +117,12 @@ static void plan_side(uint64_t *r, struct ix_simd_side *s)
     s->fill_at_creation = sim_chance(r, 500000);
 }
 
+enum { UPSETS_IN_ORDER = 4 };
+
 static void plan_upsets(uint64_t *r, struct ix_simd_case *c)
 {
     uint64_t at_ns = 0;
-    c->upset_count = sim_chance(r, 250000) ? (uint32_t)sim_range(r, 1, IX_SIMD_UPSETS) : 0;
+    c->upset_count = sim_chance(r, 250000) ? (uint32_t)sim_range(r, 1, UPSETS_IN_ORDER) : 0;
     for (uint32_t i = 0; i < c->upset_count; i++) {
         struct ix_simd_upset *u = &c->upsets[i];
         u->kind = (uint32_t)sim_range(r, IX_SIMD_STALL, IX_SIMD_NEIGH);
@@ -175,6 +177,47 @@ static void plan_flood(uint64_t *r, struct ix_simd_case *c)
     }
 }
 
+/* Routers on the way, and paths too narrow for what the sides send, which they are told or not. */
+static void plan_topology(uint64_t *r, struct ix_simd_case *c)
+{
+    c->gateway = !c->own_address && sim_chance(r, 250000);
+    for (uint32_t i = 0; i < 2; i++) {
+        if (sim_chance(r, 880000))
+            continue;
+        c->path[i].mtu = (uint32_t)sim_range(r, c->six ? IX_IPV6_MTU_MIN : IX_MTU_MIN, 1499);
+        c->path[i].mute = sim_chance(r, 300000);
+    }
+}
+
+static void add_upset(uint64_t *r, struct ix_simd_case *c, uint32_t kind, uint64_t most_ns)
+{
+    if (c->upset_count == IX_SIMD_UPSETS)
+        return;
+    c->upsets[c->upset_count++] =
+        (struct ix_simd_upset){.kind = kind,
+                               .side = (uint32_t)sim_range(r, 0, 1),
+                               .at_ns = sim_log_range(r, 10000, c->faults_until_ns / 4),
+                               .for_ns = sim_log_range(r, SIM_MS, most_ns)};
+}
+
+/* Drawn last, so that seeds keep what they had before there was this. */
+static void plan_world(uint64_t *r, struct ix_simd_case *c, bool faulty)
+{
+    plan_topology(r, c);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct ix_simd_side *s = &c->side[i];
+        if (!sim_chance(r, 200000))
+            continue;
+        s->pool_frames = (uint32_t)sim_log_range(r, IX_POOL_FRAMES_MIN, 1023);
+        if (s->fill_target > s->pool_frames / 2)
+            s->fill_target = 0;
+    }
+    if (faulty && sim_chance(r, 120000))
+        add_upset(r, c, IX_SIMD_JUMP, 30 * SIM_S);
+    if (faulty && sim_chance(r, 60000))
+        add_upset(r, c, IX_SIMD_NARROW, c->faults_until_ns / 4);
+}
+
 void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
 {
     uint64_t state = state_for(seed, plan_stream), *r = &state;
@@ -202,13 +245,15 @@ void ix_simd_plan(uint64_t seed, struct ix_simd_case *c)
     c->nonsense_ppm = sim_chance(r, 500000) ? 30000 : 0;
     if (faulty)
         plan_upsets(r, c);
-    c->check_every = sim_chance(r, 20000) ? 1 : 100;
+    c->check_every = 1;
     state = state_for(seed, congestion_stream);
     plan_congestion(r, c, faulty);
     uint64_t cookie_state = state_for(seed, cookie_stream);
     c->cookies = sim_chance(&cookie_state, 100000);
     c->grow = sim_chance(&cookie_state, 400000);
     c->six = sim_chance(&cookie_state, 350000);
+    state = state_for(seed, world_stream);
+    plan_world(r, c, faulty);
 }
 
 /* ---- its connections --------------------------------------------------------------- */
@@ -349,18 +394,18 @@ static int describe_side(const struct ix_simd_case *c, uint32_t i, char *out, si
         "  side %u: poll %lu ns, batch %u, mtu %u, rcvbuf %u, sndbuf %u, flows %u, events %u, "
         "calls "
         "%u, extents %u, arena %u, fill %u, rings %u, backlog %u, time_wait %u ms, completion %lu "
-        "ns, tx budget %u, in place %d\n"
+        "ns, tx budget %u, in place %d, pool %u\n"
         "  its path: delay %lu ns, jitter %lu, rate %lu/s, queue %u, ppm: loss %u (burst %u) dup "
         "%u "
         "reorder %u (hold %lu ns) corrupt %u; lost up to %u bytes, marked from %u, stands still "
-        "%lu of %lu ns, congestion %u, ecn %u, pacing %d\n",
+        "%lu of %lu ns, mtu %u (mute %d), congestion %u, ecn %u, pacing %d\n",
         i, s->poll_ns, s->batch, s->mtu, s->rcvbuf_bytes, s->sndbuf_bytes, s->max_flows,
         s->max_events, s->max_calls, s->max_extents, s->arena_frames, s->fill_target,
         s->ring_entries, s->backlog, s->time_wait_ms, s->completion_delay_ns, s->tx_budget,
-        s->sg_inplace, p->delay_ns, p->jitter_ns, p->rate_bytes_per_s, p->queue_frames, p->loss_ppm,
-        p->loss_burst_frames, p->dup_ppm, p->reorder_ppm, p->reorder_hold_ns, p->corrupt_ppm,
-        p->loss_max_bytes, p->mark_frames, p->spike_ns, p->spike_every_ns, s->congestion, s->ecn,
-        s->pacing);
+        s->sg_inplace, s->pool_frames, p->delay_ns, p->jitter_ns, p->rate_bytes_per_s,
+        p->queue_frames, p->loss_ppm, p->loss_burst_frames, p->dup_ppm, p->reorder_ppm, p->reorder_hold_ns, p->corrupt_ppm,
+        p->loss_max_bytes, p->mark_frames, p->spike_ns, p->spike_every_ns, p->mtu, p->mute,
+        s->congestion, s->ecn, s->pacing);
 }
 
 int ix_simd_describe(const struct ix_simd_case *c, char *out, size_t bytes)
@@ -368,10 +413,10 @@ int ix_simd_describe(const struct ix_simd_case *c, char *out, size_t bytes)
     size_t at = (size_t)snprintf(
         out, bytes,
         "seed %lu: %u connections in %lu ns, %lu bytes, odd %u, pauses %u, faults until %lu ns, "
-        "upsets %u, wire %u, %s, %s\n",
+        "upsets %u, wire %u, %s, %s, %s\n",
         c->seed, c->conns, c->spread_ns, c->bytes, c->odd_ppm, c->pause_ppm, c->faults_until_ns,
         c->upset_count, c->wire_frames, c->own_address ? "arp or nd" : "neighbours told",
-        c->six ? "IPv6" : "IPv4");
+        c->six ? "IPv6" : "IPv4", c->gateway ? "by a router" : "on link");
     for (uint32_t i = 0; i < 2 && at < bytes; i++)
         at += (size_t)describe_side(c, i, out + at, bytes - at);
     return (int)IX_MIN(at, bytes - 1);

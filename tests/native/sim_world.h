@@ -12,6 +12,7 @@ enum {
     SIM_PORT_LAST = 40999,
     SIM_SERVER_PORT = 80, /* listened to on both sides */
     SIM_CLOSED_PORT = 81, /* never listened to */
+    SIM_GATEWAY = 0xfd,   /* the last byte of the addresses of routers next to the sides */
 };
 #define SIM_NEVER UINT64_MAX
 #define SIM_MS    1000000ull
@@ -127,6 +128,7 @@ struct sim_side {
     uint64_t last_ns, earliest_ns, app_next_ns, stalled_until_ns;
     uint64_t shard_ns; /* the latest time that the shard was told */
     bool idle_poll;
+    uint32_t polls;
     uint32_t idle_run; /* polls in a row that found nothing to do, though it had asked for them */
     struct sim_call *calls;
     struct sim_chunk *chunks;
@@ -206,6 +208,14 @@ static inline struct ix_ip sim_side_ip(const struct sim_world *w, uint32_t side)
         return ix_ip_from_v4(ix_swap32(0x0a000001 + side));
     return (struct ix_ip){.b = {0x20, 1, 0xd, 0xb8, [15] = (uint8_t)(side + 1)}};
 }
+/* Whom it sends to on the wire. */
+static inline struct ix_ip sim_next_hop(const struct sim_world *w, uint32_t side)
+{
+    struct ix_ip ip = sim_side_ip(w, 1 - side);
+    if (w->c->gateway)
+        ip.b[w->c->six ? 15 : 3] = SIM_GATEWAY;
+    return ip;
+}
 static inline struct ix_mac sim_side_mac(uint32_t side)
 {
     return (struct ix_mac){{2, 0, 0, 0, 0, (uint8_t)(side + 1)}};
@@ -216,8 +226,10 @@ void sim_tap_init(struct sim_world *w, uint32_t side, struct ix_link *inner);
 void sim_trace(const struct sim_world *w, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* ---- sim_check.c: the modules' invariants and what follows; the latter alone; the end */
-void sim_check(struct sim_world *w);
+/* ---- sim_check.c: the invariants of one shard; of the wire, and what follows for connections; all
+ * of it, and more, at the end */
+void sim_check_shard(struct sim_world *w, uint32_t side);
+void sim_check_wire(struct sim_world *w);
 void sim_check_conns(struct sim_world *w);
 void sim_check_end(struct sim_world *w);
 

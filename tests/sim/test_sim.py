@@ -81,9 +81,10 @@ COUNTERS_MET = (
     "tcp_closed tcp_aborted tcp_time_wait tcp_time_wait_reused calls call_errors events_full "
     "ctl_messages wakeup_errors "
     "tcp_ecn tcp_ce_in tcp_ece_reductions "
-    "nd_solicits_in nd_adverts_out"
+    "nd_solicits_in nd_adverts_out "
+    "tx_no_frame icmp_in icmp_errors_in pmtu_lowered pmtu_black_holes"
 )
-WIRE_MET = "marked dup reordered corrupted overflow lost no_fill rx_full link_down"
+WIRE_MET = "marked dup reordered corrupted overflow lost too_big errors no_fill rx_full link_down"
 
 
 def test_the_seeds_reach_every_corner(outcome: Outcome) -> None:
@@ -131,7 +132,7 @@ def calm(
     case.pattern = 1 + lib.SIM_ONE_WAY
     case.odd_ppm = case.pause_ppm = case.nonsense_ppm = case.upset_count = case.check_every = 0
     case.spread_ns = 1
-    case.own_address = case.cookies = case.grow = case.six = False
+    case.own_address = case.cookies = case.grow = case.six = case.gateway = False
     case.wire_frames = 8192
     for i in range(2):
         case.path[i] = ffi.new("struct ix_sim_path *", {"delay_ns": delay_ns, **path})[0]

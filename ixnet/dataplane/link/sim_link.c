@@ -132,6 +132,20 @@ static void put_with_faults(struct ix_sim_wire *wire, uint32_t direction, uint64
     }
 }
 
+/* A router on the way drops a frame, and tells its sender. */
+static void drop_too_big(struct ix_sim_wire *wire, uint32_t direction, const uint8_t *frame,
+                         uint32_t bytes)
+{
+    const struct ix_sim_path *p = &wire->direction[direction].path;
+    struct ix_sim_direction *back = &wire->direction[1 - direction];
+    uint8_t error[IX_SIM_ERROR_MAX];
+    wire->direction[direction].counters.too_big++;
+    uint32_t error_bytes = p->mute ? 0 : ix_sim_too_big(frame, bytes, p->mtu, error);
+    if (error_bytes && put_on_wire(wire, back, error, error_bytes, wire->now_ns + p->delay_ns) !=
+                           IX_NONE)
+        back->counters.errors++;
+}
+
 static void send_frame(struct ix_sim_wire *wire, uint32_t direction, const uint8_t *frame,
                        uint32_t bytes)
 {
@@ -144,6 +158,10 @@ static void send_frame(struct ix_sim_wire *wire, uint32_t direction, const uint8
     bool mark = p->mark_frames && ring_used(&d->queue) >= p->mark_frames;
     if (left_ns == UINT64_MAX) {
         d->counters.overflow++;
+        return;
+    }
+    if (p->mtu && bytes > ETHERNET_BYTES + p->mtu) {
+        drop_too_big(wire, direction, frame, bytes);
         return;
     }
     if (ix_sim_is_dropped(p, number)) {
@@ -513,8 +531,9 @@ static const char *check_direction(const struct ix_sim_wire *wire, const struct 
 {
     const struct ix_sim_counters *c = &d->counters;
     uint64_t gone =
-        c->overflow + c->lost + c->dropped + c->no_fill + c->rx_full + c->too_long + c->link_down;
-    if (c->sent + c->dup != c->delivered + gone + d->heap_count)
+        c->overflow + c->lost + c->dropped + c->too_big + c->no_fill + c->rx_full + c->too_long +
+        c->link_down;
+    if (c->sent + c->dup + c->errors != c->delivered + gone + d->heap_count)
         return "sim: a frame vanished, or came from nowhere";
     for (uint32_t i = 1; i < d->heap_count; i++)
         if (is_due_before(d, d->heap[i], d->heap[(i - 1) / 2]))

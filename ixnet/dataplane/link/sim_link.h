@@ -41,6 +41,9 @@ struct ix_sim_path {
     uint32_t loss_burst_frames; /* length of the burst; 0 and 1: that frame alone */
     uint32_t loss_max_bytes;    /* longer frames are not lost at random: so that pure ACKs alone
                                  * are; 0: any are */
+    uint32_t mtu; /* IP packets that are longer are dropped by a router on the way, 0: there is none
+                   * ... */
+    bool mute;    /* ... and it sends no ICMP error back: a black hole */
     uint32_t mark_frames; /* so many waiting for the rate: ECT frames that join are marked CE (RFC
                            * 3168); 0: never */
     uint32_t dup_ppm;           /* chance that a frame arrives twice */
@@ -62,12 +65,14 @@ struct ix_sim_path {
     X(delivered, "frames put on the receiving end's RX, duplicates included") \
     X(delivered_bytes, "their bytes") \
     X(dup, "frames duplicated") \
+    X(errors, "ICMP errors about frames of the other direction, that the wire put in") \
     X(reordered, "frames held back") \
     X(corrupted, "frames with a bit flipped") \
     X(marked, "frames marked as having met congestion") \
     X(overflow, "frames dropped because the queue or the wire was full") \
     X(lost, "frames lost at random") \
     X(dropped, "frames dropped by number") \
+    X(too_big, "frames dropped because they were longer than the path's MTU") \
     X(no_fill, "frames dropped for want of a FILL entry (kernel: rx_fill_ring_empty_descs)") \
     X(rx_full, "frames dropped because RX was full (kernel: rx_ring_full)") \
     X(too_long, \
@@ -234,6 +239,11 @@ uint64_t ix_sim_spike(const struct ix_sim_path *p, uint64_t now_ns);
 /* Both return whether there was something to change. */
 bool ix_sim_flip_bit(uint8_t *frame, uint32_t bytes, uint64_t random);
 bool ix_sim_mark(uint8_t *frame, uint32_t bytes);
+
+/* ---- sim_router.c: writes the ICMP error of a router for which the frame was too big, at most
+ * IX_SIM_ERROR_MAX bytes, back to its sender. Returns its length, 0 if the frame holds no IP. */
+enum { IX_SIM_ERROR_MAX = 128 };
+uint32_t ix_sim_too_big(const uint8_t *frame, uint32_t bytes, uint32_t mtu, uint8_t *error);
 
 /* Invariants: every frame sent is delivered, dropped for one counted reason or on the wire; rings,
  * heap and free lists are sound. Returns NULL or what is wrong. */
