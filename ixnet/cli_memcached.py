@@ -55,6 +55,16 @@ def memcached(
     no_flush: Annotated[
         bool, typer.Option("-F", "--disable-flush-all", help="flush_all is refused.")
     ] = False,
+    shutdown_command: Annotated[
+        bool, typer.Option("-A", "--enable-shutdown", help="The command shutdown ends the server.")
+    ] = False,
+    no_dump: Annotated[
+        bool, typer.Option("-X", "--disable-dumping", help="No stats cachedump, no metadump.")
+    ] = False,
+    user: Annotated[
+        str | None,
+        typer.Option("-u", "--user", metavar="USER[:GROUP]", help="Who the workers become."),
+    ] = None,
     options: Annotated[
         str, typer.Option("-o", "--extended", help="memcached's options: name,name=value,...")
     ] = "",
@@ -82,7 +92,7 @@ def memcached(
 
     Letters mean what they mean to memcached. Other options are those of ixnet run.
     """
-    from ixnet.cli import _complain, _errors, _say
+    from ixnet.cli import _complain, _errors, _privileges, _say
     from ixnet.memcached import MemcachedConfig, parse_options, serve
 
     with _errors():
@@ -90,11 +100,12 @@ def memcached(
             memory_mb=memory_mb, item_size=item_size, port=port, udp_port=udp_port, conns=conns,
             listen=listen, growth_factor=growth_factor, chunk_min=chunk_min, backlog=backlog,
             verbose=verbose, no_eviction=no_eviction, no_cas=no_cas, no_flush=no_flush,
-            large_pages=large_pages, protocol=protocol, options=parse_options(options),
+            large_pages=large_pages, shutdown_command=shutdown_command, no_dump=no_dump,
+            protocol=protocol, options=parse_options(options),
         )  # fmt: skip
         status = serve(
             config, interface, threads, cores, _say, _complain,
             mode=mode, busy_poll=busy_poll, spin_us=spin_us, frames=frames, placement=placement,
-            name=name, workers=workers,
+            name=name, workers=workers, privileges=_privileges(user, keep=False),
         )  # fmt: skip
     raise typer.Exit(status)

@@ -32,7 +32,8 @@ class MemcachedConfig:
 
     memory_mb: -m. item_size: -I, like 1m or 512k. port, udp_port: -p, -U; 0 is none. conns: -c, of
     all workers together. listen: -l, one address; None every one. growth_factor: -f. chunk_min: -n,
-    bytes for key, value and flags of the smallest class. protocol: -B. options: -o.
+    bytes for key, value and flags of the smallest class. shutdown_command: -A. no_dump: -X.
+    protocol: -B. options: -o.
     """
 
     memory_mb: int = 64
@@ -49,6 +50,8 @@ class MemcachedConfig:
     no_cas: bool = False
     no_flush: bool = False
     large_pages: bool = False
+    shutdown_command: bool = False
+    no_dump: bool = False
     protocol: str = "auto"
     options: Mapping[str, str | None] = field(default_factory=dict)
 
@@ -103,6 +106,10 @@ def _take(
     return lambda c, name, text: setattr(c, attribute, read(name, text))
 
 
+def _ignored(c: Any, name: str, text: str | None) -> None:
+    """An option about something that is otherwise here: threads, buffers, the hash."""
+
+
 # What -o knows, by memcached's names.
 OPTIONS: dict[str, Callable[[Any, str, str | None], None]] = {
     "hashpower": _take("hash_power", _number),
@@ -118,8 +125,13 @@ OPTIONS: dict[str, Callable[[Any, str, str | None], None]] = {
     "lru_maintainer": _set("maintainer", 1),
     "no_lru_maintainer": _set("maintainer", 0),
     "track_sizes": _set("track_sizes", 1),
-    "modern": lambda c, name, text: None,
-}
+    **dict.fromkeys(
+        ("modern", "maxconns_fast", "hash_algorithm", "no_hashexpand", "tail_repair_time",
+         "lru_crawler_sleep", "lru_crawler_tocrawl", "read_buf_mem_limit", "resp_obj_mem_limit",
+         "inline_ascii_resp", "no_inline_ascii_resp"),
+        _ignored,
+    ),
+}  # fmt: skip
 
 
 def parse_options(text: str) -> dict[str, str | None]:
@@ -149,6 +161,7 @@ class Store:
         c.tcp_port, c.udp_port, c.verbose = config.port, config.udp_port, config.verbose
         c.no_eviction, c.no_cas = config.no_eviction, config.no_cas
         c.no_flush, c.large_pages = config.no_flush, config.large_pages
+        c.shutdown_command, c.no_dump = config.shutdown_command, config.no_dump
         c.protocol = PROTOCOLS.index(config.protocol)
         if config.listen is not None:
             c.listen = config.listen.encode()[:47]

@@ -141,21 +141,58 @@ static void lru(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc
     }
 }
 
+/* `all`, or numbers with commas between them: a bit each. False: no such class. */
+static bool classes_named(const struct ix_mc_token *t, uint64_t *classes)
+{
+    const uint8_t *at = t->at, *end = t->at + t->n;
+    *classes = UINT64_MAX;
+    if (ix_mc_is(t, "all"))
+        return true;
+    for (*classes = 0; at < end;) {
+        const uint8_t *comma = memchr(at, ',', (size_t)(end - at)), *stop = comma ? comma : end;
+        uint32_t number;
+        if (stop > at) { /* memcached, too, lets commas stand together */
+            if (!ix_mc_u32(at, (uint32_t)(stop - at), &number) || !number ||
+                number >= IX_MC_CLASSES_MAX)
+                return false;
+            *classes |= 1ull << number;
+        }
+        at = stop + 1;
+    }
+    return true;
+}
+
+static void metadump(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_token *which)
+{
+    uint64_t classes = UINT64_MAX;
+    if (!s->mc->config.lru_crawler)
+        ix_mc_say(s, c, "CLIENT_ERROR lru crawler disabled");
+    else if (s->mc->config.no_dump)
+        ix_mc_say(s, c, "ERROR metadump not allowed");
+    else if (!ix_mc_is(which, "hash") && !classes_named(which, &classes))
+        ix_mc_say(s, c, "BADCLASS invalid class id");
+    else if (c->datagram)
+        ix_mc_say(s, c, "ERROR");
+    else
+        ix_mc_dump_begin(c, classes);
+}
+
 static void lru_crawler(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
 {
     const struct ix_mc_token *t = w->word;
+    uint64_t classes;
     uint32_t number;
     if (w->count == 3 && ix_mc_is(&t[1], "crawl")) {
         if (!s->mc->config.lru_crawler) {
             ix_mc_say(s, c, "CLIENT_ERROR lru crawler disabled");
             return;
         }
-        bool known = ix_mc_is(&t[2], "all") ||
-                     (ix_mc_u32(t[2].at, t[2].n, &number) && number && number <= s->mc->classes);
-        ix_mc_say(s, c, !known ? "BADCLASS invalid class id"
+        ix_mc_say(s, c, !classes_named(&t[2], &classes) ? "BADCLASS invalid class id"
                         : ix_mc_crawl_start(&s->use)
                             ? "OK"
                             : "BUSY currently processing crawler request");
+    } else if (w->count == 3 && ix_mc_is(&t[1], "metadump")) {
+        metadump(s, c, &t[2]);
     } else if (w->count == 3 && (ix_mc_is(&t[1], "tocrawl") || ix_mc_is(&t[1], "sleep"))) {
         /* How it shares the cores with requests is fixed: what is asked for changes nothing. */
         bool good = ix_mc_u32(t[2].at, t[2].n, &number);
@@ -168,6 +205,19 @@ static void lru_crawler(struct ix_mc_server *s, struct ix_mc_conn *c, const stru
         ix_mc_say(s, c, "OK");
     } else {
         ix_mc_say(s, c, "ERROR");
+    }
+}
+
+/* The control process ends when its workers have come to an end. */
+static void shut_down(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
+{
+    if (!s->mc->config.shutdown_command) {
+        ix_mc_say(s, c, "ERROR: shutdown not enabled");
+    } else if (w->count == 1 || (w->count == 2 && ix_mc_is(&w->word[1], "graceful"))) {
+        c->state = IX_MC_ENDED;
+        __atomic_store_n(&s->mc->stopping, 1, __ATOMIC_RELAXED);
+    } else {
+        ix_mc_say(s, c, "CLIENT_ERROR invalid shutdown mode");
     }
 }
 
@@ -192,7 +242,7 @@ bool ix_mc_admin_command(struct ix_mc_server *s, struct ix_mc_conn *c, struct ix
     else if (ix_mc_is(name, "quit"))
         c->state = IX_MC_ENDED;
     else if (ix_mc_is(name, "shutdown"))
-        ix_mc_say(s, c, "ERROR: shutdown not enabled");
+        shut_down(s, c, w);
     else if (ix_mc_is(name, "watch"))
         ix_mc_say(s, c, "CLIENT_ERROR watch commands not allowed");
     else if (last->n >= 5 && !memcmp(last->at, "HTTP/", 5)) /* a browser, or worse */

@@ -32,6 +32,7 @@ enum ix_mc_conn_state {
     IX_MC_GET_KEYS,  /* within the line of a get */
     IX_MC_READ_DATA, /* into the item that the connection holds */
     IX_MC_SWALLOW,   /* so many bytes of input are of no use */
+    IX_MC_DUMP,      /* a metadump is under way; more input waits */
     IX_MC_ENDED      /* nothing more is read */
 };
 
@@ -99,7 +100,8 @@ struct ix_mc_conn {
     uint32_t exptime;        /* gat */
     uint32_t command_bytes;  /* of input that the command under way takes up in its frame */
     const uint8_t *key_at, *keys_end; /* GET_KEYS */
-    uint64_t left;           /* READ_DATA, SWALLOW: bytes */
+    uint64_t left;           /* READ_DATA, SWALLOW: bytes; DUMP: classes, a bit each */
+    uint32_t dump_page, dump_chunk; /* DUMP: where it is */
     struct ix_mc_cursor cursor; /* READ_DATA: where they go; or what is being sent */
     uint32_t emit_left;      /* bytes of the held value that are still to be sent */
     uint8_t *blob;           /* or of this text, heap memory */
@@ -110,8 +112,9 @@ struct ix_mc_conn {
     uint32_t pre_hash, pre_nkey, pre_bytes; /* pre_bytes: of the whole line */
     const uint8_t *pre_key;
     uint64_t last_ns;        /* last command */
-    uint8_t peer[16];
+    uint8_t peer[16], local[16];
     uint16_t peer_port;
+    uint8_t family;          /* 4 or 6 */
     uint8_t stash[IX_MC_STASH_BYTES];/* meta: what the answer is to repeat */
 };
 
@@ -135,6 +138,7 @@ struct ix_mc_server {
     struct ix_mc_queue udp_out;   /* arena frames with datagrams to send */
     struct ix_mc_udp_to *udp_to;  /* [frames of the arena] */
     uint32_t ready_count;
+    uint32_t idle_at;             /* the next connection to be looked at for idleness */
 };
 
 /* ---- out.c: answers ----------------------------------------------------------- */
@@ -257,6 +261,15 @@ int ix_mc_udp_open(struct ix_mc_server *s, const char *ip, uint16_t port, char *
                    size_t why_bytes);
 void ix_mc_udp_recv(struct ix_mc_server *s, const struct ix_event *ev);
 bool ix_mc_udp_calls(struct ix_mc_server *s);
+
+/* ---- dump.c ------------------------------------------------------------------- */
+
+/* Bytes of a key as a URI has them: to must have room for 3 n. Returns how many there are. */
+uint32_t ix_mc_uri_text(uint8_t *to, const uint8_t *from, uint32_t n);
+/* The text of `stats cachedump`, heap memory; NULL: no memory. */
+uint8_t *ix_mc_cachedump(struct ix_mc_server *s, uint32_t number, uint32_t limit, uint32_t *bytes);
+void ix_mc_dump_begin(struct ix_mc_conn *c, uint64_t classes);
+void ix_mc_dump_step(struct ix_mc_server *s, struct ix_mc_conn *c);
 
 /* ---- input.c ------------------------------------------------------------------ */
 

@@ -34,10 +34,12 @@ struct ix_mc_config {
     uint8_t no_cas;          /* -C */
     uint8_t no_flush;        /* -F */
     uint8_t no_dump;         /* -X */
+    uint8_t no_watch;        /* -W */
     uint8_t segmented, lru_crawler, maintainer, maxconns_fast;
     uint8_t automove, large_pages;
     uint8_t protocol;        /* -B: 0 auto, 1 ascii, 2 binary */
-    uint8_t shutdown_command, track_sizes;
+    uint8_t shutdown_command; /* -A */
+    uint8_t track_sizes;
     char listen[48];         /* -l; empty: every address */
 };
 

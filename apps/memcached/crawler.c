@@ -12,9 +12,8 @@ enum {
     CRAWL_PAUSE_NS = 1000000000, /* between two walks */
 };
 
-/* Is that chunk an item in this (locked) bucket? */
-static bool is_linked(const struct ix_mc_use *use, const struct ix_mc_bucket *bucket,
-                      const struct ix_mc_item *item)
+bool ix_mc_is_linked(const struct ix_mc_use *use, const struct ix_mc_bucket *bucket,
+                     const struct ix_mc_item *item)
 {
     uint32_t wanted = ix_mc_ref(use->mc, item);
     for (uint32_t ref = bucket->head; ref; ref = ix_mc_at(use->mc, ref)->chain)
@@ -35,7 +34,7 @@ static void look_at(struct ix_mc_use *use, struct ix_mc_item *item)
         ix_mc_bucket(use, __atomic_load_n(&item->hash, __ATOMIC_RELAXED));
     if (!ix_mc_trylock(use, &bucket->lock))
         return;
-    if (is_linked(use, bucket, item) && ix_mc_is_dead(use, item) && !item->refs) {
+    if (ix_mc_is_linked(use, bucket, item) && ix_mc_is_dead(use, item) && !item->refs) {
         mc->cls[item->cls].crawler_reclaimed++;
         mc->crawl_reclaimed++;
         ix_mc_unlink(use, item);

@@ -280,6 +280,9 @@ static bool step(struct ix_mc_server *s, struct ix_mc_conn *c)
     case IX_MC_READ_DATA:
     case IX_MC_SWALLOW:
         return read_data(s, c);
+    case IX_MC_DUMP:
+        ix_mc_dump_step(s, c);
+        return true;
     default:
         return false;
     }

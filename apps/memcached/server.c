@@ -16,7 +16,10 @@
 
 #define LISTENER UINT64_MAX /* the listener's cookie; connections have their index */
 
-enum { WAIT_NS = 10000000 }; /* between turns at most: maintenance is due then */
+enum {
+    WAIT_NS = 10000000, /* between turns at most: maintenance is due then */
+    IDLE_LOOKS = 256    /* connections looked at in a turn for idleness */
+};
 
 void ix_mc_push(struct ix_mc_queue *q, uint32_t *next, uint32_t index)
 {
@@ -99,8 +102,10 @@ static void on_knock(struct ix_mc_server *s, const struct ix_event *ev)
     *c = (struct ix_mc_conn){.handle = ev->handle, .in = {IX_MC_NONE, IX_MC_NONE},
                              .out_head = IX_MC_NONE, .out_unsent = IX_MC_NONE, .open = true,
                              .line = line, .line_room = line_room, .last_ns = s->use.now_ns,
-                             .protocol = s->mc->config.protocol, .peer_port = ev->peer_port};
+                             .protocol = s->mc->config.protocol, .peer_port = ev->peer_port,
+                             .family = ev->family};
     memcpy(c->peer, ev->peer, sizeof c->peer);
+    memcpy(c->local, ev->local, sizeof c->local);
     ix_mc_call_soon(s, c, IX_MC_TODO_ACCEPT);
     if (connections(s->mc) >= s->mc->config.conns_max) {
         s->use.counts->rejected_connections++;
@@ -156,7 +161,8 @@ static void on_sent(struct ix_mc_server *s, const struct ix_event *ev)
     c->blocked = false;
     if (c->out_unsent != IX_MC_NONE)
         ix_mc_call_soon(s, c, IX_MC_TODO_SEND);
-    if (c->in.head != IX_MC_NONE || c->emit_left || c->blob || c->state == IX_MC_GET_KEYS || c->eof)
+    if (c->in.head != IX_MC_NONE || c->emit_left || c->blob || c->state == IX_MC_GET_KEYS ||
+        c->state == IX_MC_DUMP || c->eof)
         ix_mc_ready(s, c);
 }
 
@@ -370,6 +376,23 @@ static void feed_starved(struct ix_mc_server *s)
     }
 }
 
+/* -o idle_timeout: closes connections that are between commands and were silent for too long. Few
+ * are looked at in a turn, all of them every now and then. */
+static void close_idle(struct ix_mc_server *s)
+{
+    uint64_t most_ns = s->mc->config.idle_timeout_s * 1000000000ull;
+    for (uint32_t i = 0; most_ns && i < IDLE_LOOKS; i++) {
+        struct ix_mc_conn *c = &s->conns[s->idle_at];
+        s->idle_at = s->idle_at + 2 < s->conn_count ? s->idle_at + 1 : 0;
+        if (!c->open || c->closing || c->state != IX_MC_READ_COMMAND || c->in.head != IX_MC_NONE ||
+            c->out_head != IX_MC_NONE || s->use.now_ns - c->last_ns <= most_ns)
+            continue;
+        s->use.counts->idle_kicks++;
+        c->state = IX_MC_ENDED;
+        ix_mc_call_soon(s, c, IX_MC_TODO_CLOSE);
+    }
+}
+
 int ix_mc_server_turn(struct ix_mc_server *s, uint64_t max_wait_ns)
 {
     const struct ix_io *io = s->app->io;
@@ -388,6 +411,7 @@ int ix_mc_server_turn(struct ix_mc_server *s, uint64_t max_wait_ns)
     serve_ready(s);
     ix_mc_maintain(&s->use);
     ix_mc_crawl(&s->use);
+    close_idle(s);
     return n;
 }
 
@@ -459,7 +483,8 @@ static int serve(struct ix_mc_server *s)
         fprintf(stderr, "memcached: can't serve UDP port %u: %s\n", cfg->udp_port, why);
         return 1;
     }
-    while (ix_mc_server_turn(s, WAIT_NS) >= 0)
+    while (!__atomic_load_n(&s->mc->stopping, __ATOMIC_RELAXED) &&
+           ix_mc_server_turn(s, WAIT_NS) >= 0)
         continue;
     return 0;
 }

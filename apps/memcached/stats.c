@@ -2,6 +2,7 @@
  * they may be a moment apart. */
 #include "apps/memcached/conn.h"
 
+#include <arpa/inet.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -228,7 +229,7 @@ static void settings(struct text *t, const struct ix_mc_server *s)
     put_u64(t, "slab_chunk_max", c->chunk_max_bytes);
     put(t, "lru_crawler %s", yes(c->lru_crawler));
     put(t, "flush_enabled %s", yes(!c->no_flush));
-    put(t, "dump_enabled no");
+    put(t, "dump_enabled %s", yes(!c->no_dump));
     put(t, "hash_algorithm folded multiplications");
     put(t, "lru_maintainer_thread %s", yes(c->maintainer));
     put(t, "lru_segmented %s", yes(c->segmented));
@@ -370,16 +371,29 @@ static void sizes(struct text *t, const struct ix_mc_server *s)
     free(found);
 }
 
+static void put_address(struct text *t, uint32_t i, const char *name, uint8_t family,
+                        const uint8_t *ip, uint32_t port)
+{
+    char text[INET6_ADDRSTRLEN] = "";
+    inet_ntop(family == 6 ? AF_INET6 : AF_INET, ip, text, sizeof text);
+    if (family == 6)
+        put(t, "%u:%s tcp6:[%s]:%u", i, name, text, port);
+    else
+        put(t, "%u:%s tcp:%s:%u", i, name, text, port);
+}
+
 static void conns(struct text *t, const struct ix_mc_server *s)
 {
-    static const char *const states[] = {"conn_parse_cmd", "conn_parse_cmd", "conn_nread",
-                                         "conn_swallow", "conn_closing"};
+    static const char *const states[] = {
+        [IX_MC_READ_COMMAND] = "conn_parse_cmd", [IX_MC_GET_KEYS] = "conn_mwrite",
+        [IX_MC_READ_DATA] = "conn_nread",        [IX_MC_SWALLOW] = "conn_swallow",
+        [IX_MC_DUMP] = "conn_watch",             [IX_MC_ENDED] = "conn_closing"};
     for (uint32_t i = 0; i < s->conn_count; i++) {
         const struct ix_mc_conn *c = &s->conns[i];
         if (!c->open)
             continue;
-        put(t, "%u:addr tcp:%u.%u.%u.%u:%u", i, c->peer[0], c->peer[1], c->peer[2], c->peer[3],
-            c->peer_port);
+        put_address(t, i, "addr", c->family, c->peer, c->peer_port);
+        put_address(t, i, "listen_addr", c->family, c->local, s->mc->config.tcp_port);
         put(t, "%u:state %s", i, states[c->state]);
         put(t, "%u:secs_since_last_cmd %llu", i,
             (unsigned long long)((s->use.now_ns - c->last_ns) / 1000000000));
@@ -393,7 +407,7 @@ char *ix_mc_stats_text(struct ix_mc_server *s, const uint8_t *group, uint32_t n,
         void (*fill)(struct text *, const struct ix_mc_server *);
     } groups[] = {{"", general},   {"settings", settings}, {"items", items},
                   {"slabs", slabs}, {"sizes", sizes},       {"conns", conns}};
-    struct ix_mc_token name = {group, n};
+    struct ix_mc_token name = {n ? group : (const uint8_t *)"", n};
     for (uint32_t i = 0; i < sizeof groups / sizeof *groups; i++) {
         if (!ix_mc_is(&name, groups[i].name))
             continue;
@@ -404,6 +418,25 @@ char *ix_mc_stats_text(struct ix_mc_server *s, const uint8_t *group, uint32_t n,
         return t.p;
     }
     return NULL;
+}
+
+static void cachedump(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
+{
+    const struct ix_mc_token *t = &w->word[2];
+    uint32_t number, limit, n;
+    uint8_t *text;
+    if (s->mc->config.no_dump)
+        ix_mc_say(s, c, "CLIENT_ERROR stats cachedump not allowed");
+    else if (w->count < 4)
+        ix_mc_say(s, c, "CLIENT_ERROR bad command line");
+    else if (!ix_mc_u32(t[0].at, t[0].n, &number) || !ix_mc_u32(t[1].at, t[1].n, &limit))
+        ix_mc_say(s, c, "CLIENT_ERROR bad command line format");
+    else if (number >= IX_MC_CLASSES_MAX)
+        ix_mc_say(s, c, "CLIENT_ERROR Illegal slab id");
+    else if (!(text = ix_mc_cachedump(s, number, limit, &n)))
+        ix_mc_say(s, c, "SERVER_ERROR out of memory writing stats");
+    else
+        ix_mc_put_blob(s, c, text, n);
 }
 
 void ix_mc_text_stats(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
@@ -423,7 +456,7 @@ void ix_mc_text_stats(struct ix_mc_server *s, struct ix_mc_conn *c, const struct
         return;
     }
     if (w->count > 1 && ix_mc_is(t, "cachedump")) {
-        ix_mc_say(s, c, "CLIENT_ERROR stats cachedump not allowed");
+        cachedump(s, c, w);
         return;
     }
     char *text = ix_mc_stats_text(s, t->at, w->count > 1 ? t->n : 0, &n);

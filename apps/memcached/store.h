@@ -154,6 +154,7 @@ struct ix_mc {
     uint32_t crawl_run;             /* 1: a walk over all pages is under way */
     uint32_t crawl_started;         /* walks begun */
     uint64_t crawl_checked, crawl_reclaimed;
+    uint32_t stopping;              /* `shutdown` was asked for: all workers end */
     uint64_t recoveries, undone;
     struct ix_mc_class cls[IX_MC_CLASSES_MAX];
 };
@@ -290,6 +291,9 @@ bool ix_mc_evict(struct ix_mc_use *use, uint32_t cls);
 /* Once in a while: segments kept to their shares, items that have expired freed. Short. */
 void ix_mc_maintain(struct ix_mc_use *use);
 /* ---- crawler.c ---------------------------------------------------------------- */
+/* Is that chunk an item in this (locked) bucket? */
+bool ix_mc_is_linked(const struct ix_mc_use *use, const struct ix_mc_bucket *bucket,
+                     const struct ix_mc_item *item);
 void ix_mc_crawl(struct ix_mc_use *use);
 /* Starts a walk. False: one is under way. */
 bool ix_mc_crawl_start(struct ix_mc_use *use);

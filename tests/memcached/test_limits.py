@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 from ixnet.control.lab import Lab
 from tests.memcached.kit import Server, connect, read_until, serving, stats, talk
@@ -50,3 +51,19 @@ def test_worker_killed_is_replaced_and_items_stay(lab: Lab) -> None:
 def ready_pids(running: Server) -> set[int]:
     """The processes that serve."""
     return {int(w["pid"]) for w in running.live()["workers"] if w["state"] == "ready"}
+
+
+def test_shutdown_ends_the_instance_where_it_is_allowed(lab: Lab) -> None:
+    running = Server(lab, "-A", "-o", "modern,hash_algorithm=murmur3,idle_timeout=60")
+    try:
+        running.wait_ready()
+        sock = connect(lab)
+        assert talk(sock, b"shutdown now\r\n") == b"CLIENT_ERROR invalid shutdown mode\r\n"
+        sock.sendall(b"shutdown\r\n")
+        with suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
+        assert running.wait() == 0
+        assert running.errors() == ""
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()

@@ -64,6 +64,20 @@ def test_pipeline_of_10000(lab: Lab, server: Server) -> None:
     assert got == expected
 
 
+def test_stats_conns_tell_both_ends_of_each_family(lab: Lab, server: Server) -> None:
+    for address in (lab.cfg.server_ip, lab.cfg.server_ip6):
+        ip = address.split("/")[0]
+        with in_netns(lab.cfg.client_netns):
+            sock = socket.create_connection((ip, PORT), timeout=10)
+        kind, form = ("tcp6", "[{}]") if ":" in ip else ("tcp", "{}")
+        found = stats(sock, "conns")
+        own = f"{kind}:{form.format(sock.getsockname()[0])}:{sock.getsockname()[1]}"
+        numbers = [name.split(":")[0] for name, value in found.items() if value == own]
+        assert len(numbers) == 1, found
+        assert found[f"{numbers[0]}:listen_addr"] == f"{kind}:{form.format(ip)}:{PORT}"
+        assert found[f"{numbers[0]}:state"] == "conn_parse_cmd"
+
+
 def test_udp_request_is_answered_in_datagrams(lab: Lab, server: Server) -> None:
     sock = connect(lab)
     value = os.urandom(5000)
