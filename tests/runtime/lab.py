@@ -65,10 +65,10 @@ class Run:
         )
         self.said: list[str] = []
 
-    def wait_ready(self) -> Run:
+    def wait_ready(self, patience_s: float = PATIENCE_S) -> Run:
         """Reads on until the line that begins with "ready"."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while not self.said or not self.said[-1].startswith("ready"):
             left = deadline - time.monotonic()
             assert left > 0, f"not ready: {self.said}"
