@@ -106,6 +106,12 @@ def _take(
     return lambda c, name, text: setattr(c, attribute, read(name, text))
 
 
+def _automove(c: Any, text: str | None) -> None:
+    if text not in (None, "0", "1", "2"):
+        raise ConfigError(f"-o slab_automove={text} is no mode", "use 0 (off), 1 or 2")
+    c.automove = int(text or 1)
+
+
 def _ignored(c: Any, name: str, text: str | None) -> None:
     """An option about something that is otherwise here: threads, buffers, the hash."""
 
@@ -125,10 +131,15 @@ OPTIONS: dict[str, Callable[[Any, str, str | None], None]] = {
     "lru_maintainer": _set("maintainer", 1),
     "no_lru_maintainer": _set("maintainer", 0),
     "track_sizes": _set("track_sizes", 1),
+    "slab_reassign": _set("no_reassign", 0),
+    "no_slab_reassign": _set("no_reassign", 1),
+    "slab_automove": lambda c, name, text: _automove(c, text),
+    "no_slab_automove": _set("automove", 0),
+    "slab_automove_ratio": _take("automove_percent", _percent),
     **dict.fromkeys(
         ("modern", "maxconns_fast", "hash_algorithm", "no_hashexpand", "tail_repair_time",
-         "lru_crawler_sleep", "lru_crawler_tocrawl", "read_buf_mem_limit", "resp_obj_mem_limit",
-         "inline_ascii_resp", "no_inline_ascii_resp"),
+         "lru_crawler_sleep", "lru_crawler_tocrawl", "slab_automove_window",
+         "read_buf_mem_limit", "resp_obj_mem_limit", "inline_ascii_resp", "no_inline_ascii_resp"),
         _ignored,
     ),
 }  # fmt: skip

@@ -70,23 +70,50 @@ static void memlimit(struct ix_mc_server *s, struct ix_mc_conn *c, const struct 
         ix_mc_say(s, c, "MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust");
 }
 
-/* Pages stay with their classes: there is nothing to move, and the answers say so. */
-static void slabs(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
+static void reassign(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_token *t)
+{
+    static const char *const said[] = {
+        [IX_MC_MOVE_OK] = "OK",
+        [IX_MC_MOVE_BUSY] = "BUSY currently processing reassign request",
+        [IX_MC_MOVE_BAD_CLASS] = "BADCLASS invalid src or dst class id",
+        [IX_MC_MOVE_NO_SPARE] = "NOSPARE source class has no spare pages",
+        [IX_MC_MOVE_SAME] = "SAME src and dst class are identical"};
+    int32_t from, to;
+    if (s->mc->config.no_reassign)
+        ix_mc_say(s, c, "CLIENT_ERROR slab reassignment disabled");
+    else if (!ix_mc_i32(t[2].at, t[2].n, &from) || !ix_mc_i32(t[3].at, t[3].n, &to))
+        ix_mc_say(s, c, "CLIENT_ERROR bad command line format");
+    else
+        ix_mc_say(s, c, said[ix_mc_move_start(&s->use, from, to)]);
+}
+
+static const char *automove(struct ix_mc_config *cfg, const struct ix_mc_words *w)
 {
     const struct ix_mc_token *t = w->word;
     uint32_t level;
     double ratio;
+    if (ix_mc_is(&t[2], "ratio")) {
+        if (w->count < 4 || !ix_mc_fraction(t[3].at, t[3].n, &ratio))
+            return "ERROR";
+        cfg->automove_percent = ratio > 0 && ratio < 1000 ? (uint32_t)(ratio * 100) : 0;
+        return "OK";
+    }
+    if (!ix_mc_u32(t[2].at, t[2].n, &level))
+        return "CLIENT_ERROR bad command line format";
+    if (level > 2)
+        return "ERROR";
+    cfg->automove = (uint8_t)level;
+    return "OK";
+}
+
+static void slabs(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w)
+{
+    const struct ix_mc_token *t = w->word;
     if (w->count == 4 && ix_mc_is(&t[1], "reassign")) {
-        ix_mc_say(s, c, "CLIENT_ERROR slab reassignment disabled");
+        reassign(s, c, t);
     } else if (w->count >= 3 && ix_mc_is(&t[1], "automove")) {
         noreply(c, w);
-        if (ix_mc_is(&t[2], "ratio"))
-            ix_mc_say(s, c,
-                      w->count > 3 && ix_mc_fraction(t[3].at, t[3].n, &ratio) ? "OK" : "ERROR");
-        else if (!ix_mc_u32(t[2].at, t[2].n, &level))
-            ix_mc_say(s, c, "CLIENT_ERROR bad command line format");
-        else
-            ix_mc_say(s, c, level ? "ERROR" : "OK");
+        ix_mc_say(s, c, automove(&s->mc->config, w));
     } else {
         ix_mc_say(s, c, "ERROR");
     }

@@ -36,7 +36,10 @@ struct ix_mc_config {
     uint8_t no_dump;         /* -X */
     uint8_t no_watch;        /* -W */
     uint8_t segmented, lru_crawler, maintainer, maxconns_fast;
-    uint8_t automove, large_pages;
+    uint8_t automove;        /* -o slab_automove: 0, 1, 2 */
+    uint8_t no_reassign;     /* -o no_slab_reassign */
+    uint8_t large_pages;
+    uint32_t automove_percent; /* -o slab_automove_ratio, in hundredths */
     uint8_t protocol;        /* -B: 0 auto, 1 ascii, 2 binary */
     uint8_t shutdown_command; /* -A */
     uint8_t track_sizes;

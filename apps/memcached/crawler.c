@@ -79,6 +79,6 @@ void ix_mc_crawl(struct ix_mc_use *use)
             mc->crawl_chunk = 0;
             continue;
         }
-        look_at(use, ix_mc_chunk_at(mc, mc->crawl_page, mc->crawl_chunk++));
+        look_at(use, ix_mc_chunk_at(mc, mc->crawl_page, cls, mc->crawl_chunk++));
     }
 }

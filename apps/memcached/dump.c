@@ -128,7 +128,7 @@ void ix_mc_dump_step(struct ix_mc_server *s, struct ix_mc_conn *c)
             c->dump_chunk = 0;
             continue;
         }
-        struct ix_mc_item *item = ix_mc_chunk_at(mc, c->dump_page, c->dump_chunk++);
+        struct ix_mc_item *item = ix_mc_chunk_at(mc, c->dump_page, cls, c->dump_chunk++);
         if (__atomic_load_n(&item->state, __ATOMIC_RELAXED) == IX_MC_LINKED) {
             tell(s, c, item);
             return; /* whether there is room for another is looked at between steps */

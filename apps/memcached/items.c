@@ -25,6 +25,18 @@ uint32_t ix_mc_parts(const struct ix_mc *mc, const struct ix_mc_item *item)
     return n;
 }
 
+bool ix_mc_has_part(const struct ix_mc *mc, const struct ix_mc_item *item,
+                    const struct ix_mc_item *chunk)
+{
+    if (!(item->bits & IX_MC_CHUNKED))
+        return false;
+    uint32_t wanted = ix_mc_ref(mc, chunk);
+    for (uint32_t ref = *parts_of(item); ref; ref = ix_mc_at(mc, ref)->chain)
+        if (ref == wanted)
+            return true;
+    return false;
+}
+
 uint64_t ix_mc_item_bytes(uint32_t nkey, uint64_t nbytes)
 {
     return sizeof(struct ix_mc_item) + nkey + nbytes;
@@ -50,6 +62,7 @@ static struct ix_mc_item *take_chunk(struct ix_mc_use *use, uint32_t number, uin
         struct ix_mc_item *chunk = ref ? ix_mc_at(mc, ref) : NULL;
         if (ref && whole) {
             IX_MC_SET(use, chunk->chain, *parts_of(whole));
+            IX_MC_SET(use, chunk->prev, ix_mc_ref(mc, whole));
             IX_MC_SET(use, chunk->state, IX_MC_PART);
             IX_MC_SET(use, *parts_of(whole), ref);
         } else if (ref) {
@@ -226,7 +239,10 @@ static uint32_t first_segment(const struct ix_mc_use *use, const struct ix_mc_it
     return brief ? IX_MC_TEMP : IX_MC_HOT;
 }
 
-void ix_mc_link(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old)
+/* Links the hold's item into its bucket and the segment's list, in place of `old` if that isn't
+ * NULL. */
+static void link_in(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old, uint32_t segment,
+                    uint32_t added)
 {
     struct ix_mc *mc = use->mc;
     uint32_t ref = use->holds[hold], keep = use->log->locks;
@@ -234,8 +250,6 @@ void ix_mc_link(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old)
     struct ix_mc_bucket *bucket = ix_mc_bucket(use, item->hash);
     uint32_t low = old && old->cls < item->cls ? old->cls : item->cls;
     uint32_t high = old && old->cls > item->cls ? old->cls : item->cls;
-    item->time = use->now_s;
-    item->cas = ix_mc_new_cas(use);
     ix_mc_lock(use, &mc->cls[low].lock);
     if (high != low)
         ix_mc_lock(use, &mc->cls[high].lock);
@@ -243,14 +257,31 @@ void ix_mc_link(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old)
     IX_MC_SET(use, item->chain, bucket->head);
     IX_MC_SET(use, bucket->head, ref);
     IX_MC_SET(use, item->state, IX_MC_LINKED);
-    ix_mc_list_add(use, item, first_segment(use, item));
+    ix_mc_list_add(use, item, segment);
     struct ix_mc_class *cls = &mc->cls[item->cls];
-    IX_MC_SET(use, cls->total_items, cls->total_items + 1);
+    IX_MC_SET(use, cls->total_items, cls->total_items + added);
     IX_MC_SET(use, use->holds[hold], 0);
     ix_mc_commit(use);
     ix_mc_unlock_to(use, keep);
     if (more)
         free_held(use, 0);
+}
+
+void ix_mc_link(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old)
+{
+    struct ix_mc_item *item = ix_mc_at(use->mc, use->holds[hold]);
+    item->time = use->now_s;
+    item->cas = ix_mc_new_cas(use);
+    link_in(use, hold, old, first_segment(use, item), 1);
+}
+
+void ix_mc_relink(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old)
+{
+    struct ix_mc_item *item = ix_mc_at(use->mc, use->holds[hold]);
+    item->time = old->time;
+    item->cas = old->cas;
+    item->bits |= old->bits & (uint8_t)~IX_MC_CHUNKED;
+    link_in(use, hold, old, old->segment, 0);
 }
 
 /* ---- holds -------------------------------------------------------------------- */

@@ -411,6 +411,7 @@ int ix_mc_server_turn(struct ix_mc_server *s, uint64_t max_wait_ns)
     serve_ready(s);
     ix_mc_maintain(&s->use);
     ix_mc_crawl(&s->use);
+    ix_mc_move(&s->use);
     close_idle(s);
     return n;
 }

@@ -43,11 +43,11 @@ uint32_t ix_mc_page_of(const struct ix_mc *mc, const struct ix_mc_item *chunk)
     return (uint32_t)(((uintptr_t)chunk - (uintptr_t)mc - mc->area_at) / IX_MC_PAGE_BYTES);
 }
 
-struct ix_mc_item *ix_mc_chunk_at(const struct ix_mc *mc, uint32_t page, uint32_t chunk)
+struct ix_mc_item *ix_mc_chunk_at(const struct ix_mc *mc, uint32_t page, uint32_t cls,
+                                  uint32_t chunk)
 {
-    uint32_t bytes = mc->cls[*ix_mc_page_class(mc, page)].chunk_bytes;
     return ix_mc_inside(mc, mc->area_at + (uint64_t)page * IX_MC_PAGE_BYTES +
-                                (uint64_t)chunk * bytes);
+                                (uint64_t)chunk * mc->cls[cls].chunk_bytes);
 }
 
 /* Pages below the limit go to who asks; beyond it each class may have its first one, or values of
@@ -72,9 +72,10 @@ static bool take_page(struct ix_mc_use *use, struct ix_mc_class *cls)
         found = false;
     }
     if (found) {
-        IX_MC_SET(use, *ix_mc_page_class(mc, page), cls - mc->cls);
+        uint32_t number = (uint32_t)(cls - mc->cls);
+        IX_MC_SET(use, *ix_mc_page_class(mc, page), number);
         IX_MC_SET(use, cls->pages, cls->pages + 1);
-        IX_MC_SET(use, cls->carve_ref, ix_mc_ref(mc, ix_mc_chunk_at(mc, page, 0)));
+        IX_MC_SET(use, cls->carve_ref, ix_mc_ref(mc, ix_mc_chunk_at(mc, page, number, 0)));
         IX_MC_SET(use, cls->carve_left, cls->per_page);
     }
     return found; /* the lock stays until the transaction ends */
@@ -87,6 +88,10 @@ uint32_t ix_mc_chunk_take(struct ix_mc_use *use, struct ix_mc_class *cls)
     if (ref) {
         IX_MC_SET(use, cls->free_head, ix_mc_at(mc, ref)->chain);
         IX_MC_SET(use, cls->free_count, cls->free_count - 1);
+    } else if (cls->kept_head) {
+        ref = cls->kept_head;
+        IX_MC_SET(use, cls->kept_head, ix_mc_at(mc, ref)->chain);
+        IX_MC_SET(use, cls->kept_count, cls->kept_count - 1);
     } else {
         if (!cls->carve_left && !take_page(use, cls))
             return 0;
@@ -102,11 +107,18 @@ uint32_t ix_mc_chunk_take(struct ix_mc_use *use, struct ix_mc_class *cls)
 
 void ix_mc_chunk_put(struct ix_mc_use *use, struct ix_mc_class *cls, struct ix_mc_item *chunk)
 {
+    const struct ix_mc *mc = use->mc;
+    IX_MC_SET(use, cls->used_chunks, cls->used_chunks - 1);
+    if (__builtin_expect(mc->move_page != 0, 0) && mc->move_phase != IX_MC_PUT_BACK &&
+        ix_mc_page_of(mc, chunk) == mc->move_page - 1) { /* its page is being emptied */
+        IX_MC_SET(use, chunk->state, IX_MC_CAPTURED);
+        IX_MC_SET(use, cls->captured, cls->captured + 1);
+        return;
+    }
     IX_MC_SET(use, chunk->state, IX_MC_FREE);
     IX_MC_SET(use, chunk->chain, cls->free_head);
-    IX_MC_SET(use, cls->free_head, ix_mc_ref(use->mc, chunk));
+    IX_MC_SET(use, cls->free_head, ix_mc_ref(mc, chunk));
     IX_MC_SET(use, cls->free_count, cls->free_count + 1);
-    IX_MC_SET(use, cls->used_chunks, cls->used_chunks - 1);
 }
 
 bool ix_mc_set_limit(struct ix_mc_use *use, uint64_t limit_bytes)

@@ -145,11 +145,17 @@ static void put_lru(struct text *t, const struct ix_mc *mc)
         a.moves_to_warm += cls->moves_to_warm;
         a.moves_within_lru += cls->moves_within_lru;
         a.total_items += cls->total_items;
+        a.moved_evicted += cls->moved_evicted;
+        a.moved_rescued += cls->moved_rescued;
     }
     put_u64(t, "bytes", ix_mc_bytes(mc));
     put_u64(t, "curr_items", ix_mc_items(mc));
     put_u64(t, "total_items", a.total_items);
     put_u64(t, "slab_global_page_pool", mc->pages_free);
+    put_u64(t, "slab_reassign_rescues", a.moved_rescued);
+    put_u64(t, "slab_reassign_evictions_nomem", a.moved_evicted);
+    put_u64(t, "slab_reassign_running", mc->move_page != 0);
+    put_u64(t, "slabs_moved", mc->pages_moved);
     put_u64(t, "expired_unfetched", a.expired_unfetched);
     put_u64(t, "evicted_unfetched", a.evicted_unfetched);
     put_u64(t, "evicted_active", a.evicted_active);
@@ -224,8 +230,10 @@ static void settings(struct text *t, const struct ix_mc_server *s)
     put_u64(t, "item_size_max", c->item_max_bytes);
     put(t, "maxconns_fast yes");
     put_u64(t, "hashpower_init", c->hash_power);
-    put(t, "slab_reassign no");
-    put_u64(t, "slab_automove", 0);
+    put(t, "slab_reassign %s", yes(!c->no_reassign));
+    put_u64(t, "slab_automove", c->automove);
+    put(t, "slab_automove_ratio %.2f", c->automove_percent / 100.0);
+    put_u64(t, "slab_automove_window", 30);
     put_u64(t, "slab_chunk_max", c->chunk_max_bytes);
     put(t, "lru_crawler %s", yes(c->lru_crawler));
     put(t, "flush_enabled %s", yes(!c->no_flush));
@@ -359,7 +367,7 @@ static void sizes(struct text *t, const struct ix_mc_server *s)
     for (uint32_t page = 0; page < mc->pages_made; page++) {
         uint32_t number = *ix_mc_page_class(mc, page);
         for (uint32_t i = 0; number && i < mc->cls[number].per_page; i++) {
-            const struct ix_mc_item *item = ix_mc_chunk_at(mc, page, i);
+            const struct ix_mc_item *item = ix_mc_chunk_at(mc, page, number, i);
             uint64_t bucket = (ix_mc_item_bytes(item->nkey, item->nbytes) + STEP - 1) / STEP;
             if (item->state == IX_MC_LINKED && bucket < count)
                 found[bucket]++;

@@ -32,6 +32,7 @@ void ix_mc_config_init(struct ix_mc_config *config)
         .maintainer = 1,
         .maxconns_fast = 1,
         .automove = 1,
+        .automove_percent = 80,
     };
 }
 
@@ -243,14 +244,14 @@ static const char *check_holds(struct ix_mc *mc)
     for (uint32_t page = 0; page < mc->pages_made; page++) {
         uint32_t number = *ix_mc_page_class(mc, page);
         for (uint32_t i = 0; number && i < mc->cls[number].per_page; i++) {
-            struct ix_mc_item *item = ix_mc_chunk_at(mc, page, i);
+            struct ix_mc_item *item = ix_mc_chunk_at(mc, page, number, i);
             bool shown = item->state == IX_MC_LINKED || item->state == IX_MC_GONE;
             writers -= item->state == IX_MC_FILL || item->state == IX_MC_FREEING;
             readers -= shown ? item->refs : 0;
             parts -= item->state == IX_MC_PART;
             if (item->state == IX_MC_GONE && !item->refs)
                 return "an item is neither linked nor held";
-            if (item->state != IX_MC_FREE && item->state != IX_MC_PART)
+            if (shown || item->state == IX_MC_FILL || item->state == IX_MC_FREEING)
                 parts += ix_mc_parts(mc, item);
         }
     }
@@ -259,14 +260,20 @@ static const char *check_holds(struct ix_mc *mc)
     return parts ? "a part belongs to no item" : NULL;
 }
 
-/* Every chunk is in one place: free, never used, or in use as its state says. */
+static void count_chunk(const struct ix_mc_item *chunk, uint32_t *used, uint32_t *captured)
+{
+    *captured += chunk->state == IX_MC_CAPTURED;
+    *used += chunk->state != IX_MC_FREE && chunk->state != IX_MC_CAPTURED;
+}
+
+/* Every chunk is in one place: free, captured, never used, or in use as its state says. */
 static const char *check_chunks(struct ix_mc *mc)
 {
-    uint32_t used[IX_MC_CLASSES_MAX] = {0};
+    uint32_t used[IX_MC_CLASSES_MAX] = {0}, captured[IX_MC_CLASSES_MAX] = {0};
     for (uint32_t page = 0; page < mc->pages_made; page++) {
         uint32_t number = *ix_mc_page_class(mc, page);
         for (uint32_t i = 0; number && i < mc->cls[number].per_page; i++)
-            used[number] += ix_mc_chunk_at(mc, page, i)->state != IX_MC_FREE;
+            count_chunk(ix_mc_chunk_at(mc, page, number, i), &used[number], &captured[number]);
     }
     for (uint32_t n = 1; n <= mc->classes; n++) {
         const struct ix_mc_class *cls = &mc->cls[n];
@@ -275,10 +282,17 @@ static const char *check_chunks(struct ix_mc *mc)
             if (ix_mc_at(mc, ref)->state != IX_MC_FREE || ++listed > cls->free_count)
                 return "a free list holds what isn't free, or a ring";
         }
-        if (listed != cls->free_count || used[n] != cls->used_chunks)
+        for (uint32_t ref = cls->kept_head; ref; ref = ix_mc_at(mc, ref)->chain) {
+            if (ix_mc_at(mc, ref)->state != IX_MC_FREE ||
+                ++listed > cls->free_count + cls->kept_count)
+                return "a list of kept chunks holds what isn't free, or a ring";
+        }
+        if (listed != cls->free_count + cls->kept_count || used[n] != cls->used_chunks ||
+            captured[n] != cls->captured)
             return "chunks are not as their counts say";
-        if ((uint64_t)cls->pages * cls->per_page !=
-            (uint64_t)cls->used_chunks + cls->free_count + cls->carve_left)
+        if ((uint64_t)cls->pages * cls->per_page != (uint64_t)cls->used_chunks + cls->free_count +
+                                                        cls->kept_count + cls->captured +
+                                                        cls->carve_left)
             return "a chunk is lost";
         if (cls->lock)
             return "a class is locked";
@@ -298,7 +312,7 @@ const char *ix_mc_check(struct ix_mc *mc)
         wrong = check_chunks(mc);
     if (!wrong)
         wrong = check_holds(mc);
-    if (!wrong && mc->pages_lock)
+    if (!wrong && (mc->pages_lock || mc->move_lock))
         wrong = "the pages are locked";
     return wrong;
 }

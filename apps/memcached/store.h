@@ -43,7 +43,8 @@ enum ix_mc_state {
     IX_MC_LINKED,  /* in the table and in a list */
     IX_MC_GONE,    /* taken out, and still read by who holds it */
     IX_MC_FREEING, /* held by who gives its chunks back */
-    IX_MC_PART     /* a chunk of another item's value */
+    IX_MC_PART,    /* a chunk of another item's value */
+    IX_MC_CAPTURED /* free, and in a page that is being emptied */
 };
 
 enum ix_mc_bits {
@@ -60,7 +61,7 @@ enum ix_mc_segment { IX_MC_HOT = 0, IX_MC_WARM, IX_MC_COLD, IX_MC_TEMP, IX_MC_SE
 /* 48 bytes, then the key, then the value with its \r\n. */
 struct ix_mc_item {
     uint32_t chain;   /* LINKED: next in the bucket; FREE: next free one; a PART: next part */
-    uint32_t next, prev; /* LINKED: in its list, towards older and newer */
+    uint32_t next, prev; /* LINKED: in its list, towards older and newer; a PART: prev is whose */
     uint32_t time;    /* last use, s */
     uint32_t exptime; /* 0: never */
     uint32_t nbytes;  /* of the value, \r\n included; a PART: bytes of it here */
@@ -87,6 +88,8 @@ struct ix_mc_class {
     uint32_t chunk_bytes, per_page;
     uint32_t pages;
     uint32_t free_head, free_count;
+    uint32_t kept_head, kept_count; /* free ones that the mover has looked at */
+    uint32_t captured;              /* of the page that is being emptied */
     uint32_t carve_ref, carve_left; /* chunks of the newest page that were never used */
     uint32_t head[IX_MC_SEGMENTS], tail[IX_MC_SEGMENTS], count[IX_MC_SEGMENTS];
     uint64_t bytes[IX_MC_SEGMENTS]; /* of items, headers and keys included */
@@ -94,6 +97,10 @@ struct ix_mc_class {
     uint64_t expired_unfetched, reclaimed, outofmemory, crawler_reclaimed, direct_reclaims;
     uint64_t moves_to_cold, moves_to_warm, moves_within_lru;
     uint64_t total_items;
+    uint64_t moved_evicted, moved_rescued; /* by the mover */
+    uint64_t evicted_seen, nomem_seen; /* mover: as they were a second ago */
+    uint32_t pages_seen;
+    uint32_t evicted_bits, busy_bits; /* mover: the last seconds, a bit each */
     uint32_t evicted_time;
     uint32_t used_chunks;
 } __attribute__((aligned(64)));
@@ -155,6 +162,13 @@ struct ix_mc {
     uint32_t crawl_started;         /* walks begun */
     uint64_t crawl_checked, crawl_reclaimed;
     uint32_t stopping;              /* `shutdown` was asked for: all workers end */
+    /* the mover: one page at a time */
+    uint32_t move_lock;
+    uint32_t move_page;             /* which is being emptied, + 1; 0: none */
+    uint32_t move_from, move_to;    /* its class, and whose it will be; 0: nobody's */
+    uint32_t move_phase;            /* enum ix_mc_move_phase */
+    uint32_t move_chunk, move_passes; /* where the walk over it is; walks done */
+    uint64_t move_due_ns, judge_due_ns, pages_moved;
     uint64_t recoveries, undone;
     struct ix_mc_class cls[IX_MC_CLASSES_MAX];
 };
@@ -232,7 +246,23 @@ bool ix_mc_set_limit(struct ix_mc_use *use, uint64_t limit_bytes);
 /* Page number of a chunk; the class that has a page. */
 uint32_t ix_mc_page_of(const struct ix_mc *mc, const struct ix_mc_item *chunk);
 uint8_t *ix_mc_page_class(const struct ix_mc *mc, uint32_t page);
-struct ix_mc_item *ix_mc_chunk_at(const struct ix_mc *mc, uint32_t page, uint32_t chunk);
+/* cls: the page's class. Who holds no lock looks it up once: a page may become another class's. */
+struct ix_mc_item *ix_mc_chunk_at(const struct ix_mc *mc, uint32_t page, uint32_t cls,
+                                  uint32_t chunk);
+
+/* ---- mover.c ------------------------------------------------------------------ */
+
+enum ix_mc_move_phase {
+    IX_MC_SORT = 0, /* free chunks of the class are gone through */
+    IX_MC_WALK,     /* what is in the page is moved or evicted */
+    IX_MC_PUT_BACK  /* it did not get empty: what was captured is given back */
+};
+enum ix_mc_move { IX_MC_MOVE_OK = 0, IX_MC_MOVE_BUSY, IX_MC_MOVE_BAD_CLASS, IX_MC_MOVE_NO_SPARE,
+                  IX_MC_MOVE_SAME };
+/* Begins to move a page. from: -1 any; to: 0 nobody. */
+enum ix_mc_move ix_mc_move_start(struct ix_mc_use *use, int32_t from, int32_t to);
+/* Now and then: goes on with the move, or sees whether one is due. Short. */
+void ix_mc_move(struct ix_mc_use *use);
 
 /* ---- items.c ------------------------------------------------------------------ */
 
@@ -240,6 +270,9 @@ struct ix_mc_item *ix_mc_chunk_at(const struct ix_mc *mc, uint32_t page, uint32_
 uint64_t ix_mc_item_bytes(uint32_t nkey, uint64_t nbytes);
 /* How many chunks its value lies in, besides its own; 0: in that. */
 uint32_t ix_mc_parts(const struct ix_mc *mc, const struct ix_mc_item *item);
+/* Whether that chunk is one of them. */
+bool ix_mc_has_part(const struct ix_mc *mc, const struct ix_mc_item *item,
+                    const struct ix_mc_item *chunk);
 bool ix_mc_size_ok(const struct ix_mc *mc, uint32_t nkey, uint64_t nbytes);
 /* A new item that hold `hold` has, FILL, its key copied. NULL: no memory. */
 struct ix_mc_item *ix_mc_alloc(struct ix_mc_use *use, uint32_t hold, const uint8_t *key,
@@ -256,6 +289,8 @@ struct ix_mc_item *ix_mc_find(struct ix_mc_use *use, const uint8_t *key, uint32_
                               uint32_t hash);
 /* Links the new item of the hold, in place of `old` if that isn't NULL; with a new CAS id. */
 void ix_mc_link(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old);
+/* The new item of the hold is a copy of `old` and takes its place, as if nothing had happened. */
+void ix_mc_relink(struct ix_mc_use *use, uint32_t hold, struct ix_mc_item *old);
 /* Takes an item out. The bucket is locked. */
 void ix_mc_unlink(struct ix_mc_use *use, struct ix_mc_item *item);
 bool ix_mc_is_dead(const struct ix_mc_use *use, const struct ix_mc_item *item);

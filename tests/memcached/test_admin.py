@@ -143,3 +143,161 @@ def test_shutdown(line: bytes, answer: bytes, stopping: int) -> None:
     with Engine() as e:
         assert e.ask(line) == b"ERROR: shutdown not enabled\r\n"
         assert not e.mc.stopping
+
+
+# ---- pages that move ----
+
+
+def classes_of(e: Engine, *sizes: int) -> list[int]:
+    """The class of a value of each of these sizes, with a key of 5 bytes."""
+    return [lib.ix_mc_class_of(e.mc, 48 + 5 + size + 2) for size in sizes]
+
+
+def moved(e: Engine) -> None:
+    """Lets a move come to its end."""
+    for _ in range(2000):
+        if not e.mc.move_page:
+            return
+        e.sleep(0.011)
+    raise AssertionError("a move does not end")
+
+
+def fill(conn: Conn, prefix: bytes, count: int, size: int) -> list[bytes]:
+    """So many values of a size; returns their keys."""
+    names = [b"%s%04d" % (prefix, n) for n in range(count)]
+    for name in names:
+        store(conn, name, (name * (size // 5 + 1))[:size])
+    return names
+
+
+def alive(conn: Conn, names: list[bytes], size: int) -> list[bytes]:
+    """Those that are still there, whole."""
+    found = []
+    for name in names:
+        got = conn.talk(b"get %s\r\n" % name)
+        if got != b"END\r\n":
+            value = (name * (size // 5 + 1))[:size]
+            assert got == b"VALUE %s 0 %d\r\n%s\r\nEND\r\n" % (name, size, value)
+            found.append(name)
+    return found
+
+
+def test_reassigned_page_belongs_to_the_other_class_and_free_chunks_rescue_its_items() -> None:
+    with Engine(automove=0) as e:
+        conn = e.connect()
+        a, b = classes_of(e, 20_000, 100)
+        names = fill(conn, b"a", 3 * e.mc.cls[a].per_page, 20_000)
+        gone = [name for n, name in enumerate(names) if n % 3]
+        for name in gone:
+            assert conn.talk(b"delete %s\r\n" % name) == b"DELETED\r\n"
+        cas = conn.talk(b"gets %s\r\n" % names[0]).split(b"\r\n")[0].split(b" ")[-1]
+        before = (e.mc.cls[a].pages, e.mc.cls[b].pages)
+        assert conn.talk(b"slabs reassign %d %d\r\n" % (a, b)) == b"OK\r\n"
+        assert conn.talk(b"slabs reassign %d %d\r\n" % (a, b)).startswith(b"BUSY ")
+        moved(e)
+        assert (e.mc.cls[a].pages, e.mc.cls[b].pages) == (before[0] - 1, before[1] + 1)
+        e.check()
+        assert alive(conn, names, 20_000) == [n for n in names if n not in gone]
+        assert conn.talk(b"gets %s\r\n" % names[0]).split(b"\r\n")[0].endswith(b" " + cas)
+        assert alive(conn, fill(conn, b"b", 500, 100), 100)
+        e.check()
+
+
+def test_reassigned_page_that_is_full_evicts_what_finds_no_other_place() -> None:
+    with Engine(automove=0, limit_bytes=8 << 20) as e:
+        conn = e.connect()
+        a, b = classes_of(e, 20_000, 3000)
+        names = fill(conn, b"a", 4 * e.mc.cls[a].per_page, 20_000)
+        assert conn.talk(b"slabs reassign -1 %d\r\n" % b) == b"OK\r\n"
+        moved(e)
+        left = alive(conn, names, 20_000)
+        assert len(left) == 3 * e.mc.cls[a].per_page
+        assert e.mc.cls[a].moved_evicted == e.mc.cls[a].per_page
+
+
+def test_page_with_parts_of_large_values_moves_with_them() -> None:
+    with Engine(automove=0, limit_bytes=32 << 20, item_max_bytes=4 << 20) as e:
+        conn = e.connect()
+        largest = e.mc.largest_class
+        names = fill(conn, b"l", 6, 1_300_000)
+        assert conn.talk(b"delete %s\r\n" % names[1]) == b"DELETED\r\n"
+        for _ in range(3):
+            assert conn.talk(b"slabs reassign %d 1\r\n" % largest) == b"OK\r\n"
+            moved(e)
+            e.check()
+        assert set(alive(conn, names, 1_300_000)) <= set(names) - {names[1]}
+        assert e.mc.cls[1].pages >= 1 and e.mc.pages_moved == 3
+
+
+def test_page_that_a_slow_reader_holds_moves_when_it_lets_go() -> None:
+    with Engine(arena=64, automove=0) as e:
+        slow, conn = e.connect(), e.connect()
+        a, b = classes_of(e, 300_000, 100)
+        names = fill(conn, b"a", 2 * e.mc.cls[a].per_page, 300_000)
+        for name in names:
+            slow.send(b"get %s\r\n" % name)
+        assert conn.talk(b"slabs reassign %d %d\r\n" % (a, b)) == b"OK\r\n"
+        for _ in range(50):
+            e.sleep(0.011)
+        assert e.mc.move_page
+        e.check()
+        assert slow.read().count(b"VALUE ") >= e.mc.cls[a].per_page
+        moved(e)
+        assert e.mc.pages_moved == 1
+
+
+def test_writer_that_never_ends_keeps_its_page() -> None:
+    with Engine(automove=0) as e:
+        writer, conn = e.connect(), e.connect()
+        a, b = classes_of(e, 300_000, 100)
+        writer.send(b"set aaaaa 0 0 300000\r\n" + b"x" * 1000)
+        fill(conn, b"a", 2 * e.mc.cls[a].per_page, 300_000)
+        assert conn.talk(b"slabs reassign %d %d\r\n" % (a, b)) == b"OK\r\n"
+        for _ in range(4000):
+            e.sleep(0.011)
+        assert not e.mc.move_page and e.mc.pages_moved == 0
+        e.check()
+        assert writer.talk(b"x" * 299_000 + b"\r\n") == b"STORED\r\n"
+
+
+def test_what_can_not_be_reassigned_is_told() -> None:
+    with Engine() as e:
+        conn = e.connect()
+        store(conn, b"k", b"v")
+        for line, answer in (
+            (b"1 1", b"SAME src and dst class are identical"),
+            (b"1 2", b"NOSPARE source class has no spare pages"),
+            (b"100 1", b"BADCLASS invalid src or dst class id"),
+            (b"1 x", b"CLIENT_ERROR bad command line format"),
+        ):
+            assert conn.talk(b"slabs reassign " + line + b"\r\n") == answer + b"\r\n"
+    with Engine(no_reassign=1) as e:
+        assert e.ask(b"slabs reassign 1 2\r\n") == b"CLIENT_ERROR slab reassignment disabled\r\n"
+
+
+def test_automove_gives_free_pages_back_and_memory_goes_where_evictions_are() -> None:
+    with Engine(limit_bytes=16 << 20) as e:
+        conn = e.connect()
+        a, b = classes_of(e, 50_000, 500)
+        names = fill(conn, b"a", 14 * e.mc.cls[a].per_page, 50_000)
+        for name in names[:-20]:
+            conn.talk(b"delete %s\r\n" % name)
+        for _ in range(4000):
+            e.sleep(0.1)
+        assert e.mc.pages_free >= 8
+        assert len(alive(conn, names[-20:], 50_000)) == 20
+        e.check()
+        fill(conn, b"b", 5 * e.mc.cls[b].per_page, 500)
+        assert e.mc.cls[b].pages >= 5 and not e.mc.cls[b].evicted
+
+
+def test_lower_memory_limit_gives_pages_back() -> None:
+    with Engine(limit_bytes=20 << 20) as e:
+        conn = e.connect()
+        names = fill(conn, b"a", 350, 50_000)
+        assert conn.talk(b"cache_memlimit 8\r\n") == b"OK\r\n"
+        for _ in range(400):
+            e.sleep(0.1)
+        assert e.mc.pages_made - e.mc.pages_free <= 8
+        e.check()
+        assert 100 < len(alive(conn, names, 50_000)) < 200

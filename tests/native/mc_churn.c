@@ -100,5 +100,8 @@ void ix_mc_churn(struct ix_mc *mc, uint32_t worker, uint64_t seed, uint64_t oper
         }
         ix_mc_maintain(&use);
         ix_mc_crawl(&use);
+        if (draw % 64 == 1)
+            ix_mc_move_start(&use, -1, (int32_t)(draw >> 20) % (int32_t)(mc->classes + 1));
+        ix_mc_move(&use);
     }
 }
