@@ -123,7 +123,7 @@ $(eval $(call dune_module,$(PAIR),$(PAIR_OBJ) $(B)/core/ixcore.o))
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: memcached-soak help setup build build-san dune dune-build demo test tidy sim conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
+.PHONY: memcached-soak memcached-clients help setup build build-san dune dune-build demo test tidy sim conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -139,6 +139,7 @@ help:
 	@echo 'make fuzz       libFuzzer on packets and on calls (SECONDS=60); installs its runtime'
 	@echo 'make conformance  packet scripts and exchanges with Linux beside it, in the long form'
 	@echo 'make memcached-soak  memaslap with verification over a bad wire, ten minutes'
+	@echo 'make memcached-clients  the tests of pymemcache and aiomcache, with Debian'"'"'s memcached beside ours; fetches them'
 	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
 	@echo 'make lab-dune   libdune in that machine, with all of the CPython tests (half an hour)'
 	@echo 'make bench      the benchmark tables (BENCH_ARGS=...)'
@@ -207,6 +208,9 @@ lab-dune: build
 
 memcached-soak: build
 	@IX_MEMCACHED_SOAK=600 $(PYTHON) -m pytest -v -s tests/memcached/test_soak.py
+
+memcached-clients: build
+	@IX_MEMCACHED_CLIENTS=1 $(PYTHON) -m pytest -v -s -rs tests/memcached/test_clients.py
 
 tidy: build
 	@status=0; set -x; $(PYTHON) -m ruff check . || status=1; \
