@@ -39,6 +39,8 @@ PACKETDRILL_SRC := ixnet/posix/packetdrill.c
 XDP_SRC := $(filter-out %.bpf.c,$(wildcard xdp/*.c))
 HOSTED_SRC := $(HOSTED_IN_CORE) $(NATIVE_SRC) $(POSIX_SRC) $(XDP_SRC)
 BPF_SRC := $(wildcard xdp/*.bpf.c)
+# Programs for bcc, which compiles them where they run: the package carries their text.
+TRACE_TEXT := $(patsubst xdp/trace/%,ixnet/xdp_objects/%,$(wildcard xdp/trace/*.[ch]))
 # Each folder of apps/ is one application, which the package carries: ixnet/app_NAME.so.
 APP_DIR_SRC := $(wildcard apps/*/*.c)
 APP_DIR_HDR := $(wildcard apps/*/*.h)
@@ -63,7 +65,7 @@ NATIVE_HDR := $(wildcard ixnet/native/*.h)
 # What ixnet._core declares to Python.
 PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.h \
 	ixnet/dataplane/gate/gate_hosted.h ixnet/dataplane/shard/farewell_hosted.h \
-	xdp/loader.h) $(NATIVE_HDR)
+	xdp/loader.h xdp/kernel_types.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
 SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(APP_DIR_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h
 
@@ -227,7 +229,7 @@ clean:
 
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
-lib: $(MODULE) $(BENCH_PARTS) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
+lib: $(MODULE) $(BENCH_PARTS) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(TRACE_TEXT) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
 programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin $(SIM)
 san: $(SAN_MODULE) $(SAN_PACKETDRILL) $(SAN_SIM)
 
@@ -296,6 +298,10 @@ $(BPF_OBJ): ixnet/xdp_objects/%.o: xdp/%.c Makefile
 	$(call say,BPF )
 	@mkdir -p $(B)/bpf
 	$(Q)$(CLANG) $(BPF_CFLAGS) $(DEPS) -MF $(B)/bpf/$*.d -c $< -o $@ $(call orskip,rm -f $@)
+
+$(TRACE_TEXT): ixnet/xdp_objects/%: xdp/trace/%
+	$(call say,COPY)
+	$(Q)cp $< $@
 
 # The modules' C is generated anew whenever a header or a defined symbol may have changed, but
 # keeps its date when that gave the same text.

@@ -1,8 +1,9 @@
 """Builds ixnet's compiled parts with the Makefile, and puts them into the package.
 
 The parts: libixnet.so (the C core and its helpers), _core.abi3.so (its cffi module), the XDP
-objects, libdune.so with _dune.abi3.so, dune-sandbox, ring0.bin, ring0.sym, dune_shim.sym and the
-load generator. Everything else about the package stands in pyproject.toml.
+objects, the texts that bcc compiles, libdune.so with _dune.abi3.so, dune-sandbox, ring0.bin,
+ring0.sym, dune_shim.sym and the load generator. Everything else about the package stands in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class MakeExtension(build_ext):
         if self.inplace:
             return
         package = root / "ixnet"
-        parts = [*package.glob("*.so"), *(package / "xdp_objects").glob("*.o")]
+        parts = [*package.glob("*.so"), *(package / "xdp_objects").glob("*.[och]")]
         parts += [package / name for name in (*PROGRAMS, *APPS)]
         for part in parts:
             target = Path(self.build_lib) / part.relative_to(root)
@@ -54,7 +55,9 @@ class MakeExtension(build_ext):
 
     def get_outputs(self) -> list[str]:
         built = Path(self.build_lib, "ixnet")
-        return [str(p) for p in [*built.rglob("*.[so]*"), *(built / name for name in PROGRAMS)]]
+        texts = (built / "xdp_objects").glob("*.[ch]")
+        programs = (built / name for name in PROGRAMS)
+        return [str(p) for p in [*built.rglob("*.[so]*"), *texts, *programs]]
 
 
 setup(

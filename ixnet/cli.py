@@ -1,4 +1,4 @@
-"""The `ixnet` command: doctor, lab, run, memcached, stat, bench.
+"""The `ixnet` command: doctor, lab, run, memcached, stat, trace, bench.
 
 Every error is one message with its cure and exit status 2; IXNET_DEBUG=1 shows where it came from.
 What a command needs is imported when it runs, so that `ixnet --help` is quick.
@@ -20,6 +20,7 @@ import typer
 
 from ixnet import __version__
 from ixnet.cli_memcached import memcached
+from ixnet.cli_trace import app as trace_app
 
 if TYPE_CHECKING:
     from ixnet.control.doctor import Finding
@@ -41,6 +42,7 @@ lab_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(lab_app, name="lab")
+app.add_typer(trace_app, name="trace")
 app.command()(memcached)
 
 
@@ -68,7 +70,7 @@ def _fail(message: str, cure: str = "") -> typer.Exit:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def errors() -> Iterator[None]:
     """Turns what can go wrong into one message."""
     from ixnet.control.errors import IxError
 
@@ -145,7 +147,7 @@ def doctor(
 
     Exit status 1 if something is missing that ixnet needs.
     """
-    with _errors():
+    with errors():
         from ixnet.control.doctor import FAIL, examine, worst
 
         findings = examine(interface)
@@ -195,7 +197,7 @@ def lab_up(
     as_json: AsJson = False,
 ) -> None:
     """Bring the lab up, or find that it is."""
-    with _errors():
+    with errors():
         from ixnet.control.lab import lab_up as bring_up
 
         facts = bring_up(_lab_config(name, queues=queues, mtu=mtu), kill)
@@ -209,7 +211,7 @@ def lab_up(
 @lab_app.command("down")
 def lab_down(name: LabTag = None, kill: LabKill = False) -> None:
     """Take the lab down."""
-    with _errors():
+    with errors():
         from ixnet.control.lab import lab_down as take_down
 
         was_there = take_down(_lab_config(name), kill)
@@ -221,7 +223,7 @@ def lab_status(
     queues: LabQueues = 2, mtu: LabMtu = 1500, name: LabTag = None, as_json: AsJson = False
 ) -> None:
     """Say whether the lab is up. Exit status 1 if it is not."""
-    with _errors():
+    with errors():
         from ixnet.control.lab import lab_status as look
 
         status = look(_lab_config(name, queues=queues, mtu=mtu))
@@ -392,7 +394,7 @@ def run(
     A line that begins with "ready" on standard output says that all workers serve. SIGINT and
     SIGTERM end it in order; a second one at once.
     """
-    with _errors():
+    with errors():
         from ixnet.control.config import RunConfig
         from ixnet.control.cores import parse_cores
         from ixnet.control.server import run_instance
@@ -495,7 +497,7 @@ def stat(
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Counters of 0 too.")] = False,
 ) -> None:
     """Show the counters of a running instance."""
-    with _errors():
+    with errors():
         from ixnet.control.instance import find_instance
         from ixnet.control.statview import InstanceReader, render
 
@@ -540,7 +542,7 @@ def _watch(look: Callable[[], Any], show: Callable[[Any, Any], Any], interval_s:
 )
 def bench(context: typer.Context) -> None:
     """Load and latency: echo, memcached, connections, connrate, stream, latency; report."""
-    with _errors():
+    with errors():
         from ixnet.bench.cli import app as bench_app
 
         bench_app(context.args, prog_name="ixnet bench")

@@ -92,10 +92,10 @@ def memcached(
 
     Letters mean what they mean to memcached. Other options are those of ixnet run.
     """
-    from ixnet.cli import _complain, _errors, _privileges, _say
+    from ixnet.cli import _complain, _privileges, _say, errors
     from ixnet.memcached import MemcachedConfig, parse_options, serve
 
-    with _errors():
+    with errors():
         config = MemcachedConfig(
             memory_mb=memory_mb, item_size=item_size, port=port, udp_port=udp_port, conns=conns,
             listen=listen, growth_factor=growth_factor, chunk_min=chunk_min, backlog=backlog,

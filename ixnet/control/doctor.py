@@ -190,6 +190,21 @@ def _duration(ns: int) -> str:
     return f"{ns} ns" if ns < 10_000 else f"{ns / 1000:.1f} us"
 
 
+def _tracing() -> Iterator[Finding]:
+    """Nothing but `ixnet trace` needs bcc."""
+    from ixnet.trace.needs import problem
+
+    yield trace_finding(problem())
+
+
+def trace_finding(problem: IxError | None) -> Finding:
+    """What keeps `ixnet trace` from working, if anything does."""
+    if problem is None:
+        return Finding("trace", "bcc", OK, "ixnet trace works here")
+    cure = f"only ixnet trace needs it: {problem.cure}"
+    return Finding("trace", "bcc", INFO, problem.message, cure)
+
+
 def _network_settings() -> Iterator[Finding]:
     if not Path("/proc/sys/net/core/busy_poll").exists():
         cure = "use a kernel with CONFIG_NET_RX_BUSY_POLL=y for busy polling"
@@ -364,6 +379,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _cpu,
     _dune,
     _network_settings,
+    _tracing,
     _libraries,
     _instances,
 )

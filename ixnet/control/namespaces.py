@@ -31,9 +31,22 @@ def in_netns(name: str) -> Iterator[None]:
 
     Errors: NetnsError if there's no such namespace or no right to enter it.
     """
+    with _inside(netns_path(name)):
+        yield
+
+
+@contextmanager
+def in_netns_of(pid: int) -> Iterator[None]:
+    """The same, for the namespace of a process."""
+    with _inside(Path(f"/proc/{pid}/ns/net")):
+        yield
+
+
+@contextmanager
+def _inside(path: Path) -> Iterator[None]:
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _setns(netns_path(name))
+        _setns(path)
         try:
             yield
         finally:

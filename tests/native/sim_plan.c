@@ -404,9 +404,8 @@ static int describe_side(const struct ix_simd_case *c, uint32_t i, char *out, si
         s->ring_entries, s->backlog, s->time_wait_ms, s->completion_delay_ns, s->tx_budget,
         s->sg_inplace, s->pool_frames, p->delay_ns, p->jitter_ns, p->rate_bytes_per_s,
         p->queue_frames, p->loss_ppm, p->loss_burst_frames, p->dup_ppm, p->reorder_ppm,
-        p->reorder_hold_ns, p->corrupt_ppm,
-        p->loss_max_bytes, p->mark_frames, p->spike_ns, p->spike_every_ns, p->mtu, p->mute,
-        s->congestion, s->ecn, s->pacing);
+        p->reorder_hold_ns, p->corrupt_ppm, p->loss_max_bytes, p->mark_frames, p->spike_ns,
+        p->spike_every_ns, p->mtu, p->mute, s->congestion, s->ecn, s->pacing);
 }
 
 int ix_simd_describe(const struct ix_simd_case *c, char *out, size_t bytes)

@@ -1,0 +1,133 @@
+"""`ixnet trace`: the command line of the tracing tools."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ixnet.trace.session import Tool
+    from ixnet.trace.target import Target
+
+# Of tables that go to a file or a program.
+WIDTH = 160
+
+app = typer.Typer(
+    help="What the kernel does around an instance: drops, polls, system calls, lost cores.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Which instance, if several run.")
+]
+Interface = Annotated[
+    str | None,
+    typer.Option(
+        "--interface", "-i", metavar="IF", help="An interface, with or without an instance."
+    ),
+]
+Seconds = Annotated[
+    float | None, typer.Option(metavar="N", help="How long (until ctrl-C or SIGTERM).")
+]
+Interval = Annotated[
+    float | None, typer.Option(metavar="S", help="Also show what every S seconds added.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one object a line.")]
+
+
+def _maker(tool: str) -> Callable[[Target], Tool]:
+    """What makes a tool; each is loaded when it is asked for."""
+    if tool == "drops":
+        from ixnet.trace.drops import DropsTool
+
+        return DropsTool
+    if tool == "napi":
+        from ixnet.trace.napi import NapiTool
+
+        return NapiTool
+    if tool == "wakeups":
+        from ixnet.trace.wakeups import WakeupsTool
+
+        return WakeupsTool
+    from ixnet.trace.preempt import PreemptTool
+
+    return PreemptTool
+
+
+def _trace(
+    tool: str,
+    name: str | None,
+    interface: str | None,
+    seconds: float | None,
+    interval: float | None,
+    as_json: bool,
+) -> None:
+    from rich.console import Console
+
+    from ixnet.cli import errors
+    from ixnet.trace.needs import require
+    from ixnet.trace.session import Options, run
+    from ixnet.trace.target import find_target
+
+    with errors():
+        options = Options(seconds, interval, as_json)
+        target = find_target(name, interface)
+        require()
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        run(_maker(tool)(target), target, options, console.print, _complain)
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@app.command()
+def napi(
+    name: Name = None,
+    interface: Interface = None,
+    seconds: Seconds = None,
+    interval: Interval = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who polls the NIC's queues, on which CPU, how many frames at a time, how long."""
+
+    _trace("napi", name, interface, seconds, interval, as_json)
+
+
+@app.command()
+def drops(
+    name: Name = None,
+    interface: Interface = None,
+    seconds: Seconds = None,
+    interval: Interval = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where frames end before a shard has them: redirect errors, exceptions, freed packets."""
+    _trace("drops", name, interface, seconds, interval, as_json)
+
+
+@app.command()
+def wakeups(
+    name: Name = None,
+    interface: Interface = None,
+    seconds: Seconds = None,
+    interval: Interval = None,
+    as_json: AsJson = False,
+) -> None:
+    """The system calls on AF_XDP sockets: how many, how long, frames a call."""
+    _trace("wakeups", name, interface, seconds, interval, as_json)
+
+
+@app.command()
+def preempt(
+    name: Name = None,
+    interface: Interface = None,
+    seconds: Seconds = None,
+    interval: Interval = None,
+    as_json: AsJson = False,
+) -> None:
+    """What kept workers from their cores: tasks, interrupts, softirqs, the hypervisor."""
+    _trace("preempt", name, interface, seconds, interval, as_json)
