@@ -21,8 +21,8 @@ from typing import Any
 from rich.table import Table
 
 from bench.common import CLIENT_CORE, SERVER_CORE, BenchError, report_console
-from bench.compare import MESSAGE_BYTES, PLACEMENT
-from bench.limit.run import pingpong, reflector
+from bench.compare import PLACEMENT
+from bench.limit.run import FRAME_BYTES, pingpong, reflector, same_as_ixnet
 from bench.servers import native_echo
 from ixnet._core import ffi, lib
 from ixnet.bench.client import load_file
@@ -31,8 +31,6 @@ from ixnet.control.lab import Lab, LabConfig, LabError, lab_down
 
 PORT = 7000
 CONNECTIONS = (1, 16, 128, 512)
-# Ethernet, IPv4, TCP with timestamps: a bare frame as long as a message's.
-FRAME_BYTES = MESSAGE_BYTES + 14 + 20 + 32
 
 
 def bytes_per_connection() -> float:
@@ -77,11 +75,12 @@ def measure(lab: Lab, seconds: float, rounds: int) -> dict[int, dict[str, list[d
     runs: dict[int, dict[str, list[dict[str, Any]]]] = {
         count: {"limit": [], "ixnet": []} for count in CONNECTIONS
     }
+    how = same_as_ixnet(lab)
     for _ in range(rounds):
-        with reflector(lab, SERVER_CORE, busy_poll=True):
+        with reflector(lab, SERVER_CORE, **how):
             for count in CONNECTIONS:
-                how: dict[str, object] = {"bytes": FRAME_BYTES, "busy_poll": True}
-                runs[count]["limit"].append(pingpong(lab, CLIENT_CORE, count, seconds, **how))
+                limit = pingpong(lab, CLIENT_CORE, count, seconds, bytes=FRAME_BYTES, **how)
+                runs[count]["limit"].append(limit)
         with native_echo(busy_poll=True).start(lab.cfg, PORT, PLACEMENT):
             for count in CONNECTIONS:
                 runs[count]["ixnet"].append(run_client(lab, count, seconds))
@@ -97,6 +96,7 @@ def rows(runs: dict[int, dict[str, list[dict[str, Any]]]]) -> list[dict[str, Any
         made.append(
             {
                 "connections": count,
+                "mode": both["limit"][0]["mode"],
                 "limit_per_second": rate["limit"],
                 "ixnet_per_second": rate["ixnet"],
                 "share": rate["ixnet"] / rate["limit"],
@@ -113,8 +113,8 @@ def table(figures: list[dict[str, Any]], memory: float) -> Table:
     on = machine()
     made = Table(
         title="Native client and native echo, dataplane at both ends, 64-byte messages",
-        caption=f"{on.cpu}, {on.cores} cores, Linux {on.kernel}; veth, native copy, inline; "
-        f"{memory:.0f} bytes of memory a connection",
+        caption=f"{on.cpu}, {on.cores} cores, Linux {on.kernel}; veth, {figures[0]['mode']}, "
+        f"inline; {memory:.0f} bytes of memory a connection",
     )
     for name in ("connections", "limit/s", "ixnet/s", "share", "limit p50", "ixnet p50", "ratio"):
         made.add_column(name, justify="right")

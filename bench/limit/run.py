@@ -1,7 +1,9 @@
 """Measures the limit of a link: bare AF_XDP frames, one core each end, nothing else in between.
 
-python -m bench.limit.run [--seconds T] [--rounds N] [--mode native|generic] [--no-busy-poll]
-                          [--json FILE]
+python -m bench.limit.run [--seconds T] [--rounds N] [--mode auto|native|generic] [--bytes N]
+                          [--no-busy-poll] [--json FILE]
+
+--mode auto: as ixnet would. --bytes: of a frame, Ethernet's header included.
 """
 
 from __future__ import annotations
@@ -30,9 +32,24 @@ from bench.common import (
 )
 from ixnet.bench.machine import Machine, machine
 from ixnet.control.lab import Lab, LabConfig, LabError
+from ixnet.control.namespaces import in_netns
+from ixnet.control.nic import Mode, Nic, ladder
 
 OUTSTANDING = (1, 16, 128, 512)
+# Ethernet, IPv4, TCP with timestamps: a bare frame as long as that of a message of 64 bytes, and a
+# full one.
+HEADER_BYTES = 14 + 20 + 32
+FRAME_BYTES = 64 + HEADER_BYTES
+FULL_FRAME_BYTES = 1514
 READY_S = 10.0
+
+
+def same_as_ixnet(lab: Lab) -> dict[str, object]:
+    """Options of both ends, so that bare frames go the way that ixnet's go on this link."""
+    with in_netns(lab.cfg.server_netns):
+        modes = ladder(Nic.find(lab.cfg.server_if))
+    best = next(mode for mode in modes if mode is not Mode.NATIVE_ZEROCOPY)  # no veth has that
+    return {"generic": best is Mode.GENERIC_COPY, "busy_poll": True}
 
 
 @contextmanager
@@ -101,6 +118,7 @@ def measure(
     generic: bool = False,
     busy_poll: bool = True,
     outstanding: Sequence[int] = OUTSTANDING,
+    frame_bytes: int = FRAME_BYTES,
 ) -> dict[int, list[dict[str, Any]]]:
     """Reports of every round by frames outstanding, the reflector started anew for each round."""
     reports: dict[int, list[dict[str, Any]]] = {count: [] for count in outstanding}
@@ -108,7 +126,9 @@ def measure(
     for _ in range(rounds):
         with reflector(lab, SERVER_CORE, **how):
             for count in outstanding:
-                reports[count].append(pingpong(lab, CLIENT_CORE, count, seconds, **how))
+                reports[count].append(
+                    pingpong(lab, CLIENT_CORE, count, seconds, bytes=frame_bytes, **how)
+                )
     return reports
 
 
@@ -167,19 +187,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.limit", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="measured time a point")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--mode", choices=("native", "generic"), default="native")
+    parser.add_argument("--mode", choices=("auto", "native", "generic"), default="auto")
+    parser.add_argument("--bytes", type=int, default=FRAME_BYTES)
     parser.add_argument("--no-busy-poll", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     console = report_console()
     try:
         with Lab(LabConfig.named("limit", queues=1)) as lab:
+            auto = bool(same_as_ixnet(lab)["generic"])
+            generic = {"auto": auto, "native": False, "generic": True}[args.mode]
             reports = measure(
                 lab,
                 args.seconds,
                 args.rounds,
-                generic=args.mode == "generic",
+                generic=generic,
                 busy_poll=not args.no_busy_poll,
+                frame_bytes=args.bytes,
             )
     except (BenchError, LabError) as error:
         print(f"bench.limit: {error}", file=sys.stderr)

@@ -18,7 +18,9 @@ from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
 
 
-def figure(ours: float, reference: float, goal: float, at_most: bool = False) -> figures.Figure:
+def figure(
+    ours: float, reference: float, goal: float | None, at_most: bool = False
+) -> figures.Figure:
     return figures.Figure("echo", "echo", "/s", goal, ours, reference, "kernel", at_most)
 
 
@@ -28,11 +30,18 @@ def test_goal_is_met_from_the_right_side() -> None:
     assert not figure(300, 0, 3).met
 
 
+def test_a_figure_without_a_goal_is_neither_met_nor_missed() -> None:
+    (row,) = figures.rows([figure(83, 100, None)])
+    assert row[4:] == ["0.83x", "", ""]
+
+
 def test_readme_gets_the_table_between_its_marks(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     begin, end = figures.MARKS
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    figures.put_into(readme, figures.markdown([figure(1234567, 100, 3)], rounds=3))
+    figures.put_into(
+        readme, figures.markdown([figure(1234567, 100, 3)], rounds=3, mode="native copy")
+    )
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "old" not in text

@@ -26,7 +26,7 @@ from ixnet.control.errors import (
     QueueBusy,
     UnknownInterface,
 )
-from ixnet.control.nic import Mode, Nic, OpenedQueues, largest_mtu, open_queues
+from ixnet.control.nic import Mode, Nic, OpenedQueues, ladder, largest_mtu, open_queues
 from ixnet.control.xdp import Proto, Steering, XdpMode, query_attached, require_capabilities
 from ixnet.control.xsk import QueueConfig, QueueSocket, Umem, UmemKind, place_bytes
 from tests.control.conftest import NEAR_IP, Pair
@@ -162,6 +162,21 @@ def test_ladder_on_veth_ends_in_native_copy_and_says_why(
     assert (program.mode, program.prog_id) == (XdpMode.NATIVE, steering.prog_id)
     opened.close()
     assert query_attached(nic.ifindex) is None
+
+
+def test_veth_of_one_queue_is_better_off_with_generic_copy(
+    pair: Pair, umems: list[Umem], steering: Steering
+) -> None:
+    with IPRoute() as ipr:
+        ipr.link("add", ifname="one0", kind="veth", peer="one1")
+    nic = Nic.find("one0")
+    assert ladder(nic) == (Mode.NATIVE_ZEROCOPY, Mode.GENERIC_COPY, Mode.NATIVE_COPY)
+    assert ladder(dataclasses.replace(nic, queues=(0, 1))) == tuple(Mode)
+    assert ladder(dataclasses.replace(nic, kind="", driver="igb")) == tuple(Mode)
+    opened = open_queues(nic, steering, [config(umems[0])])
+    assert opened.mode is Mode.GENERIC_COPY
+    assert [attempt.mode for attempt in opened.attempts] == [Mode.NATIVE_ZEROCOPY]
+    opened.close()
 
 
 def test_generic_mode_asked_for_is_what_comes(

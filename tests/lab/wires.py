@@ -117,10 +117,10 @@ VIRTIO = Wire("virtio_net", 2, "dut1", "10.78.1.1")
 def veth(lab: Lab) -> Wire:
     """The wire that a lab is."""
     cfg, facts = lab.cfg, lab.facts.server
+    mode = "generic copy" if cfg.queues == 1 else "native copy"
     return Wire(
-        "veth", cfg.queues, cfg.server_if, facts.ip, "native copy", cfg.client_netns,
-        cfg.server_netns,
-    )  # fmt: skip
+        "veth", cfg.queues, cfg.server_if, facts.ip, mode, cfg.client_netns, cfg.server_netns
+    )
 
 
 @cache
