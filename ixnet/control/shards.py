@@ -16,7 +16,7 @@ from typing import Any
 
 from ixnet._core import ffi, lib
 from ixnet.congestion import CONGESTION, ECN
-from ixnet.control.config import RING_ENTRIES, SYN_COOKIES, RunConfig
+from ixnet.control.config import FILL_FRAMES, RING_ENTRIES, SYN_COOKIES, RunConfig
 from ixnet.control.errors import IxError, from_errno
 from ixnet.control.guest import FRAMES_UNIT, GuestShard, PlacedRegion, PlacedUmem, ShardSize
 from ixnet.control.nic import Nic
@@ -53,7 +53,7 @@ def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:
     c.pool_frames, c.arena_frames = config.frames, config.frames // 2
     if config.placement == "dune":  # so that the arena begins at a huge page
         c.pool_frames = -(-config.frames // FRAMES_UNIT) * FRAMES_UNIT
-    c.fill_target = min(config.frames // 2, RING_ENTRIES)
+    c.fill_target = min(config.frames // 2, FILL_FRAMES)
     c.mtu = nic.mtu
     c.mac = nic.mac
     c.port_lo, c.port_hi = plan.ports
