@@ -27,7 +27,7 @@ struct ix_steer {
     struct bpf_object *object;
     int prog_fd;
     int link_fd; /* -1: not attached */
-    int xsks_fd, claims_fd, ranges_fd, local_addrs_fd, own_addrs_fd, verdicts_fd;
+    int xsks_fd, claims_fd, ranges_fd, local_addrs_fd, own_addrs_fd, present_fd, verdicts_fd;
 };
 
 /* ---- error text ------------------------------------------------------------------ */
@@ -99,7 +99,8 @@ static int find_parts(struct ix_steer *s)
     } maps[] = {
         {"xsks", &s->xsks_fd},       {"claims", &s->claims_fd},
         {"ranges", &s->ranges_fd},   {"local_addrs", &s->local_addrs_fd},
-        {"own_addrs", &s->own_addrs_fd}, {"verdicts", &s->verdicts_fd},
+        {"own_addrs", &s->own_addrs_fd}, {"present", &s->present_fd},
+        {"verdicts", &s->verdicts_fd},
     };
     struct bpf_program *program = bpf_object__find_program_by_name(s->object, PROGRAM_NAME);
 
@@ -349,6 +350,20 @@ static int del_key(int map_fd, const void *key)
     return bpf_map_delete_elem(map_fd, key) ? -errno : 0;
 }
 
+/* After an entry of the kind was added or taken away: `e` says whether it was. */
+static int count(const struct ix_steer *s, __u32 kind, int e, int change)
+{
+    __u32 n = 0;
+
+    if (e)
+        return e;
+    if (!bpf_map_lookup_elem(s->present_fd, &kind, &n)) {
+        n += (__u32)change;
+        bpf_map_update_elem(s->present_fd, &kind, &n, BPF_ANY);
+    }
+    return 0;
+}
+
 int ix_steer_set_socket(struct ix_steer *steer, uint32_t queue, int fd)
 {
     const __u32 value = (__u32)fd;
@@ -373,13 +388,20 @@ static int make_flow(struct ix_steer_flow *flow, uint8_t family, uint8_t proto,
     return 0;
 }
 
+static __u32 kind_of(const struct ix_steer_flow *flow)
+{
+    static const __u8 every[sizeof flow->addr];
+
+    return memcmp(flow->addr, every, sizeof every) ? IX_STEER_CLAIMS : IX_STEER_ANY_CLAIMS;
+}
+
 int ix_steer_add_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
                        uint16_t port)
 {
     struct ix_steer_flow flow;
     int e = make_flow(&flow, family, proto, addr, port);
 
-    return e ? e : add_key(steer->claims_fd, &flow);
+    return e ? e : count(steer, kind_of(&flow), add_key(steer->claims_fd, &flow), 1);
 }
 
 int ix_steer_del_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
@@ -388,7 +410,7 @@ int ix_steer_del_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, co
     struct ix_steer_flow flow;
     int e = make_flow(&flow, family, proto, addr, port);
 
-    return e ? e : del_key(steer->claims_fd, &flow);
+    return e ? e : count(steer, kind_of(&flow), del_key(steer->claims_fd, &flow), -1);
 }
 
 static int make_addr(struct ix_steer_addr *key, uint8_t family, const uint8_t *addr)
@@ -421,7 +443,7 @@ int ix_steer_add_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t 
     struct ix_steer_addr key;
     int e = make_addr(&key, family, addr);
 
-    return e ? e : add_key(steer->own_addrs_fd, &key);
+    return e ? e : count(steer, IX_STEER_OWN_ADDRS, add_key(steer->own_addrs_fd, &key), 1);
 }
 
 int ix_steer_del_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
@@ -429,7 +451,7 @@ int ix_steer_del_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t 
     struct ix_steer_addr key;
     int e = make_addr(&key, family, addr);
 
-    return e ? e : del_key(steer->own_addrs_fd, &key);
+    return e ? e : count(steer, IX_STEER_OWN_ADDRS, del_key(steer->own_addrs_fd, &key), -1);
 }
 
 /* ---- ranges ---------------------------------------------------------------------------- */

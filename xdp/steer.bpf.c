@@ -78,10 +78,19 @@ static __always_inline int is_local(const struct ix_steer_flow *flow)
     return bpf_map_lookup_elem(&local_addrs, &key) != NULL;
 }
 
+static __always_inline int is_present(__u32 what)
+{
+    const __u32 *count = bpf_map_lookup_elem(&present, &what);
+
+    return count && *count;
+}
+
 static __always_inline int is_own(const struct ix_steer_flow *flow)
 {
     struct ix_steer_addr key = {.family = flow->family};
 
+    if (!is_present(IX_STEER_OWN_ADDRS))
+        return 0;
     __builtin_memcpy(key.addr, flow->addr, sizeof key.addr);
     return bpf_map_lookup_elem(&own_addrs, &key) != NULL;
 }
@@ -130,10 +139,10 @@ static __always_inline enum ix_steer_verdict claimed(struct ix_steer_flow *flow)
     struct ix_steer_flow any = {.family = flow->family, .proto = flow->proto, .port = flow->port};
     int local;
 
-    if (bpf_map_lookup_elem(&claims, flow))
+    if (is_present(IX_STEER_CLAIMS) && bpf_map_lookup_elem(&claims, flow))
         return IX_STEER_REDIRECT_CLAIM;
     local = is_local(flow);
-    if (local && bpf_map_lookup_elem(&claims, &any))
+    if (local && is_present(IX_STEER_ANY_CLAIMS) && bpf_map_lookup_elem(&claims, &any))
         return IX_STEER_REDIRECT_CLAIM;
     if (in_range(flow, local))
         return IX_STEER_REDIRECT_RANGE;

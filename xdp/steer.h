@@ -37,6 +37,15 @@ struct ix_steer_flow {
     __u8 addr[16];
 };
 
+/* Keys of `present`: how many entries the program may find there. A hash of a key costs more than
+ * all else that it does with a frame, so it does not look where there is nothing. */
+enum ix_steer_present {
+    IX_STEER_OWN_ADDRS,
+    IX_STEER_CLAIMS,     /* of one address */
+    IX_STEER_ANY_CLAIMS, /* of every address in `local_addrs` */
+    IX_STEER_N_PRESENT
+};
+
 /* Entries of `ranges` are read in order up to the first END. The loader writes
  * an entry's bounds while it is FREE and makes it LIVE by a second update, so
  * that the program never acts on half-written bounds. */

@@ -45,6 +45,13 @@ struct {
 } own_addrs SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, IX_STEER_N_PRESENT);
+    __type(key, __u32);
+    __type(value, __u32);
+} present SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
     __uint(max_entries, IX_STEER_MAX_DATAGRAMS);
     __type(key, struct ix_steer_datagram);
