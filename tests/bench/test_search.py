@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import struct
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -258,11 +260,21 @@ def test_report_is_one_page_with_tables_and_plots_of_every_result(tmp_path: Path
     assert json.loads(data)["one.json"]["targets"][0]["label"] == "a <b>"
 
 
-def test_pngs_are_written_where_matplotlib_is(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    for path in report.write_pngs(tmp_path, results()):
-        assert path.read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == len(report.plots_of(results()))
+def test_each_plot_is_written_as_a_png(tmp_path: Path) -> None:
+    written = report.write_pngs(tmp_path / "new", results())
+    assert len({path.name for path in written}) == len(report.plots_of(results()))
+    for path in written:
+        head = path.read_bytes()[:24]
+        assert head.startswith(b"\x89PNG\r\n\x1a\n")
+        assert struct.unpack(">II", head[16:24]) == (1200, 675)
+
+
+def test_pngs_without_matplotlib_are_an_error_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(BenchError, match=r"ixnet\[report\]"):
+        report.write_pngs(tmp_path, results())
 
 
 def test_result_is_read_back_and_another_file_is_refused(tmp_path: Path) -> None:
