@@ -51,6 +51,7 @@ from ixnet.bench.memory import held_mib
 from ixnet.bench.result import make_result, write_result
 from ixnet.bench.search import Objective, highest_load, median_run
 from ixnet.bench.session import RunPlan, Session
+from ixnet.bench.tables import us
 from ixnet.control.lab import Lab, LabConfig, LabError, lab_down
 
 PORT = 7000
@@ -59,8 +60,9 @@ OBJECTIVE = Objective("p99", 500.0)
 # Of a connection's life with a reset at its end: SYN, SYN-ACK, request, reply, RST.
 CONNECTION_FRAMES = 5
 MARKS = ("<!-- figures:begin -->", "<!-- figures:end -->")
-HELD = 250_000
-HELD_MOST = 1_000_000
+LADDER_MARKS = ("<!-- ladder:begin -->", "<!-- ladder:end -->")
+STEPS = (1_000, 10_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
+HELD, HELD_MOST = 250_000, STEPS[-1]
 
 
 @dataclass
@@ -304,12 +306,11 @@ def stream(setting: Setting) -> list[Figure]:
 
 def connections(setting: Setting) -> list[Figure]:
     """Held connections rise; each has its turn."""
-    held = (1_000, 10_000, 50_000, 100_000, HELD, 500_000, HELD_MOST)
     server = native_echo(True, "--max-flows", str(HELD_MOST + HELD_MOST // 16))
     benchmark = Benchmark(
         "echo", ("--bytes", "64", "--timeout", "30"), HELD_MOST, plan=setting.plan(window=256)
     )
-    steps = []
+    steps: list[dict[str, Any]] = []
     with (
         many_addresses(setting.lab, HELD_MOST) as sources,
         server.start(setting.lab.cfg, PORT, PLACEMENT) as running,
@@ -317,12 +318,14 @@ def connections(setting: Setting) -> list[Figure]:
         target = Target(server.label, setting.host, PORT)
         client = {"sources": sources, "ports": "1100-65535"}
         with session_of(setting, benchmark, target, **client) as session:
-            for count in held:
+            for count in STEPS:
                 setting.say(f"connections: {count:,} held")
                 session.open(count, patience_s=600)
-                run = checked(session.run(benchmark.plan))
+                runs = [checked(session.run(benchmark.plan)) for _ in range(setting.rounds)]
+                runs.sort(key=lambda run: float(run["per_second"]))
+                memory = _memory(running, session)
                 steps.append(
-                    {"connections": count, "run": run, "memory_mib": _memory(running, session)}
+                    {"connections": count, "run": runs[len(runs) // 2], "memory_mib": memory}
                 )
     entry = {"label": server.label, "target": f"{setting.host}:{PORT}", "steps": steps}
     peak = max(step["run"]["per_second"] for step in steps)
@@ -406,13 +409,58 @@ def markdown(figures: Sequence[Figure], rounds: int, mode: str) -> str:
     return "\n".join(lines)
 
 
-def put_into(path: Path, text: str) -> None:
-    """Replaces what lies between the marks. Errors: BenchError without them."""
-    whole = path.read_text()
-    begin, end = whole.find(MARKS[0]), whole.find(MARKS[1])
+def ladder(figures: Sequence[Figure], rounds: int, mode: str) -> str:
+    """For the README: throughput and memory at each step of the connections held."""
+    (steps,) = (entry["steps"] for figure in figures for entry in figure.entries)
+    peak = max(step["run"]["per_second"] for step in steps)
+    lines = [
+        f"Connections held, each sending 64 bytes in turn, 256 under way; {_where(rounds, mode)}.",
+        "",
+        "| connections | requests/s | of the peak | p50 | p99 | server | client |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for step in steps:
+        run, memory = step["run"], step["memory_mib"]
+        took = [us(run["latency"]["us"][name]) for name in ("p50", "p99")]
+        held = [f"{memory[side]:,.0f} MiB" for side in ("server", "client")]
+        share = f"{run['per_second'] / peak:.0%}"
+        cells = [f"{step['connections']:,}", f"{run['per_second']:,.0f}", share, *took, *held]
+        lines.append("| " + " | ".join(cells) + " |")
+    at, most = figures
+    lines += [
+        "",
+        f"Goals: {HELD:,} connections at {at.goal:.0%} of the peak or more: {at.ratio:.0%}. "
+        f"{HELD_MOST:,} in {most.reference:g} GiB or less: {most.ours:.2f} GiB.",
+    ]
+    return "\n".join(lines)
+
+
+def write_readme(path: Path, figures: Sequence[Figure], rounds: int, mode: str) -> None:
+    """Replaces those of its two blocks that were measured. Errors: BenchError without marks."""
+    held = [figure for figure in figures if figure.name == "connections"]
+    others = [figure for figure in figures if figure.name != "connections"]
+    if others:
+        put_into(path, markdown(others, rounds, mode))
+    if held:
+        put_into(path, ladder(held, rounds, mode), LADDER_MARKS)
+
+
+def parts(path: Path, marks: tuple[str, str] = MARKS) -> tuple[str, int, int]:
+    """A file's text, and where the marks are in it. Errors: BenchError without them."""
+    try:
+        whole = path.read_text()
+    except OSError as error:
+        raise BenchError(f"{path}: {error.strerror}") from error
+    begin, end = whole.find(marks[0]), whole.find(marks[1])
     if begin < 0 or end < begin:
-        raise BenchError(f"{path} has no marks {MARKS[0]} and {MARKS[1]}")
-    path.write_text(f"{whole[:begin]}{MARKS[0]}\n{text}\n{whole[end:]}")
+        raise BenchError(f"{path} has no marks {marks[0]} and {marks[1]}")
+    return whole, begin, end
+
+
+def put_into(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+    """Replaces what lies between the marks. Errors: BenchError without them."""
+    whole, begin, end = parts(path, marks)
+    path.write_text(f"{whole[:begin]}{marks[0]}\n{text}\n{whole[end:]}")
 
 
 def results_of(figures: Sequence[Figure], client: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -466,9 +514,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         names.remove("connections")
     console = report_console()
     try:
+        for marks in (MARKS, LADDER_MARKS) if args.readme else ():
+            parts(args.readme, marks)  # before what takes minutes
         figures, client, problems = measure_all(names, args.seconds, args.rounds, console)
         if args.readme and figures:
-            put_into(args.readme, markdown(figures, args.rounds, client["mode"]))
+            write_readme(args.readme, figures, args.rounds, client["mode"])
     except (BenchError, LabError) as error:
         print(f"bench.figures: {error}", file=sys.stderr)
         return 1
