@@ -11,8 +11,8 @@ from pyroute2 import IPRoute
 
 from ixnet.bench.client import Client
 from ixnet.control.ethtool import (
-    STAMP_ALL,
     set_stamp_config,
+    stamp_all,
     stamp_config,
     timestamp_info,
 )
@@ -20,10 +20,17 @@ from ixnet.control.ethtool import (
 
 @dataclass(frozen=True)
 class NicClock:
-    """path: of its clock, None: there is none to use. why: not, or what is wrong with it."""
+    """path: of its clock, None: there is none to use. received, transmitted: why it stamps nothing
+    in that direction, "" if it does."""
 
     path: Path | None
-    why: str = ""
+    received: str = ""
+    transmitted: str = ""
+
+    @classmethod
+    def none(cls, why: str) -> NicClock:
+        """There is none, for this reason."""
+        return cls(None, why, why)
 
 
 def interface_to(host: str) -> str | None:
@@ -40,17 +47,19 @@ def find_clock(interface: str, devices: Path = Path("/dev")) -> NicClock:
     try:
         info = timestamp_info(interface)
     except OSError as error:
-        return NicClock(None, f"{interface} tells of no timestamps: {error.strerror}")
+        return NicClock.none(f"{interface} tells of no timestamps: {error.strerror}")
     if info.phc is None:
-        return NicClock(None, f"{interface} has no clock of its own (ethtool -T)")
-    if not info.receive_all:
-        return NicClock(None, f"{interface} can't stamp every frame that it receives (ethtool -T)")
+        return NicClock.none(f"{interface} has no clock of its own (ethtool -T)")
     path = devices / f"ptp{info.phc}"
     try:
         path.open("rb").close()
     except OSError as error:
-        return NicClock(None, f"{path}, the clock of {interface}: {error.strerror}")
-    return NicClock(path, "" if info.transmit else f"{interface} can't stamp what it sends")
+        return NicClock.none(f"{path}, the clock of {interface}: {error.strerror}")
+    return NicClock(
+        path,
+        "" if info.receive_all else f"{interface} does not stamp every frame that comes in",
+        "" if info.transmit else f"{interface} does not stamp what it sends",
+    )
 
 
 @contextmanager
@@ -59,16 +68,18 @@ def stamping(client: Client, host: str) -> Iterator[NicClock]:
     before. host: whom the client talks to, for the interface where it names none."""
     with client.inside():
         interface = client.interface or interface_to(host)
-        clock = find_clock(interface) if interface else NicClock(None, f"no route to {host}")
+        clock = find_clock(interface) if interface else NicClock.none(f"no route to {host}")
         before = None
         if clock.path is not None:
             assert interface is not None
             try:
                 before = stamp_config(interface)
-                set_stamp_config(interface, STAMP_ALL)
+                set_stamp_config(
+                    interface, stamp_all(received=not clock.received, sent=not clock.transmitted)
+                )
             except OSError as error:
                 why = f"stamping by {interface} can't be turned on: {error.strerror}"
-                clock = NicClock(None, why)
+                clock = NicClock.none(why)
     try:
         yield clock
     finally:

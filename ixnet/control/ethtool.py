@@ -136,7 +136,9 @@ class StampConfig:
     rx_filter: int
 
 
-STAMP_ALL = StampConfig(0, _TX_ON, _FILTER_ALL)
+def stamp_all(received: bool = True, sent: bool = True) -> StampConfig:
+    """Every frame of these directions, none of the others."""
+    return StampConfig(0, _TX_ON if sent else 0, _FILTER_ALL if received else 0)
 
 
 def stamp_config(ifname: str) -> StampConfig:

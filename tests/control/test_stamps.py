@@ -15,11 +15,11 @@ import pytest
 from ixnet.control import stamps
 from ixnet.control.errors import IxError, ModeUnavailable, ProgramAttached
 from ixnet.control.ethtool import (
-    STAMP_ALL,
     MetadataFeatures,
     StampConfig,
     metadata_features,
     set_stamp_config,
+    stamp_all,
     stamp_config,
     timestamp_info,
 )
@@ -181,7 +181,7 @@ def test_metadata_of_a_length_that_no_kernel_takes_is_an_error(
 def test_veth_has_no_clock_and_can_not_be_told_to_stamp(pair: Pair) -> None:
     info = timestamp_info(pair.near)
     assert (info.phc, info.receive_all) == (None, False)
-    for call in (lambda: stamp_config(pair.near), lambda: set_stamp_config(pair.near, STAMP_ALL)):
+    for call in (lambda: stamp_config(pair.near), lambda: set_stamp_config(pair.near, stamp_all())):
         with pytest.raises(OSError):
             call()
 
@@ -200,5 +200,5 @@ def test_structs_are_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     info = timestamp_info("eth9")
     assert (info.phc, info.transmit, info.receive_all) == (3, True, True)
     assert len(asked[0][0]) == 44 and asked[0][0][:4] == b"\x41\0\0\0"
-    assert set_stamp_config("eth9", STAMP_ALL) == StampConfig(0, 1, 1) == stamp_config("eth9")
+    assert set_stamp_config("eth9", stamp_all()) == StampConfig(0, 1, 1) == stamp_config("eth9")
     assert asked[1:] == [(struct.pack("=3i", 0, 1, 1), 0x89B0), (bytes(12), 0x89B1)]

@@ -78,18 +78,22 @@ def latency(wire: Wire, tmp_path: Path, *words: str) -> dict[str, Any]:
 
 
 def test_kernel_client_uses_the_nics_clock_and_gives_its_stamping_back(tmp_path: Path) -> None:
+    """The 82576 that QEMU plays stamps every frame that it sends, and of those that come in
+    only PTP's."""
     info = timestamp_info(IGB.dut)
     note(f"{IGB.dut}: {info}, {metadata_features(IGB.find().ifindex)}")
-    assert info.phc is not None and info.transmit and info.receive_all
+    assert info.phc is not None and info.transmit
     before = stamp_config(IGB.dut)
     made = latency(IGB, tmp_path)
     assert stamp_config(IGB.dut) == before
     for probe in made["targets"][0]["probes"]:
-        assert probe["received"]["source"] == "hardware", probe["received"]
         assert probe["transmitted"]["source"] == "hardware", probe["transmitted"]
         assert 0 < probe["clock_error_ns"] < 10_000_000
         clocks = {stage["name"]: stage["clock"] for stage in probe["stages"]}
-        assert clocks["wire and peer"] == "hardware, NIC"
+        assert clocks["stack to wire"] == "software; hardware, NIC"
+        received = "hardware" if info.receive_all else "software"
+        assert probe["received"]["source"] == received, probe["received"]
+        assert info.receive_all or "every frame" in probe["received"]["why"]
 
 
 def test_kernel_client_without_a_clock_says_that_there_is_none(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@
 #define LOCAL_PORT   60990  /* of UDP */
 #define FRAME_MIN    100u   /* shorter ones are acknowledgments, not ours */
 #define MAX_WAIT_NS  100000u
-#define OPEN_WAIT_NS 5000000000ull
-#define FIRST_WAIT_S 0.1
-#define FIRST_TRIES  20
+#define OPEN_WAIT_NS 10000000000ull
+#define FIRST_WAIT_S  0.25
+#define FIRST_TRIES   40 /* a NIC may be without its link for some seconds after a program came */
 #define COMPLETION_NS 10000000u /* how long after the reply */
 #define RX_HEADROOM   256u      /* XDP_PACKET_HEADROOM: where frames begin in a chunk */
 #define BURST_MAX     64u
@@ -343,6 +343,8 @@ static void ping_once(void)
         turn();
     if (plane.missing) {
         p->lost++;
+        if (!p->opt.udp && !plane.over) /* what comes later would be taken for the next one's */
+            fail("the server did not answer in time (cure: a longer --timeout)");
         return;
     }
     bool wanted = plane.inner && p->transmitted.source != STAMP_SOFTWARE;
@@ -352,17 +354,20 @@ static void ping_once(void)
     record();
 }
 
-/* The first may be lost while the neighbour's address is asked for. */
+/* The first datagrams may be lost while the neighbour's address is asked for. */
 static void first_ping(void)
 {
     struct ping *p = plane.ping;
     double timeout_s = p->opt.timeout_s;
-    p->opt.timeout_s = timeout_s < FIRST_WAIT_S ? timeout_s : FIRST_WAIT_S;
+    if (p->opt.udp)
+        p->opt.timeout_s = timeout_s < FIRST_WAIT_S ? timeout_s : FIRST_WAIT_S;
     for (int tries = 0; !plane.over && tries < FIRST_TRIES; tries++) {
         ping_once();
         if (!plane.missing)
             break;
     }
+    if (plane.missing && !plane.over)
+        fail("no datagram came back (cure: an echo server for UDP there, --protocol tcp)");
     p->opt.timeout_s = timeout_s;
     p->sent = p->lost = 0;
 }

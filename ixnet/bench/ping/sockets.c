@@ -37,20 +37,24 @@ static uint64_t ns_of(const struct timespec *t)
     return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_nsec;
 }
 
-static __attribute__((noreturn)) void die(const char *what)
+static void fail(struct ping *p, const char *what)
 {
-    fprintf(stderr, "ixping: %s: %s\n", what, strerror(errno));
-    exit(1);
+    snprintf(p->error, sizeof p->error, "%s: %s", what, strerror(errno));
 }
 
-static int connect_to(const struct ping *p)
+/* -1: p->error says why not. */
+static int connect_to(struct ping *p)
 {
     const struct ping_options *o = &p->opt;
     int one = 1, fd = socket(o->target.ss_family, o->udp ? SOCK_DGRAM : SOCK_STREAM, 0);
-    if (fd < 0)
-        die("socket");
-    if (connect(fd, (const struct sockaddr *)&o->target, o->target_bytes) < 0)
-        die("connect");
+    if (fd < 0) {
+        fail(p, "socket");
+        return -1;
+    }
+    if (connect(fd, (const struct sockaddr *)&o->target, o->target_bytes) < 0) {
+        fail(p, "connect");
+        return fd;
+    }
     if (!o->udp)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     uint32_t flags = SOF_TIMESTAMPING_TX_SCHED | SOF_TIMESTAMPING_TX_SOFTWARE |
@@ -60,7 +64,7 @@ static int connect_to(const struct ping *p)
         flags |= SOF_TIMESTAMPING_TX_HARDWARE | SOF_TIMESTAMPING_RX_HARDWARE |
                  SOF_TIMESTAMPING_RAW_HARDWARE | SOF_TIMESTAMPING_OPT_TX_SWHW;
     if (setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags) < 0)
-        die("SO_TIMESTAMPING");
+        fail(p, "SO_TIMESTAMPING");
     return fd;
 }
 
@@ -103,14 +107,30 @@ static uint32_t read_sent_stamps(int fd, struct stamps *s)
     }
 }
 
+/* Takes what came in. True: that is the whole reply. A datagram that isn't is the late one to a
+ * message that was given up. */
+static bool is_reply(struct ping *p, const uint8_t *reply, uint32_t *got)
+{
+    bool same = memcmp(reply, p->message, *got) == 0;
+    if (same && *got == p->opt.bytes)
+        return true;
+    if (p->opt.udp)
+        *got = 0;
+    else if (!same)
+        snprintf(p->error, sizeof p->error, "the reply differs from what was sent");
+    return false;
+}
+
 /* Waits for the whole reply. False: it is late, or the connection is broken. */
 static bool await_reply(struct ping *p, int fd, struct stamps *s)
 {
     uint8_t reply[PING_BYTES_MAX];
-    uint32_t got = 0;
-    while (got < p->opt.bytes) {
+    uint64_t until_ns = ping_clock_ns() + (uint64_t)(p->opt.timeout_s * 1e9);
+    for (uint32_t got = 0;;) {
+        uint64_t now_ns = ping_clock_ns();
         struct pollfd pfd = {.fd = fd, .events = POLLIN};
-        if (poll(&pfd, 1, (int)(p->opt.timeout_s * 1000)) <= 0)
+        int wait_ms = now_ns < until_ns ? (int)((until_ns - now_ns) / 1000000) + 1 : 0;
+        if (poll(&pfd, 1, wait_ms) <= 0)
             return false;
         if (!(pfd.revents & POLLIN) && read_sent_stamps(fd, s))
             continue;
@@ -121,17 +141,19 @@ static bool await_reply(struct ping *p, int fd, struct stamps *s)
         ssize_t n = recvmsg(fd, &m, 0);
         s->app_in = clock_read_ns(CLOCK_REALTIME);
         if (n <= 0) {
-            snprintf(p->error, sizeof p->error, "%s", n ? strerror(errno) : "the server closed");
+            snprintf(p->error, sizeof p->error, "%s",
+                     n ? strerror(errno) : "the server closed the connection");
             return false;
         }
         struct pair found = stamps_of(&m, NULL);
         s->driver_in = found.software ? found.software : s->driver_in;
         s->nic_in = found.hardware ? found.hardware : s->nic_in;
         got += (uint32_t)n;
+        if (is_reply(p, reply, &got))
+            return true;
+        if (p->error[0])
+            return false;
     }
-    if (memcmp(reply, p->message, p->opt.bytes) != 0)
-        snprintf(p->error, sizeof p->error, "the reply differs from what was sent");
-    return !p->error[0];
 }
 
 /* What was sent has all its stamps, or they don't come. */
@@ -171,6 +193,10 @@ static void ping_once(struct ping *p, int fd)
     }
     if (!await_reply(p, fd, &s)) {
         p->lost++;
+        if (!p->opt.udp && !p->error[0]) /* what comes later would be taken for the next one's */
+            snprintf(p->error, sizeof p->error,
+                     "the server did not answer in %g s (cure: a longer --timeout)",
+                     p->opt.timeout_s);
         return;
     }
     await_sent_stamps(p, fd, &s);
@@ -206,7 +232,8 @@ int main(int argc, char **argv)
     ping_open_clock(&p, CLOCK_REALTIME);
     p.received.seen.error = p.transmitted.seen.error = p.clock.fd < 0;
     int fd = connect_to(&p);
-    ping_once(&p, fd); /* so that something was seen, however short the warm-up */
+    if (!p.error[0])
+        ping_once(&p, fd); /* so that something was seen, however short the warm-up */
     p.sent = p.lost = 0;
     uint64_t from_ns = ping_clock_ns();
     uint64_t measured_ns = from_ns + (uint64_t)(p.opt.warmup_s * 1e9);
