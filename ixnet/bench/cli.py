@@ -25,11 +25,14 @@ from ixnet.bench.options import (
     command,
 )
 from ixnet.bench.options import Target as Targets
-from ixnet.bench.result import make_result, read_result, write_result
+from ixnet.bench.outcome import Outcome
+from ixnet.bench.result import check_writable, make_result, read_result, write_result
 from ixnet.bench.search import Objective
 from ixnet.bench.session import Progress, RunPlan, Session
 from ixnet.bench.steps import parse_steps, run_steps
 from ixnet.bench.tables import remarks, result_table
+
+Bytes = Annotated[int, typer.Option("--bytes", "-b", min=1, max=1 << 30, help="Bytes a message.")]
 
 app = typer.Typer(
     help="Load and latency, over kernel sockets or over ixnet itself.",
@@ -107,9 +110,26 @@ def notes_of(output: OutputOptions) -> dict[str, str]:
     return notes
 
 
-def give(kind: str, output: OutputOptions, result: dict[str, Any]) -> None:
-    """Shows a result, and writes it where it was asked for."""
-    result["notes"] = notes_of(output)
+def check_output(output: OutputOptions) -> None:
+    """Before what takes long. Errors: BenchError."""
+    notes_of(output)
+    if output.json and output.json != "-":
+        check_writable(Path(output.json))
+
+
+def give(kind: str, output: OutputOptions, options: dict[str, Any], outcome: Outcome) -> None:
+    """Shows a result, and writes it where it was asked for. Ends the process, with its status, if
+    it is only a part."""
+    result = make_result(
+        kind, outcome.facts, options, outcome.entries, stopped=outcome.stopped
+    ) | {"notes": notes_of(output)}  # fmt: skip
+    show(output, result)
+    if outcome.status:
+        raise typer.Exit(outcome.status)
+
+
+def show(output: OutputOptions, result: dict[str, Any]) -> None:
+    """On the terminal, and into the file."""
     if output.json == "-":
         json.dump(result, sys.stdout, indent=1)
         print()
@@ -130,11 +150,11 @@ def _bench(
     output: OutputOptions,
     options: dict[str, Any],
 ) -> None:
-    notes_of(output)
+    check_output(output)
     targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
-        facts, entries = run_benchmark(make_client(client), benchmark, targets, progress)
-    give(kind, output, make_result(kind, facts, options, entries))
+        outcome = run_benchmark(make_client(client), benchmark, targets, progress)
+    give(kind, output, options, outcome)
 
 
 @command(app, "echo")
@@ -144,7 +164,7 @@ def echo(
     load: LoadOptions,
     goal: GoalOptions,
     output: OutputOptions,
-    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 64,
+    bytes_: Bytes = 64,
 ) -> None:
     """Messages that come back; every byte is compared."""
     benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load, goal)
@@ -167,12 +187,16 @@ def memcached(
             metavar="W", help="Sizes and mix: etc, usr (Atikoglu et al.), or KEY,VALUE bytes."
         ),
     ] = "etc",
-    items: Annotated[int, typer.Option(metavar="N", help="Items that there are.")] = 100_000,
+    items: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1 << 28, help="Items that there are.")
+    ] = 100_000,
     gets: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Share of GETs; none: the workload's.")
+        float | None,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of GETs; none: the workload's."),
     ] = None,
     zipf: Annotated[
-        float, typer.Option(metavar="S", help="Exponent of popularity; 0: all are alike.")
+        float,
+        typer.Option(metavar="S", min=0, max=10, help="Exponent of popularity; 0: all are alike."),
     ] = 0.99,
     preload: Annotated[
         bool, typer.Option("--preload/--no-preload", help="Store the items first.")
@@ -196,7 +220,7 @@ def connrate(
     load: LoadOptions,
     goal: GoalOptions,
     output: OutputOptions,
-    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 64,
+    bytes_: Bytes = 64,
     end: Annotated[
         str, typer.Option(metavar="HOW", help="How the client ends connections: rst or fin.")
     ] = "rst",
@@ -220,7 +244,7 @@ def stream(
     client: ClientOptions,
     load: LoadOptions,
     output: OutputOptions,
-    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 1 << 20,
+    bytes_: Bytes = 1 << 20,
 ) -> None:
     """Large messages through an echo server: bytes each way; every one is compared."""
     benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load)
@@ -233,7 +257,7 @@ def connections(
     client: ClientOptions,
     load: LoadOptions,
     output: OutputOptions,
-    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message.")] = 64,
+    bytes_: Bytes = 64,
     steps: Annotated[
         str | None,
         typer.Option(
@@ -254,12 +278,13 @@ def connections(
     benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load)
     benchmark = replace(benchmark, connections=held[-1])
     pids = [int(pid) for pid in server_pid.split(",")] if server_pid else []
+    check_output(output)
     with shown_progress() as progress:
-        facts, entries = run_steps(
+        outcome = run_steps(
             make_client(client), benchmark, [Target.parse(t) for t in target], held, pids, progress
         )
     options = {"bytes": bytes_, "steps": held, **asdict(load)}
-    give("connections", output, make_result("connections", facts, options, entries))
+    give("connections", output, options, outcome)
 
 
 @command(app, "latency")
@@ -268,14 +293,24 @@ def latency(
     client: ClientOptions,
     output: OutputOptions,
     protocol: Annotated[str, typer.Option(metavar="WHICH", help="udp, tcp, or both.")] = "udp,tcp",
-    bytes_: Annotated[int, typer.Option("--bytes", "-b", help="Bytes a message, 64 to 1400.")] = 64,
-    seconds: Annotated[float, typer.Option("--seconds", "-t", help="Measured time.")] = 1,
-    warmup: Annotated[float, typer.Option(metavar="S", help="Time before that.")] = 0.2,
+    bytes_: Annotated[
+        int, typer.Option("--bytes", "-b", min=64, max=1400, help="Bytes a message.")
+    ] = 64,
+    seconds: Annotated[
+        float, typer.Option("--seconds", "-t", min=0.01, max=86400, help="Measured time.")
+    ] = 1,
+    warmup: Annotated[
+        float, typer.Option(metavar="S", min=0, max=86400, help="Time before that.")
+    ] = 0.2,
     interval: Annotated[
-        float, typer.Option(metavar="S", help="Between two messages; 0: at once.")
+        float, typer.Option(metavar="S", min=0, max=60, help="Between two messages; 0: at once.")
     ] = 0,
-    timeout: Annotated[float, typer.Option(metavar="S", help="For a reply.")] = 1,
-    repeat: Annotated[int, typer.Option("--repeat", "-n", help="Rounds; targets alternate.")] = 3,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0.001, max=60, help="For a reply.")
+    ] = 1,
+    repeat: Annotated[
+        int, typer.Option("--repeat", "-n", min=1, max=1000, help="Rounds; targets alternate.")
+    ] = 3,
     received: Annotated[
         str, typer.Option(metavar="WHOSE", help="Stamps: auto, hardware or software.")
     ] = "auto",
@@ -294,14 +329,15 @@ def latency(
     words = ["--bytes", str(bytes_), "--seconds", str(seconds), "--warmup", str(warmup)]
     words += ["--interval", str(interval), "--timeout", str(timeout)]
     words += ["--received", received, "--transmitted", transmitted]
+    check_output(output)
     targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
-        facts, entries = run_latency(
+        outcome = run_latency(
             make_client(client), targets, parse_protocols(protocol), words, repeat,
             seconds + warmup + timeout + 30, progress,
         )  # fmt: skip
     options = {"protocol": protocol, "bytes": bytes_, "seconds": seconds, "interval": interval}
-    give("latency", output, make_result("latency", facts, options, entries))
+    give("latency", output, options, outcome)
 
 
 @app.command("report")

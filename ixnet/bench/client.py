@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ixnet.bench.errors import BenchError
-from ixnet.control.namespaces import in_netns, run_in_netns
+from ixnet.control.namespaces import in_netns, netns_path, run_in_netns
 
 TRANSPORTS = ("kernel", "ixnet")
 # Of an IPv4 or IPv6 header and a TCP header with timestamps.
@@ -60,6 +61,21 @@ class Client:
             raise BenchError(
                 "over ixnet the client needs an interface", "say which: --interface IF"
             )
+
+        if self.netns and not netns_path(self.netns).exists():
+            raise BenchError(
+                f"there is no network namespace {self.netns}", "ip netns list shows those there are"
+            )
+        if missing := set(self.cores) - os.sched_getaffinity(0):
+            raise BenchError(
+                f"this process may not run on core {min(missing)}",
+                f"use some of {', '.join(map(str, sorted(os.sched_getaffinity(0))))}",
+            )
+        for source in self.sources:
+            try:
+                ipaddress.ip_address(source)
+            except ValueError as error:
+                raise BenchError(f"--source {source} is no IP address") from error
 
     @property
     def workers(self) -> int:

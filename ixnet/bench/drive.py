@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ixnet.bench.client import Client
-from ixnet.bench.errors import BenchError
+from ixnet.bench.errors import BenchError, failure
+from ixnet.bench.outcome import Outcome
 from ixnet.bench.search import Objective, highest_load, median_run, sweep_rates
 from ixnet.bench.session import Progress, RunPlan, Session
 
 # A closed loop looks for the peak before a search or a sweep, for so long.
 PEAK_S = 0.5
+
+
+def address_of(host: str) -> str:
+    """A host's address, the first that the resolver has. Errors: BenchError."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BenchError(
+            f"{host} does not resolve: {why}", "check the name, or give an IP address"
+        ) from error
+    return str(found[0][4][0])
 
 
 @dataclass(frozen=True)
@@ -25,13 +39,14 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """From [LABEL=]HOST:PORT, an IPv6 address in brackets. Errors: BenchError."""
+        """From [LABEL=]HOST:PORT, an IPv6 address in brackets; a name is looked up. Errors:
+        BenchError."""
         label, equals, place = text.rpartition("=")
         host, colon, port = place.rpartition(":")
         host = host.strip("[]")
         if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise BenchError(f"{text} is no target", "write it like 192.0.2.1:7000")
-        return cls(label if equals else place, host, int(port))
+        return cls(label if equals else place, address_of(host), int(port))
 
     @property
     def words(self) -> list[str]:
@@ -65,29 +80,31 @@ class Benchmark:
 
 def run_benchmark(
     client: Client, benchmark: Benchmark, targets: Sequence[Target], progress: Progress
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Runs it against the targets in turns; returns the client's facts, and an entry a target for
-    the result file. Errors: BenchError."""
-    entries = [
-        {"label": t.label, "target": f"{t.host}:{t.port}", "runs": [], "slo": [], "sweep": []}
-        for t in targets
-    ]
-    facts: dict[str, Any] = {}
-    order = list(zip(targets, entries, strict=True))
-    for number in range(benchmark.rounds):
-        turn = number % len(order)
-        for target, entry in [*order[turn:], *order[:turn]]:
-            where = f"round {number + 1} of {benchmark.rounds}: {target.label}"
+) -> Outcome:
+    """Runs it against the targets in turns; an entry a target for the result file, as far as it
+    got. Errors: BenchError if nothing was measured."""
+    outcome = Outcome(
+        [
+            {"label": t.label, "target": f"{t.host}:{t.port}", "runs": [], "slo": [], "sweep": []}
+            for t in targets
+        ]
+    )
+    order = list(zip(targets, outcome.entries, strict=True))
+    with outcome.gathering():
+        for number in range(benchmark.rounds):
+            turn = number % len(order)
+            for target, entry in [*order[turn:], *order[:turn]]:
+                where = f"round {number + 1} of {benchmark.rounds}: {target.label}"
 
-            def say(what: str, where: str = where) -> None:
-                progress(f"{where}: {what}")
+                def say(what: str, where: str = where) -> None:
+                    progress(f"{where}: {what}")
 
-            with open_session(client, benchmark, target, say) as session:
-                facts = session.facts
-                _measure(session, benchmark, entry, say)
-    for entry in entries:
+                with open_session(client, benchmark, target, say) as session:
+                    outcome.facts = session.facts
+                    _measure(session, benchmark, entry, say)
+    for entry in outcome.entries:
         _summarize(entry, benchmark)
-    return facts, entries
+    return outcome
 
 
 def open_session(
@@ -127,7 +144,11 @@ def _measure(
         found = highest_load(measure, benchmark.objective, max(peak / 2, 100.0))
         entry["slo"].append({"rate": found.rate, "run": found.run, "runs": found.runs})
     if benchmark.sweep:
-        entry["sweep"].append([measure(rate) for rate in sweep_rates(peak, benchmark.sweep)])
+        for i, rate in enumerate(sweep_rates(peak, benchmark.sweep)):
+            run = measure(rate)
+            if i == 0:
+                entry["sweep"].append([])
+            entry["sweep"][-1].append(run)
 
 
 def _at(plan: RunPlan, rate: float, seconds: float) -> RunPlan:
@@ -137,14 +158,16 @@ def _at(plan: RunPlan, rate: float, seconds: float) -> RunPlan:
 def checked(run: dict[str, Any]) -> dict[str, Any]:
     """The run itself. Errors: BenchError if something went wrong in it."""
     if not run["ok"]:
-        raise BenchError(str(run["first_error"]))
+        raise failure(str(run["first_error"]))
+    if not run["completed"]:
+        raise failure(f"{run['target']}: no reply came back in the measured time")
     return run
 
 
 def _summarize(entry: dict[str, Any], benchmark: Benchmark) -> None:
     if entry["runs"]:
         entry["median"] = median_run(entry["runs"])
-    if benchmark.objective:
+    if benchmark.objective and entry["slo"]:
         rates = sorted(found["rate"] for found in entry["slo"])
         entry["objective"] = str(benchmark.objective)
         entry["highest_rate"] = {

@@ -11,9 +11,10 @@ from typing import Any
 
 from ixnet.bench.client import Client, load_file
 from ixnet.bench.drive import Target
-from ixnet.bench.errors import BenchError
+from ixnet.bench.errors import BenchError, failure
 from ixnet.bench.histogram import Histogram
 from ixnet.bench.nicclock import NicClock, stamping
+from ixnet.bench.outcome import Outcome
 from ixnet.bench.session import Progress
 
 PROTOCOLS = ("udp", "tcp")
@@ -56,8 +57,10 @@ def explain(report: dict[str, Any], clock: NicClock, printed: str) -> None:
         text = _printed(printed, "stamps", f"{name}: ")
         if text.startswith(("software: ", "none: ")):
             stamps["why"] = text.partition(": ")[2]
-        elif clock.why and not (stamps["asked"] and stamps["why"].startswith("the driver gave")):
-            stamps["why"] = clock.why
+        elif (why := getattr(clock, direction)) and not (
+            stamps["asked"] and stamps["why"].startswith("the driver gave none: ") and text
+        ):
+            stamps["why"] = why
 
 
 def merge_probes(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def ping(
     try:
         report: dict[str, Any] = json.loads(line)
     except ValueError as error:
-        raise BenchError(f"no report of the pings: {out.strip()}") from error
+        raise failure(f"no report of the pings: {out.strip()}") from error
     explain(report, clock, out)
     report["mode"] = _printed(out, "mode") or "kernel sockets"
     for direction in _DIRECTIONS:
@@ -126,9 +129,9 @@ def ping(
                 f"--{direction} auto takes the best that there are",
             )
     if report["error"]:
-        raise BenchError(f"{protocol} ping to {target.label}: {report['error']}")
+        raise failure(f"{protocol} ping to {target.label}: {report['error']}")
     if not any(stage["histogram"] for stage in report["stages"]):
-        raise BenchError(f"{protocol} ping to {target.label}: no reply came back in time")
+        raise failure(f"{protocol} ping to {target.label}: no reply came back in time")
     return report
 
 
@@ -140,23 +143,25 @@ def run_latency(
     rounds: int,
     patience_s: float,
     progress: Progress,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Targets and protocols in turns; the client's facts, and an entry a target."""
+) -> Outcome:
+    """Targets and protocols in turns; an entry a target, as far as it got. Errors: BenchError if
+    nothing was measured."""
+    outcome = Outcome(
+        [{"label": t.label, "target": f"{t.host}:{t.port}", "probes": []} for t in targets],
+        client.describe(),
+    )
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for number in range(rounds):
-        for target in targets:
-            for protocol in protocols:
-                progress(f"round {number + 1} of {rounds}: {target.label}, {protocol}")
-                with stamping(client, target.host) as clock:
-                    report = ping(client, target, protocol, words, patience_s, clock)
-                found.setdefault((target.label, protocol), []).append(report)
-    entries = [
-        {
-            "label": target.label,
-            "target": f"{target.host}:{target.port}",
-            "probes": [merge_probes(found[target.label, protocol]) for protocol in protocols],
-        }
-        for target in targets
-    ]
-    facts = client.describe()
-    return facts | {"mode": next(iter(found.values()))[0]["mode"]}, entries
+    entries = list(zip(targets, list(outcome.entries), strict=True))
+    with outcome.gathering():
+        for number in range(rounds):
+            for target, entry in entries:
+                for protocol in protocols:
+                    progress(f"round {number + 1} of {rounds}: {target.label}, {protocol}")
+                    with stamping(client, target.host) as clock:
+                        report = ping(client, target, protocol, words, patience_s, clock)
+                    reports = found.setdefault((target.label, protocol), [])
+                    reports.append(report)
+                    merged = [p for p in entry["probes"] if p["protocol"] != protocol]
+                    entry["probes"] = [*merged, merge_probes(reports)]
+                    outcome.facts["mode"] = report["mode"]
+    return outcome

@@ -38,8 +38,12 @@ class ClientOptions:
     cores: Annotated[
         str | None, typer.Option(metavar="LIST", help="Cores of the workers, in turn.")
     ] = None
-    processes: Annotated[int, typer.Option(metavar="N", help="Processes (kernel).")] = 1
-    queues: Annotated[int, typer.Option(metavar="N", help="Queues, a worker each (ixnet).")] = 1
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Processes (kernel).")
+    ] = 1
+    queues: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Queues, a worker each (ixnet).")
+    ] = 1
     mode: Annotated[
         str, typer.Option(metavar="MODE", help="AF_XDP mode: auto, zerocopy, copy, generic.")
     ] = "auto"
@@ -69,32 +73,67 @@ class ClientOptions:
 class LoadOptions:
     """How much, when, for how long."""
 
-    connections: Annotated[int, typer.Option("--connections", "-c", help="In all.")] = 16
+    connections: Annotated[
+        int, typer.Option("--connections", "-c", min=1, max=4_000_000, help="In all.")
+    ] = 16
     depth: Annotated[
-        int, typer.Option(metavar="D", help="Most requests under way on a connection.")
+        int,
+        typer.Option(
+            metavar="D", min=1, max=65_535, help="Most requests under way on a connection."
+        ),
     ] = 1
     window: Annotated[
-        int, typer.Option(metavar="W", help="Most requests under way in all; 0: as many as fit.")
+        int,
+        typer.Option(
+            metavar="W",
+            min=0,
+            max=4_000_000,
+            help="Most requests under way in all; 0: as many as fit.",
+        ),
     ] = 0
     rate: Annotated[
-        float, typer.Option(metavar="R", help="Open loop: requests/s in all; 0: closed loop.")
+        float,
+        typer.Option(
+            metavar="R",
+            min=0,
+            max=1_000_000_000,
+            help="Open loop: requests/s in all; 0: closed loop.",
+        ),
     ] = 0
     arrival: Annotated[
         str, typer.Option(metavar="HOW", help="Open loop: poisson, or fixed intervals.")
     ] = "poisson"
     probes: Annotated[
-        int, typer.Option(metavar="N", help="Connections beside the load that only measure.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=10_000, help="Connections beside the load that only measure."
+        ),
     ] = 0
-    probe_rate: Annotated[float, typer.Option(metavar="R", help="Their requests/s.")] = 1000
-    seconds: Annotated[float, typer.Option("--seconds", "-t", help="Measured time.")] = 2
-    warmup: Annotated[float, typer.Option(metavar="S", help="Time before that.")] = 0.5
-    repeat: Annotated[int, typer.Option("--repeat", "-n", help="Rounds; targets alternate.")] = 3
-    seed: Annotated[int, typer.Option(metavar="N", help="Of all that is random.")] = 1
-    timeout: Annotated[float, typer.Option(metavar="S", help="Most time without any progress.")] = (
-        10
-    )
+    probe_rate: Annotated[
+        float, typer.Option(metavar="R", min=0, max=1_000_000_000, help="Their requests/s.")
+    ] = 1000
+    seconds: Annotated[
+        float, typer.Option("--seconds", "-t", min=0.01, max=86_400, help="Measured time.")
+    ] = 2
+    warmup: Annotated[
+        float, typer.Option(metavar="S", min=0, max=86_400, help="Time before that.")
+    ] = 0.5
+    repeat: Annotated[
+        int, typer.Option("--repeat", "-n", min=1, max=1000, help="Rounds; targets alternate.")
+    ] = 3
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=4_503_599_627_370_496, help="Of all that is random."),
+    ] = 1
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="S", min=0.1, max=86_400, help="Most time without any progress."),
+    ] = 10
     wait: Annotated[
-        float, typer.Option(metavar="S", help="Most time to wait for the server to listen.")
+        float,
+        typer.Option(
+            metavar="S", min=0, max=86_400, help="Most time to wait for the server to listen."
+        ),
     ] = 0
 
 
@@ -107,7 +146,8 @@ class GoalOptions:
         typer.Option(metavar="P=TIME", help="Find the highest load that holds it: p99=500us."),
     ] = None
     sweep: Annotated[
-        int, typer.Option(metavar="N", help="A latency-throughput curve of N points.")
+        int,
+        typer.Option(metavar="N", min=0, max=1000, help="A latency-throughput curve of N points."),
     ] = 0
 
 

@@ -218,7 +218,10 @@ def write_pngs(folder: Path, results: Results) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BenchError("PNG needs matplotlib", "pip install 'ixnet[report]'") from error
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder}: {error.strerror}") from error
     written = []
     for i, plot in enumerate(plots_of(results)):
         figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,12 @@ def make_result(
     options: dict[str, Any],
     targets: Sequence[dict[str, Any]],
     command: Sequence[str] | None = None,
+    stopped: str = "",
 ) -> dict[str, Any]:
     """A result file's content.
 
     targets: one dict a target with "label", "target" and what was measured of it: "runs" and
-    "median"; "slo" and "sweep" where asked for.
+    "median"; "slo" and "sweep" where asked for. stopped: why it is only a part.
     """
     on = machine()
     return {
@@ -38,14 +42,36 @@ def make_result(
         "client": client,
         "options": options,
         "targets": list(targets),
+        "stopped": stopped,
     }
 
 
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Writes it, whole or not at all."""
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A file beside it. Errors: BenchError."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(result, indent=1) + "\n")
-    draft.replace(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        yield draft
+    except OSError as error:
+        raise BenchError(
+            f"{path} can't be written: {error.strerror}", "--json another file, or - to print it"
+        ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Before what takes long. Errors: BenchError."""
+    with _draft(path) as draft:
+        draft.touch()
+        draft.unlink()
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Writes it, whole or not at all. Errors: BenchError."""
+    with _draft(path) as draft:
+        draft.write_text(json.dumps(result, indent=1) + "\n")
+        draft.replace(path)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from ixnet.bench.client import Client
-from ixnet.bench.errors import BenchError
+from ixnet.bench.errors import BenchError, failure
 from ixnet.bench.histogram import Histogram
 
 # load/control.h.
@@ -202,8 +202,9 @@ class Session:
         texts = []
         for process in self._processes:
             if process.poll() is not None and process.stdout is not None:
-                texts.append(process.stdout.read())
-        return "".join(texts).strip()
+                # What is wrong stands before the list of options, which are not the user's.
+                texts.append(process.stdout.read().partition("\nusage: ")[0])
+        return "\n".join(dict.fromkeys(text.strip() for text in texts))
 
     def _facts(self) -> dict[str, Any]:
         facts = self.client.describe()
@@ -230,7 +231,7 @@ class Session:
             now = time.monotonic()
             if not self._alive():
                 said = self._printed() or "it said nothing"
-                raise BenchError(f"a load worker ended: {said}")
+                raise failure(f"a load worker ended: {said}")
             if now > deadline:
                 raise BenchError(f"waited {patience_s:g} s for {what}")
             if now - shown > 0.2:
@@ -254,14 +255,14 @@ class Session:
         each = min(self._each, -(-connections // self.client.workers))
         made = self._carry_out(patience_s, "connections to open", _OPEN, connections=each)
         if not made["ok"]:
-            raise BenchError(str(made["first_error"]))
+            raise failure(str(made["first_error"]))
         return made
 
     def load(self, patience_s: float = 300.0) -> dict[str, Any]:
         """memcached: stores all items."""
         made = self._carry_out(patience_s, "the items to be stored", _LOAD)
         if not made["ok"]:
-            raise BenchError(f"storing items: {made['first_error']}")
+            raise failure(f"storing items: {made['first_error']}")
         return made
 
     def run(self, plan: RunPlan) -> dict[str, Any]:

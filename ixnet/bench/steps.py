@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ixnet.bench.client import Client
 from ixnet.bench.drive import Benchmark, Target, checked, open_session
 from ixnet.bench.errors import BenchError
 from ixnet.bench.memory import available_mib, held_mib
+from ixnet.bench.outcome import Outcome
 from ixnet.bench.session import Progress
 
 STEPS = (1_000, 10_000, 50_000, 100_000, 250_000, 500_000, 1_000_000)
@@ -36,28 +36,29 @@ def run_steps(
     held: Sequence[int],
     server_pids: Sequence[int],
     progress: Progress,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Each target once, from few connections to many. Errors: BenchError."""
-    entries: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {}
-    for target in targets:
-        steps: list[dict[str, Any]] = []
-        before_mib = available_mib()
+) -> Outcome:
+    """Each target once, from few connections to many, as far as it got. Errors: BenchError if
+    nothing was measured."""
+    outcome = Outcome(
+        [{"label": t.label, "target": f"{t.host}:{t.port}", "steps": []} for t in targets]
+    )
+    with outcome.gathering():
+        for target, entry in zip(targets, list(outcome.entries), strict=True):
+            before_mib = available_mib()
 
-        def say(what: str, label: str = target.label) -> None:
-            progress(f"{label}: {what}")
+            def say(what: str, label: str = target.label) -> None:
+                progress(f"{label}: {what}")
 
-        with open_session(client, benchmark, target, say) as session:
-            facts = session.facts
-            for count in held:
-                session.open(count, patience_s=30 + count / SLOWEST_OPENING)
-                run = checked(session.run(benchmark.plan))
-                memory = {
-                    "server": held_mib(server_pids) if server_pids else None,
-                    "client": held_mib(session.pids),
-                    "machine": round(before_mib - available_mib(), 1),
-                }
-                steps.append({"connections": count, "run": run, "memory_mib": memory})
-        entries.append({"label": target.label, "target": f"{target.host}:{target.port}",
-                        "steps": steps})  # fmt: skip
-    return facts, entries
+            with open_session(client, benchmark, target, say) as session:
+                outcome.facts = session.facts
+                for count in held:
+                    session.open(count, patience_s=30 + count / SLOWEST_OPENING)
+                    run = checked(session.run(benchmark.plan))
+                    memory = {
+                        "server": held_mib(server_pids) if server_pids else None,
+                        "client": held_mib(session.pids),
+                        "machine": round(before_mib - available_mib(), 1),
+                    }
+                    step = {"connections": count, "run": run, "memory_mib": memory}
+                    entry["steps"].append(step)
+    return outcome

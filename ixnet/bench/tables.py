@@ -129,9 +129,19 @@ def _latency_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
-    """What there is to say beside the table: whose stamps, and why not better ones."""
+    """What there is to say beside the table: that it is only a part, what was not sent in time,
+    whose stamps and why not better ones."""
     found: list[str] = []
+    if result.get("stopped"):
+        found.append(f"only a part: {result['stopped']}")
     for entry in result["targets"]:
+        late = [run for run in entry.get("runs") or [] if run["offered"] and run["late"]]
+        if late:
+            found.append(
+                f"{entry['label']}: of {late[0]['offered']:,.0f}/s that were due, "
+                f"{sum(run['late'] for run in late):,} requests could not be sent to the end of "
+                "the measured time; their wait is in the latencies"
+            )
         for probe in entry.get("probes", []):
             for direction in ("received", "transmitted"):
                 stamps = probe.get(direction)

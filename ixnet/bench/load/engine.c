@@ -481,8 +481,12 @@ static void check_progress(struct load *l)
     if (!under_way)
         l->progress_ns = l->now_ns;
     if (l->now_ns > l->progress_ns && l->now_ns - l->progress_ns > seconds_ns(l->opt.timeout_s)) {
-        load_note(l, FAIL_TIMEOUT, "nothing moved for %g s; %u of %u connections are open",
-                  l->opt.timeout_s, l->open, l->conn_count);
+        if (l->open)
+            load_note(l, FAIL_TIMEOUT, "%s: nothing moved for %g s; %u of %u connections are open",
+                      l->opt.target_text, l->opt.timeout_s, l->open, l->conn_count);
+        else
+            load_note(l, FAIL_TIMEOUT, "%s: no connection opened in %g s", l->opt.target_text,
+                      l->opt.timeout_s);
         l->over = true;
     }
 }

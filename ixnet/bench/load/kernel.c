@@ -106,7 +106,7 @@ int transport_connect(struct load *l, uint32_t index)
     } else if (o->source_count) {
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
         if (!bind_to(l, fd, 0))
-            die("bind");
+            die("bind to an address of --source (cure: add it to an interface)");
     }
     if (connect(fd, (const struct sockaddr *)&o->target, o->target_bytes) < 0 &&
         errno != EINPROGRESS) {
@@ -280,7 +280,8 @@ static void raise_fd_limit(uint32_t connections)
         struct rlimit more = {connections + 64ull, connections + 64ull};
         if (setrlimit(RLIMIT_NOFILE, &more) == 0)
             return;
-        fprintf(stderr, "ixload: %u connections need more file descriptors than %llu\n",
+        fprintf(stderr, "ixload: %u connections need more file descriptors than %llu "
+                        "(cure: a higher ulimit -Hn, more --processes, or --client ixnet)\n",
                 connections, (unsigned long long)limit.rlim_max);
         exit(2);
     }

@@ -224,7 +224,6 @@ static void forget_failures(struct load *l)
 
 static void carry_out(struct load *l, const struct control *page)
 {
-    forget_failures(l);
     if (page->op == CONTROL_OPEN) {
         load_open(l, (uint32_t)page->connections);
     } else if (page->op == CONTROL_LOAD) {
@@ -254,6 +253,7 @@ static void serve(struct load *l, struct control *page)
         carry_out(l, page);
         done = number;
         l->self->failed = load_failed(l);
+        forget_failures(l); /* what breaks from here on is the next command's */
         __atomic_store_n(&l->self->done, done, __ATOMIC_RELEASE);
     }
     if (!l->over)
