@@ -84,50 +84,26 @@ def _complain(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@app.command()
-def napi(
-    name: Name = None,
-    interface: Interface = None,
-    seconds: Seconds = None,
-    interval: Interval = None,
-    as_json: AsJson = False,
-) -> None:
-    """Who polls the NIC's queues, on which CPU, how many frames at a time, how long."""
-
-    _trace("napi", name, interface, seconds, interval, as_json)
+# What each says of itself, in the order of `ixnet trace --help`.
+TOOLS = {
+    "drops": "Where frames end before a shard has them: refused, given up by the driver, freed.",
+    "napi": "Who polls the NIC's queues, on which CPU, how many frames at a time, how long.",
+    "wakeups": "The system calls on AF_XDP sockets: how many, how long, frames a call.",
+    "preempt": "What kept workers from their cores: tasks, interrupts, softirqs, the hypervisor.",
+}
 
 
-@app.command()
-def drops(
-    name: Name = None,
-    interface: Interface = None,
-    seconds: Seconds = None,
-    interval: Interval = None,
-    as_json: AsJson = False,
-) -> None:
-    """Where frames end before a shard has them: redirect errors, exceptions, freed packets."""
-    _trace("drops", name, interface, seconds, interval, as_json)
+def _add(tool: str, said: str) -> None:
+    @app.command(tool, help=said)
+    def command(
+        name: Name = None,
+        interface: Interface = None,
+        seconds: Seconds = None,
+        interval: Interval = None,
+        as_json: AsJson = False,
+    ) -> None:
+        _trace(tool, name, interface, seconds, interval, as_json)
 
 
-@app.command()
-def wakeups(
-    name: Name = None,
-    interface: Interface = None,
-    seconds: Seconds = None,
-    interval: Interval = None,
-    as_json: AsJson = False,
-) -> None:
-    """The system calls on AF_XDP sockets: how many, how long, frames a call."""
-    _trace("wakeups", name, interface, seconds, interval, as_json)
-
-
-@app.command()
-def preempt(
-    name: Name = None,
-    interface: Interface = None,
-    seconds: Seconds = None,
-    interval: Interval = None,
-    as_json: AsJson = False,
-) -> None:
-    """What kept workers from their cores: tasks, interrupts, softirqs, the hypervisor."""
-    _trace("preempt", name, interface, seconds, interval, as_json)
+for _tool, _said in TOOLS.items():
+    _add(_tool, _said)

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from ixnet.control.namespaces import in_netns_of
 from ixnet.trace.needs import TRACEFS
-from ixnet.trace.program import Member, Program
+from ixnet.trace.program import Member
+from ixnet.trace.session import Tool
 from ixnet.trace.tables import Sample, grid, rate
 from ixnet.trace.target import Target
 
@@ -181,18 +182,12 @@ def instance_counters(live: Mapping[str, Any]) -> dict[str, int]:
     return flat
 
 
-class DropsTool:
-    """See session.Tool. Errors: TraceError."""
+class DropsTool(Tool):
+    """See Tool."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
-        constants = {
-            "IX_IFINDEX": target.ifindex,
-            "IX_NETNS": target.netns,
-            "IX_PROGRAM_ID": target.program_id,
-        }
-        self._program = Program("drops", constants, MEMBERS)
-        self.lost = self._program.lost
+        program = {"IX_PROGRAM_ID": target.program_id}
+        super().__init__(target, "drops", MEMBERS, constants=program, tells_workers=False)
         self._reasons = drop_reasons(Path(KFREE_FORMAT).read_text())
 
     def sample(self) -> Sample:
@@ -216,10 +211,6 @@ class DropsTool:
     def report(self, change: Sample, seconds: float) -> DropsReport:
         """What they say."""
         return drops_report(self._target, change, seconds, self._reasons, self._program.symbol)
-
-    def close(self) -> None:
-        """Unloads it."""
-        self._program.close()
 
 
 def drops_report(

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ixnet.trace.program import Kprobe, Member, Program
+from ixnet.trace.program import Kprobe, Member
+from ixnet.trace.session import Tool
 from ixnet.trace.tables import (
     DURATION_TITLES,
     Durations,
@@ -165,16 +166,11 @@ class NapiReport:
         return Group(*parts)
 
 
-class NapiTool:
-    """See session.Tool. Errors: TraceError."""
+class NapiTool(Tool):
+    """See Tool."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
-        constants = {"IX_IFINDEX": target.ifindex, "IX_NETNS": target.netns}
-        self._program = Program("napi", constants, MEMBERS, (BUSY_LOOP,))
-        self.lost = self._program.lost
-        for worker in target.workers:
-            self._program.put("workers", worker.pid, worker.number)
+        super().__init__(target, "napi", MEMBERS, (BUSY_LOOP,))
 
     def sample(self) -> Sample:
         """Polls and their times."""
@@ -183,7 +179,3 @@ class NapiTool:
     def report(self, change: Sample, seconds: float) -> NapiReport:
         """What they say."""
         return NapiReport.of(self._target, change, seconds)
-
-    def close(self) -> None:
-        """Unloads it."""
-        self._program.close()

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ixnet.control.instance import InstanceError
 from ixnet.trace.needs import TRACEFS
-from ixnet.trace.program import Program
+from ixnet.trace.session import Tool
 from ixnet.trace.tables import DURATION_TITLES, Durations, Sample, bars, grid, rate, slot_rows
 from ixnet.trace.target import Target, WorkerPlace
 
@@ -177,10 +177,10 @@ def steal_ticks(text: str) -> dict[int, int]:
 
 
 def core_places(workers: tuple[WorkerPlace, ...]) -> dict[int, int]:
-    """The program's table `cores`: workers' pids by place. More than CORE_WORKERS on a core are
-    told of, but not which task kept them from it."""
+    """The program's table `cores`: workers' pids by place, the newest first. More than CORE_WORKERS
+    on a core are told of, but not which task kept them from it."""
     places: dict[int, int] = {}
-    for worker in workers:
+    for worker in reversed(workers):
         first = worker.core * CORE_WORKERS
         for place in range(first, first + CORE_WORKERS):
             if place not in places:
@@ -189,8 +189,8 @@ def core_places(workers: tuple[WorkerPlace, ...]) -> dict[int, int]:
     return places
 
 
-class PreemptTool:
-    """See session.Tool. Errors: TraceError; InstanceError without an instance."""
+class PreemptTool(Tool):
+    """See Tool. Errors: InstanceError, too, without an instance."""
 
     def __init__(self, target: Target) -> None:
         if not target.workers:
@@ -198,21 +198,10 @@ class PreemptTool:
                 f"no instance runs on {target.interface}, so there are no workers to look at",
                 "start one with ixnet run",
             )
-        self._target = target
         vectors = (TRACEFS / "irq_vectors").exists()
-        constants = {
-            "IX_IFINDEX": target.ifindex,
-            "IX_NETNS": target.netns,
-            "IX_HAVE_VECTORS": int(vectors),
-        }
-        self._program = Program("preempt", constants)
-        self.lost = list(self._program.lost)
+        super().__init__(target, "preempt", constants={"IX_HAVE_VECTORS": int(vectors)})
         if not vectors:
             self.lost.append("the timer's interrupts and those between CPUs (no irq_vectors)")
-        for worker in target.workers:
-            self._program.put("workers", worker.pid, worker.number)
-        for place, pid in core_places(target.workers).items():
-            self._program.put("cores", place, pid)
 
     def sample(self) -> Sample:
         """Losses, and the hypervisor's."""
@@ -231,6 +220,8 @@ class PreemptTool:
         }
         return PreemptReport.of(self._target, change, seconds, names)
 
-    def close(self) -> None:
-        """Unloads it."""
-        self._program.close()
+    def follow(self, target: Target) -> None:
+        """See Tool."""
+        super().follow(target)
+        for place, pid in core_places(target.workers).items():
+            self._program.put("cores", place, pid)

@@ -6,16 +6,18 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rich.console import RenderableType
 
 from ixnet.control.errors import IxError
+from ixnet.trace.program import Kprobe, Member, Program
 from ixnet.trace.tables import Sample, difference
-from ixnet.trace.target import Target
+from ixnet.trace.target import Target, new_workers
 
 LIVE_CHECK_S = 1.0
 
@@ -30,19 +32,46 @@ class Report(Protocol):
         """For people."""
 
 
-class Tool(Protocol):
-    """One of `ixnet trace`'s. Made, it is loaded. lost: what this kernel can't tell."""
+class Tool(ABC):
+    """One of `ixnet trace`'s: made, it is loaded. lost: what this kernel can't tell. Errors:
+    TraceError.
 
-    lost: list[str]
+    name: of its program. members, kprobes, constants: what that needs besides what all need.
+    tells_workers: whether it has a table `workers`, by pid.
+    """
 
+    def __init__(
+        self,
+        target: Target,
+        name: str,
+        members: Sequence[Member] = (),
+        kprobes: Sequence[Kprobe] = (),
+        constants: Mapping[str, int] | None = None,
+        tells_workers: bool = True,
+    ) -> None:
+        own = {"IX_IFINDEX": target.ifindex, "IX_NETNS": target.netns, **(constants or {})}
+        self._program = Program(name, own, members, kprobes)
+        self._tells_workers = tells_workers
+        self.lost = list(self._program.lost)
+        self.follow(target)
+
+    def follow(self, target: Target) -> None:
+        """Whom it looks at; again if there are more workers."""
+        self._target = target
+        for worker in target.workers if self._tells_workers else ():
+            self._program.put("workers", worker.pid, worker.number)
+
+    @abstractmethod
     def sample(self) -> Sample:
         """Its tables now. Everything in them only grows."""
 
+    @abstractmethod
     def report(self, change: Sample, seconds: float) -> Report:
         """What a change of the tables says."""
 
     def close(self) -> None:
         """Unloads it."""
+        self._program.close()
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,38 @@ def _moments(began: float, options: Options) -> Iterator[tuple[float, bool]]:
     yield end, True
 
 
+class Session:
+    """One trace. tool: loaded, closed at the end."""
+
+    def __init__(
+        self, tool: Tool, target: Target, complain: Callable[[str], None], stop: threading.Event
+    ) -> None:
+        self.tool = tool
+        self.target = target
+        self._complain = complain
+        self._stop = stop
+
+    def wait(self, moment: float) -> bool:
+        """Waits for a moment; whether something ended the trace before it."""
+        while (left := moment - time.monotonic()) > 0:
+            if self._stop.wait(min(left, LIVE_CHECK_S)):
+                return True
+            if self.target.instance is not None and not self.target.instance.is_alive():
+                return True
+            self._follow()
+        return False
+
+    def _follow(self) -> None:
+        """A worker that was started again is another process."""
+        fresh = new_workers(self.target)
+        if not fresh:
+            return
+        self.target = replace(self.target, workers=(*self.target.workers, *fresh))
+        self.tool.follow(self.target)
+        for worker in fresh:
+            self._complain(f"ixnet: {worker.name} was started again (process {worker.pid})")
+
+
 def run(
     tool: Tool,
     target: Target,
@@ -101,34 +162,23 @@ def run(
         for text in tool.lost:
             complain(f"ixnet: not told: {text}")
         with _until_signalled() as stop:
+            session = Session(tool, target, complain, stop)
             first = before = tool.sample()
             began = shown = time.monotonic()
             complain(f"tracing {target.title()}; ctrl-C ends it and shows the summary")
             for moment, is_last in _moments(began, options):
-                ended = _wait(stop, moment, target)
+                ended = session.wait(moment)
                 now, taken = tool.sample(), time.monotonic()
-                last = is_last or ended
                 if options.interval is not None and taken > shown:
-                    change = difference(now, before)
-                    part = tool.report(change, taken - shown)
+                    part = tool.report(difference(now, before), taken - shown)
                     _show(part, "interval", taken - shown, target, options, show)
                 before, shown = now, taken
-                if last:
+                if is_last or ended:
                     whole = tool.report(difference(now, first), taken - began)
                     _show(whole, "summary", taken - began, target, options, show)
                     return
     finally:
         tool.close()
-
-
-def _wait(stop: threading.Event, moment: float, target: Target) -> bool:
-    """Waits for a moment; whether something ended the trace before it."""
-    while (left := moment - time.monotonic()) > 0:
-        if stop.wait(min(left, LIVE_CHECK_S)):
-            return True
-        if target.instance is not None and not target.instance.is_alive():
-            return True
-    return False
 
 
 def _show(

@@ -17,13 +17,16 @@ BAR_WIDTH = 40
 
 def difference(now: Sample, before: Sample) -> Sample:
     """What was added between two moments. A value's first two members are sums; a third is a
-    maximum, and stays: it is right to within its histogram's slot, which is part of the key."""
+    maximum, and stays: it is right to within its histogram's slot, which is part of the key. What
+    is less than before began anew, with a worker that did."""
     changed: Sample = {}
     for name, table in now.items():
         old = before.get(name, {})
         rows = {}
         for key, value in table.items():
             was = old.get(key, (0,) * len(value))
+            if value[0] < was[0]:
+                was = (0,) * len(value)
             row = tuple(
                 v - w if i < 2 else v for i, (v, w) in enumerate(zip(value, was, strict=True))
             )

@@ -111,3 +111,11 @@ def workers_of(facts: dict[str, Any], live: dict[str, Any]) -> tuple[WorkerPlace
             core = int(own[0]["core"])
             found.append(WorkerPlace(int(worker["id"]), int(worker["pid"]), core, queues))
     return tuple(found)
+
+
+def new_workers(target: Target) -> tuple[WorkerPlace, ...]:
+    """Workers of the instance that the target doesn't know yet."""
+    if target.instance is None:
+        return ()
+    now = workers_of(target.instance.facts, target.instance.ask())
+    return tuple(worker for worker in now if target.worker_of(worker.pid) is None)

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ixnet.trace.program import Kprobe, Member, Program
+from ixnet.trace.program import Kprobe, Member
+from ixnet.trace.session import Tool
 from ixnet.trace.tables import (
     DURATION_TITLES,
     Durations,
@@ -184,17 +185,12 @@ class WakeupsReport:
         return Group(*parts)
 
 
-class WakeupsTool:
-    """See session.Tool. Errors: TraceError."""
+class WakeupsTool(Tool):
+    """See Tool."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
-        constants = {"IX_IFINDEX": target.ifindex, "IX_NETNS": target.netns}
-        self._program = Program("wakeups", constants, MEMBERS, (FRAME,))
-        self.lost = list(self._program.lost)
+        super().__init__(target, "wakeups", MEMBERS, (FRAME,))
         self._per_call = not self.lost
-        for worker in target.workers:
-            self._program.put("workers", worker.pid, worker.number)
         if target.instance is not None and "zero" in str(target.instance.facts.get("mode")):
             self._per_call = False
             self.lost.append("frames of each call: with zero-copy the driver sends them later")
@@ -215,7 +211,3 @@ class WakeupsTool:
     def report(self, change: Sample, seconds: float) -> WakeupsReport:
         """What they say."""
         return WakeupsReport.of(self._target, change, seconds, self._per_call)
-
-    def close(self) -> None:
-        """Unloads it."""
-        self._program.close()

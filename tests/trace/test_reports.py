@@ -245,7 +245,7 @@ def test_preempt_without_an_instance_says_what_it_needs() -> None:
 
 def test_cores_hold_their_workers_in_places() -> None:
     shared = tuple(WorkerPlace(n, 100 + n, 1, (n,)) for n in range(6))
-    assert core_places(shared) == {4: 100, 5: 101, 6: 102, 7: 103}
+    assert core_places(shared) == {4: 105, 5: 104, 6: 103, 7: 102}, "the newest"
     assert core_places(WORKERS) == {8: 100, 12: 101}
 
 

@@ -21,7 +21,7 @@ from ixnet.control.errors import IxError, UnknownInterface
 from ixnet.control.instance import Instance, InstanceError, process_start_ticks
 from ixnet.trace import needs
 from ixnet.trace import target as target_module
-from ixnet.trace.session import Options, run
+from ixnet.trace.session import LIVE_CHECK_S, Options, Tool, run
 from ixnet.trace.tables import Sample
 from ixnet.trace.target import Target, find_target, workers_of
 
@@ -29,14 +29,15 @@ ROOT = Path(__file__).resolve().parents[2]
 LO = Target("lo", 1, 0, 0)
 
 
-class Counting:
-    """Its table counts its samples."""
+class Counting(Tool):
+    """No program: its table counts its samples."""
 
     def __init__(self) -> None:
         self.lost = ["the far side"]
         self.samples = 0
         self.closed = False
         self.on_sample = lambda n: None
+        self.followed: list[Target] = []
 
     def sample(self) -> Sample:
         self.samples += 1
@@ -54,6 +55,9 @@ class Counting:
                 return f"count {count}"
 
         return Report()
+
+    def follow(self, target: Target) -> None:
+        self.followed.append(target)
 
     def close(self) -> None:
         self.closed = True
@@ -127,6 +131,14 @@ def test_times_out_of_range_are_refused(options: dict[str, float]) -> None:
 # ---- whom --------------------------------------------------------------------------------------
 
 
+LIVE: dict[str, Any] = {
+    "workers": [
+        {"id": 0, "pid": 100, "state": "ready"},
+        {"id": 1, "pid": 0, "state": "waiting"},
+    ]
+}
+
+
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Instance]:
     """A running instance on lo with two shards, whose control process is this one."""
@@ -143,8 +155,7 @@ def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Instance]:
         "shards": [{"id": 0, "queue": 4, "core": 2}, {"id": 1, "queue": 5, "core": 3}],
     }
     (place / "instance.json").write_text(json.dumps(facts))
-    live = {"workers": [{"id": 0, "pid": 100, "state": "ready"},
-                        {"id": 1, "pid": 0, "state": "waiting"}]}  # fmt: skip
+    monkeypatch.setitem(LIVE, "workers", list(LIVE["workers"]))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place / "control"))
         listener.listen()
@@ -156,7 +167,7 @@ def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Instance]:
                 except OSError:
                     return
                 with asker:
-                    asker.sendall(json.dumps(live).encode())
+                    asker.sendall(json.dumps(LIVE).encode())
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
@@ -190,6 +201,15 @@ def test_names_that_fit_nothing_are_refused(web: Instance) -> None:
         find_target("web", "eth7")
     with pytest.raises(InstanceError, match="no instance is called 'db'"):
         find_target("db", None)
+
+
+def test_a_worker_that_is_started_again_is_followed(web: Instance, lines: list[str]) -> None:
+    tool, found = Counting(), find_target("web", None)
+    LIVE["workers"][1] = {"id": 1, "pid": 101, "state": "ready"}
+    said = trace(tool, Options(seconds=LIVE_CHECK_S * 1.5), lines, found)
+    (followed,) = tool.followed
+    assert [worker.pid for worker in followed.workers] == [100, 101]
+    assert said[-1] == "ixnet: worker 1 was started again (process 101)"
 
 
 def test_workers_with_several_shards_have_all_their_queues() -> None:

@@ -19,6 +19,12 @@ def test_difference_drops_what_stood_still_and_keeps_maxima() -> None:
     assert difference(now, {}) == now
 
 
+def test_difference_of_a_counter_that_began_anew_is_what_it_has() -> None:
+    assert difference({"counters": {("socket/0/x",): (3,)}}, {"counters": {("socket/0/x",): (9,)}})[
+        "counters"
+    ] == {("socket/0/x",): (3,)}
+
+
 def of(*values_ns: int) -> Durations:
     """As a program would have put them in."""
     found = Durations()
