@@ -219,16 +219,21 @@ static void forget_due(struct ix_evloop *loop)
     loop->late_count = loop->timers_due_count = 0;
 }
 
+static int64_t own_due(const struct ix_evloop *loop)
+{
+    uint32_t more =
+        loop->early_count | loop->write_count | loop->late_count | loop->timers_due_count;
+    return (int64_t)loop->read_count + (more ? IX_EVLOOP_MORE : 0);
+}
+
 /* What a turn of the chain returns. */
 static int64_t due(const struct ix_evloop *first)
 {
-    uint32_t others = 0, more = 0;
-    for (const struct ix_evloop *loop = first; loop; loop = loop->next) {
-        more |= loop->early_count | loop->write_count | loop->late_count | loop->timers_due_count;
-        if (loop != first)
-            others |= loop->read_count;
-    }
-    return (int64_t)first->read_count + (more | others ? IX_EVLOOP_MORE : 0);
+    int64_t sum = own_due(first);
+    for (const struct ix_evloop *loop = first->next; loop; loop = loop->next)
+        if (sum < IX_EVLOOP_MORE && own_due(loop))
+            sum += IX_EVLOOP_MORE;
+    return sum;
 }
 
 /* ---- calls and their results --------------------------------------------- */
@@ -402,22 +407,20 @@ static void run_timers(struct ix_evloop *loop)
 /* ---- a turn -------------------------------------------------------------- */
 
 /* How long the dataplane may sleep: not at all when there is something to do for us. */
-static uint64_t sleep_bound(const struct ix_evloop *first, uint64_t now, uint64_t max_wait_ns)
+static uint64_t sleep_bound(const struct ix_evloop *loop, uint64_t now, uint64_t max_wait_ns)
 {
-    if (due(first))
-        return 0;
-    for (const struct ix_evloop *loop = first; loop; loop = loop->next) {
+    do {
         uint64_t next = ix_evtimers_next(&loop->timers);
-        if (loop->pool->changed_head || loop->pool->done_head || next <= now)
+        if (loop->pool->changed_head || loop->pool->done_head || own_due(loop) || next <= now)
             return 0;
         if (next - now < max_wait_ns)
             max_wait_ns = next - now;
-    }
+    } while ((loop = loop->next));
     return max_wait_ns;
 }
 
 /* One cycle. Returns false when it is time to stop. */
-static bool cycle(struct ix_evloop *loop, uint64_t max_wait_ns)
+static inline bool cycle(struct ix_evloop *loop, uint64_t max_wait_ns)
 {
     int n = ix_app_poll(loop->app, max_wait_ns);
     if (n < 0)
@@ -433,22 +436,26 @@ static bool cycle(struct ix_evloop *loop, uint64_t max_wait_ns)
 int64_t ix_evloop_turn(struct ix_evloop *first, uint64_t max_wait_ns)
 {
     uint64_t end_ns = 0, left_ns = max_wait_ns, now = first->app->now_ns;
-    for (struct ix_evloop *loop = first; loop; loop = loop->next) {
+    struct ix_evloop *loop = first;
+    do {
         ix_evpool_drop_taken(loop->pool);
         forget_due(loop);
-    }
+    } while ((loop = loop->next));
     for (;;) {
-        for (struct ix_evloop *loop = first; loop; loop = loop->next) {
+        int64_t found;
+        loop = first;
+        do {
             flush(loop);
             /* What was found due before the stop is still told. */
             if (!cycle(loop, sleep_bound(first, now, left_ns)))
-                return due(first) ? due(first) : -1;
+                return (found = due(first)) ? found : -1;
             now = loop->app->now_ns;
-        }
+        } while ((loop = loop->next));
         if (!end_ns)
             end_ns = max_wait_ns < UINT64_MAX - now ? now + max_wait_ns : UINT64_MAX;
-        if (due(first) || now >= end_ns)
-            return due(first);
+        found = due(first);
+        if (found || now >= end_ns)
+            return found;
         left_ns = end_ns - now;
     }
 }
