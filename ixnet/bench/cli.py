@@ -153,7 +153,8 @@ def _bench(
     check_output(output)
     targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
-        outcome = run_benchmark(make_client(client), benchmark, targets, progress)
+        sender = make_client(client).towards(targets[0].host)
+        outcome = run_benchmark(sender, benchmark, targets, progress)
     give(kind, output, options, outcome)
 
 
@@ -279,10 +280,10 @@ def connections(
     benchmark = replace(benchmark, connections=held[-1])
     pids = [int(pid) for pid in server_pid.split(",")] if server_pid else []
     check_output(output)
+    targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
-        outcome = run_steps(
-            make_client(client), benchmark, [Target.parse(t) for t in target], held, pids, progress
-        )
+        sender = make_client(client).towards(targets[0].host)
+        outcome = run_steps(sender, benchmark, targets, held, pids, progress)
     options = {"bytes": bytes_, "steps": held, **asdict(load)}
     give("connections", output, options, outcome)
 
@@ -333,8 +334,8 @@ def latency(
     targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
         outcome = run_latency(
-            make_client(client), targets, parse_protocols(protocol), words, repeat,
-            seconds + warmup + timeout + 30, progress,
+            make_client(client).towards(targets[0].host), targets, parse_protocols(protocol),
+            words, repeat, seconds + warmup + timeout + 30, progress,
         )  # fmt: skip
     options = {"protocol": protocol, "bytes": bytes_, "seconds": seconds, "interval": interval}
     give("latency", output, options, outcome)

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pyroute2 import IPRoute
 
 from ixnet.bench.errors import BenchError
 from ixnet.control.namespaces import in_netns, netns_path, run_in_netns
@@ -26,6 +28,15 @@ def load_file(name: str) -> Path:
     if not path.exists():
         raise BenchError(f"{path} is not there", "run make build, or install the package again")
     return path
+
+
+def interface_to(host: str) -> str | None:
+    """The interface that leads to an IP address from here; None without a route."""
+    with IPRoute() as ipr, suppress(Exception):
+        for route in ipr.route("get", dst=host):
+            for link in ipr.get_links(route.get_attr("RTA_OIF")):
+                return str(link.get_attr("IFLA_IFNAME"))
+    return None
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,13 @@ class Client:
             return 1448
         with self.inside():
             return min(Nic.find(self.interface).mtu, 1500) - _HEADERS_BYTES[family]
+
+    def towards(self, host: str) -> Client:
+        """The same with the interface that leads to a host, where none was named."""
+        if self.interface is not None:
+            return self
+        with self.inside():
+            return replace(self, interface=interface_to(host))
 
     def describe(self) -> dict[str, Any]:
         """For the result: transport, place, and what the interface is."""

@@ -7,9 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
-from ixnet.bench.client import Client
+from ixnet.bench.client import Client, interface_to
 from ixnet.control.ethtool import (
     set_stamp_config,
     stamp_all,
@@ -31,15 +29,6 @@ class NicClock:
     def none(cls, why: str) -> NicClock:
         """There is none, for this reason."""
         return cls(None, why, why)
-
-
-def interface_to(host: str) -> str | None:
-    """The interface that leads to an IP address from here; None without a route."""
-    with IPRoute() as ipr, suppress(Exception):
-        for route in ipr.route("get", dst=host):
-            for link in ipr.get_links(route.get_attr("RTA_OIF")):
-                return str(link.get_attr("IFLA_IFNAME"))
-    return None
 
 
 def find_clock(interface: str, devices: Path = Path("/dev")) -> NicClock:

@@ -53,9 +53,11 @@ def measure(lab: Lab, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         made: dict[str, Any] = json.loads(path.read_text())
         assert (made["schema"], made["kind"]) == (SCHEMA, kind)
         assert made["client"]["transport"] == client
-        mode = made["client"].get("mode", "kernel sockets")
-        assert mode in ("kernel sockets", "generic copy", "native copy")  # times need the latter
+        modes = {"kernel": ["kernel sockets"], "ixnet": ["generic copy", "native copy"]}
+        assert made["client"]["mode"] in modes[client]  # times of arrival need a native one
         assert made["machine"]["cores"] >= 1 and made["versions"]["ixnet"]
+        assert made["machine"]["kernel"] and made["client"]["placement"]
+        assert made["client"]["driver"] == "veth" and made["client"]["mode"]
         assert "bench" in made["command"]
         return made
 
