@@ -511,6 +511,18 @@ def test_claim_ended_frame_is_passed(fresh: Steering) -> None:
     assert verdict(fresh, ip() / tcp(CLAIMED)) == "pass_unclaimed"
 
 
+def test_claim_stays_when_others_end_even_twice(fresh: Steering) -> None:
+    """The program looks into a map only where the loader's count says that there is something."""
+    fresh.sync_local([HOST])
+    for one, ip_of in ((CLAIMED, HOST), (CLAIMED + 2, None)):
+        fresh.claim(Proto.TCP, ip_of, one)
+        fresh.claim(Proto.TCP, ip_of, one + 1)
+        for _ in range(2):
+            fresh.unclaim(Proto.TCP, ip_of, one)
+        assert verdict(fresh, ip() / tcp(one)) == "pass_unclaimed"
+        assert verdict(fresh, ip() / tcp(one + 1)) == "redirect_claim"
+
+
 def test_wildcard_claim_follows_the_local_addresses(fresh: Steering) -> None:
     fresh.claim(Proto.TCP, None, CLAIMED)
     assert verdict(fresh, ip() / tcp(CLAIMED)) == "pass_unclaimed"
