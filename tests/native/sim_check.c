@@ -3,8 +3,8 @@
  * While it runs, every byte that an application gets is the right one at its place, memory that is
  * lent to an application stays as it is until given back, every event is legal in its connection's
  * state, and calls have the results that they must have (sim_events.c). After each poll the
- * invariants of all modules of that shard hold. Both ends of a connection agree on its options, and neither thinks to know of more than the
- * other has sent, received or offered.
+ * invariants of all modules of that shard hold. Both ends of a connection agree on its options,
+ * and neither thinks to know of more than the other has sent, received or offered.
  *
  * Connections that end in order are complete at both ends, with SENT for every byte taken and DEAD
  * 0. Some time after the faults have stopped every connection has ended.
