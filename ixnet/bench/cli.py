@@ -32,6 +32,9 @@ from ixnet.bench.session import Progress, RunPlan, Session
 from ixnet.bench.steps import parse_steps, run_steps
 from ixnet.bench.tables import remarks, result_table
 
+# A dataplane's start, and its NIC's, on a slow machine.
+START_S = 150
+
 Bytes = Annotated[int, typer.Option("--bytes", "-b", min=1, max=1 << 30, help="Bytes a message.")]
 
 app = typer.Typer(
@@ -335,7 +338,7 @@ def latency(
     with shown_progress() as progress:
         outcome = run_latency(
             make_client(client).towards(targets[0].host), targets, parse_protocols(protocol),
-            words, repeat, seconds + warmup + timeout + 30, progress,
+            words, repeat, seconds + warmup + timeout + START_S, progress,
         )  # fmt: skip
     options = {"protocol": protocol, "bytes": bytes_, "seconds": seconds, "interval": interval}
     give("latency", output, options, outcome)

@@ -21,9 +21,9 @@
 #define LOCAL_PORT   60990  /* of UDP */
 #define FRAME_MIN    100u   /* shorter ones are acknowledgments, not ours */
 #define MAX_WAIT_NS  100000u
-#define OPEN_WAIT_NS 10000000000ull
+#define OPEN_WAIT_NS 20000000000ull
 #define FIRST_WAIT_S  0.25
-#define FIRST_TRIES   40 /* a NIC may be without its link for some seconds after a program came */
+#define FIRST_TRIES   80 /* a NIC may be without its link for some seconds after a program came */
 #define COMPLETION_NS 10000000u /* how long after the reply */
 #define RX_HEADROOM   256u      /* XDP_PACKET_HEADROOM: where frames begin in a chunk */
 #define BURST_MAX     64u
