@@ -102,20 +102,3 @@ def test_kernel_client_without_a_clock_says_that_there_is_none(tmp_path: Path) -
     for probe in made["targets"][0]["probes"]:
         assert probe["received"]["source"] == probe["transmitted"]["source"] == "software"
         assert VIRTIO.dut in probe["received"]["why"]
-
-
-@pytest.mark.parametrize("wire", [IGB, VIRTIO], ids=lambda wire: wire.driver)
-def test_ixnet_client_takes_what_the_driver_gives(wire: Wire, tmp_path: Path) -> None:
-    features = metadata_features(wire.find().ifindex)
-    assert features is not None
-    made = latency(wire, tmp_path, "--client", "ixnet")
-    assert made["client"]["mode"] == "native zero-copy"
-    stages = ["app to ring", "ring to wire", "wire and peer", "wire to core", "core to app"]
-    for probe in made["targets"][0]["probes"]:
-        assert [stage["name"] for stage in probe["stages"]] == [*stages, "round trip"]
-        if "timestamp" not in features.receive:
-            assert probe["received"]["source"] == "software"
-            assert "xdp-rx-metadata-features" in probe["received"]["why"]
-        if "tx-timestamp" not in features.transmit:
-            assert probe["transmitted"]["source"] == "software"
-            assert "xsk-features" in probe["transmitted"]["why"]

@@ -367,7 +367,8 @@ static void first_ping(void)
             break;
     }
     if (plane.missing && !plane.over)
-        fail("no datagram came back (cure: an echo server for UDP there, --protocol tcp)");
+        fail("no datagram came back (cure: an echo server for UDP there, --protocol tcp, or a NIC "
+             "of one queue: ethtool -L)");
     p->opt.timeout_s = timeout_s;
     p->sent = p->lost = 0;
 }
