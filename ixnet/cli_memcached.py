@@ -61,6 +61,9 @@ def memcached(
     no_dump: Annotated[
         bool, typer.Option("-X", "--disable-dumping", help="No stats cachedump, no metadump.")
     ] = False,
+    no_watch: Annotated[
+        bool, typer.Option("-W", "--disable-watch", help="The command watch is refused.")
+    ] = False,
     user: Annotated[
         str | None,
         typer.Option("-u", "--user", metavar="USER[:GROUP]", help="Who the workers become."),
@@ -101,7 +104,7 @@ def memcached(
             listen=listen, growth_factor=growth_factor, chunk_min=chunk_min, backlog=backlog,
             verbose=verbose, no_eviction=no_eviction, no_cas=no_cas, no_flush=no_flush,
             large_pages=large_pages, shutdown_command=shutdown_command, no_dump=no_dump,
-            protocol=protocol, options=parse_options(options),
+            no_watch=no_watch, protocol=protocol, options=parse_options(options),
         )  # fmt: skip
         status = serve(
             config, interface, threads, cores, _say, _complain,

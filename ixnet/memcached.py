@@ -33,7 +33,7 @@ class MemcachedConfig:
     memory_mb: -m. item_size: -I, like 1m or 512k. port, udp_port: -p, -U; 0 is none. conns: -c, of
     all workers together. listen: -l, one address; None every one. growth_factor: -f. chunk_min: -n,
     bytes for key, value and flags of the smallest class. shutdown_command: -A. no_dump: -X.
-    protocol: -B. options: -o.
+    no_watch: -W. protocol: -B. options: -o.
     """
 
     memory_mb: int = 64
@@ -52,6 +52,7 @@ class MemcachedConfig:
     large_pages: bool = False
     shutdown_command: bool = False
     no_dump: bool = False
+    no_watch: bool = False
     protocol: str = "auto"
     options: Mapping[str, str | None] = field(default_factory=dict)
 
@@ -139,6 +140,7 @@ OPTIONS: dict[str, Callable[[Any, str, str | None], None]] = {
     **dict.fromkeys(
         ("modern", "maxconns_fast", "hash_algorithm", "no_hashexpand", "tail_repair_time",
          "lru_crawler_sleep", "lru_crawler_tocrawl", "slab_automove_window",
+         "watcher_logbuf_size", "worker_logbuf_size",
          "read_buf_mem_limit", "resp_obj_mem_limit", "inline_ascii_resp", "no_inline_ascii_resp"),
         _ignored,
     ),
@@ -173,6 +175,7 @@ class Store:
         c.no_eviction, c.no_cas = config.no_eviction, config.no_cas
         c.no_flush, c.large_pages = config.no_flush, config.large_pages
         c.shutdown_command, c.no_dump = config.shutdown_command, config.no_dump
+        c.no_watch = config.no_watch
         c.protocol = PROTOCOLS.index(config.protocol)
         if config.listen is not None:
             c.listen = config.listen.encode()[:47]

@@ -271,7 +271,7 @@ bool ix_mc_admin_command(struct ix_mc_server *s, struct ix_mc_conn *c, struct ix
     else if (ix_mc_is(name, "shutdown"))
         shut_down(s, c, w);
     else if (ix_mc_is(name, "watch"))
-        ix_mc_say(s, c, "CLIENT_ERROR watch commands not allowed");
+        ix_mc_watch(s, c, w);
     else if (last->n >= 5 && !memcmp(last->at, "HTTP/", 5)) /* a browser, or worse */
         c->state = IX_MC_ENDED;
     else

@@ -32,6 +32,9 @@ bool ix_mc_data_begin(struct ix_mc_server *s, struct ix_mc_conn *c, const uint8_
             s->use.counts->store_too_large++;
         else
             s->use.counts->store_no_memory++;
+        if (ix_mc_watched(&s->use, IX_MC_WATCH_MUTATIONS))
+            ix_mc_tell_store(&s->use, key, nkey, NULL, *too_large ? "too_large" : "no_memory",
+                             c->mode);
         return false;
     }
     c->cursor = ix_mc_begin(s->mc, item);
@@ -134,16 +137,26 @@ static enum ix_mc_stored link_first(struct ix_mc_server *s, struct ix_mc_conn *c
 
 enum ix_mc_stored ix_mc_store_held(struct ix_mc_server *s, struct ix_mc_conn *c)
 {
+    static const char *const status[] = {"not_stored", "stored", "exists", "not_found",
+                                         "no_memory"};
     struct ix_mc_use *use = &s->use;
     uint32_t hold = ix_mc_hold_of(s, c);
-    struct ix_mc_item *item = ix_mc_at(s->mc, use->holds[hold]);
+    struct ix_mc_item *item = ix_mc_at(s->mc, use->holds[hold]), told;
+    uint8_t key[IX_MC_KEY_MAX]; /* the item may be gone when it is told of */
+    told.nkey = 0;
     c->new_cas = 0;
     use->counts->cmd_set++;
     use->log->class_sets[item->cls]++;
     ix_mc_lock(use, &ix_mc_bucket(use, item->hash)->lock);
     struct ix_mc_item *old = ix_mc_find(use, ix_mc_key(item), item->nkey, item->hash);
+    if (ix_mc_watched(use, IX_MC_WATCH_MUTATIONS)) {
+        memcpy(key, ix_mc_key(item), item->nkey);
+        told = *item;
+    }
     enum ix_mc_stored stored = old ? replace_old(s, c, item, old) : link_first(s, c, item);
     ix_mc_unlock(use);
+    if (ix_mc_watched(use, IX_MC_WATCH_MUTATIONS) && told.nkey)
+        ix_mc_tell_store(use, key, told.nkey, &told, status[stored], c->mode);
     return stored;
 }
 

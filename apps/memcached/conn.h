@@ -23,6 +23,7 @@ enum {
     IX_MC_COPY_MAX = 16384,      /* larger values are held rather than copied under a lock */
     IX_MC_TURN_COMMANDS = 512,   /* of a connection in one turn */
     IX_MC_STASH_BYTES = 48,
+    IX_MC_WATCHERS = 20,         /* of a worker */
     IX_MC_UDP_HEADER_BYTES = 8,
     IX_MC_DATAGRAM_BYTES = 1400 - IX_MC_UDP_HEADER_BYTES
 };
@@ -33,6 +34,7 @@ enum ix_mc_conn_state {
     IX_MC_READ_DATA, /* into the item that the connection holds */
     IX_MC_SWALLOW,   /* so many bytes of input are of no use */
     IX_MC_DUMP,      /* a metadump is under way; more input waits */
+    IX_MC_WATCH,     /* it is told what the server does; input is of no use */
     IX_MC_ENDED      /* nothing more is read */
 };
 
@@ -88,7 +90,7 @@ struct ix_mc_conn {
     uint32_t room;           /* bytes from there to the frame's end */
     uint8_t todo;            /* enum ix_mc_todo, of calls */
     uint8_t state, protocol;
-    bool queued, called, open, closing, blocked, eof, starved, counted, datagram;
+    bool queued, called, open, closing, blocked, eof, starved, counted, datagram, idle;
     /* the command under way */
     bool noreply, with_cas, touch, set_stale, is_meta, quiet, pre_valid;
     uint8_t mode;            /* enum ix_mc_mode, of the data that is read */
@@ -104,6 +106,7 @@ struct ix_mc_conn {
     uint32_t dump_page, dump_chunk; /* DUMP: where it is */
     struct ix_mc_cursor cursor; /* READ_DATA: where they go; or what is being sent */
     uint32_t emit_left;      /* bytes of the held value that are still to be sent */
+    struct ix_mc_watcher *watcher; /* WATCH: heap memory */
     uint8_t *blob;           /* or of this text, heap memory */
     uint32_t blob_bytes, blob_at;
     uint8_t *line;           /* a command in more than one frame, heap memory */
@@ -138,6 +141,7 @@ struct ix_mc_server {
     struct ix_mc_queue udp_out;   /* arena frames with datagrams to send */
     struct ix_mc_udp_to *udp_to;  /* [frames of the arena] */
     uint32_t ready_count;
+    uint32_t watchers[IX_MC_WATCHERS], watcher_count; /* connections */
     uint32_t idle_at;             /* the next connection to be looked at for idleness */
 };
 
@@ -270,6 +274,18 @@ uint32_t ix_mc_uri_text(uint8_t *to, const uint8_t *from, uint32_t n);
 uint8_t *ix_mc_cachedump(struct ix_mc_server *s, uint32_t number, uint32_t limit, uint32_t *bytes);
 void ix_mc_dump_begin(struct ix_mc_conn *c, uint64_t classes);
 void ix_mc_dump_step(struct ix_mc_server *s, struct ix_mc_conn *c);
+
+/* ---- watch.c ------------------------------------------------------------------ */
+
+void ix_mc_watch(struct ix_mc_server *s, struct ix_mc_conn *c, const struct ix_mc_words *w);
+/* Passes on one line. False: there is none. */
+bool ix_mc_watch_step(struct ix_mc_server *s, struct ix_mc_conn *c);
+/* Watchers for whom there are lines become ready. */
+void ix_mc_watch_wake(struct ix_mc_server *s);
+void ix_mc_watch_end(struct ix_mc_server *s, struct ix_mc_conn *c);
+void ix_mc_tell_line(struct ix_mc_use *use, const uint8_t *line, uint32_t n);
+/* reason: why it ends; NULL: it begins. */
+void ix_mc_tell_conn(struct ix_mc_server *s, const struct ix_mc_conn *c, const char *reason);
 
 /* ---- input.c ------------------------------------------------------------------ */
 

@@ -170,6 +170,8 @@ static bool one_line(struct ix_mc_server *s, struct ix_mc_conn *c)
     const uint8_t *nul = memchr(line, 0, n);
     if (nul)
         n = (uint32_t)(nul - line);
+    if (ix_mc_watched(&s->use, IX_MC_WATCH_RAWCMDS))
+        ix_mc_tell_line(&s->use, line, n);
     ix_mc_text_command(s, c, line, n);
     if (c->state == IX_MC_ENDED)
         end_input(s, c);
@@ -247,7 +249,7 @@ bool ix_mc_look(struct ix_mc_server *s, struct ix_mc_conn *c)
 
 static bool quick(struct ix_mc_server *s, struct ix_mc_conn *c)
 {
-    if (!c->pre_valid && !ix_mc_look(s, c))
+    if (ix_mc_watched(&s->use, IX_MC_WATCH_RAWCMDS) || (!c->pre_valid && !ix_mc_look(s, c)))
         return false;
     c->pre_valid = false;
     if (!ix_mc_text_quick(s, c))
@@ -280,6 +282,8 @@ static bool step(struct ix_mc_server *s, struct ix_mc_conn *c)
     case IX_MC_READ_DATA:
     case IX_MC_SWALLOW:
         return read_data(s, c);
+    case IX_MC_WATCH:
+        return ix_mc_watch_step(s, c);
     case IX_MC_DUMP:
         ix_mc_dump_step(s, c);
         return true;
@@ -301,6 +305,7 @@ void ix_mc_input(struct ix_mc_server *s, struct ix_mc_conn *c)
 {
     uint32_t steps = 0;
     c->last_ns = s->use.now_ns;
+    s->use.conn = (uint32_t)(c - s->conns);
     for (;; steps++) {
         bool sending = c->emit_left || c->blob;
         if ((sending && !ix_mc_emit(s, c)) || !ix_mc_has_room(s, c)) {

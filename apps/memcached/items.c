@@ -183,15 +183,21 @@ struct ix_mc_item *ix_mc_find(struct ix_mc_use *use, const uint8_t *key, uint32_
             ref = item->chain;
             continue;
         }
-        if (__builtin_expect(!ix_mc_is_dead(use, item), 1))
+        if (__builtin_expect(!ix_mc_is_dead(use, item), 1)) {
+            if (ix_mc_watched(use, IX_MC_WATCH_FETCHERS))
+                ix_mc_tell_get(use, key, nkey, item, "found");
             return item;
-        if (item->exptime && item->exptime <= use->now_s)
-            use->counts->get_expired++;
-        else
-            use->counts->get_flushed++;
+        }
+        bool expired = item->exptime && item->exptime <= use->now_s;
+        use->counts->get_expired += expired;
+        use->counts->get_flushed += !expired;
+        if (ix_mc_watched(use, IX_MC_WATCH_FETCHERS))
+            ix_mc_tell_get(use, key, nkey, item, expired ? "expired" : "flushed");
         ix_mc_unlink(use, item);
         return NULL;
     }
+    if (ix_mc_watched(use, IX_MC_WATCH_FETCHERS))
+        ix_mc_tell_get(use, key, nkey, NULL, "not_found");
     return NULL;
 }
 

@@ -67,6 +67,8 @@ static void count_eviction(struct ix_mc_use *use, struct ix_mc_class *cls,
         cls->expired_unfetched += !(item->bits & IX_MC_FETCHED);
         return;
     }
+    if (ix_mc_watched(use, IX_MC_WATCH_EVICTIONS))
+        ix_mc_tell_eviction(use, item);
     cls->evicted++;
     cls->evicted_time = use->now_s - item->time;
     cls->evicted_nonzero += item->exptime != 0;

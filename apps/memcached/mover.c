@@ -61,6 +61,8 @@ static enum ix_mc_move begin(struct ix_mc_use *use, uint32_t from, uint32_t to)
         IX_MC_SET(use, mc->move_phase, IX_MC_SORT);
         IX_MC_SET(use, mc->move_page, page + 1);
         ix_mc_commit(use);
+        if (ix_mc_watched(use, IX_MC_WATCH_SYSEVENTS))
+            ix_mc_tell_move(use, from, to);
     }
     ix_mc_unlock_to(use, keep);
     return some ? IX_MC_MOVE_OK : IX_MC_MOVE_NO_SPARE;

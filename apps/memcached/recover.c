@@ -31,6 +31,7 @@ void ix_mc_recover(struct ix_mc *mc, uint32_t worker)
     }
     for (uint32_t i = 0; i < mc->holds_per_worker; i++)
         ix_mc_drop(&use, i);
-    log->curr_connections = 0;
+    log->curr_connections = log->watching = 0;
+    ix_mc_watch_sum(mc);
     __atomic_add_fetch(&mc->recoveries, 1, __ATOMIC_RELAXED);
 }

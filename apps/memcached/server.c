@@ -116,6 +116,8 @@ static void on_knock(struct ix_mc_server *s, const struct ix_event *ev)
         return;
     }
     c->counted = true;
+    if (ix_mc_watched(&s->use, IX_MC_WATCH_CONNEVENTS))
+        ix_mc_tell_conn(s, c, NULL);
     s->use.log->curr_connections++;
     s->use.counts->total_connections++;
 }
@@ -173,6 +175,9 @@ static void end_conn(struct ix_mc_server *s, struct ix_mc_conn *c)
     c->out_unsent = IX_MC_NONE;
     ix_mc_input_drop(s, c);
     ix_mc_drop(&s->use, ix_mc_hold_of(s, c));
+    ix_mc_watch_end(s, c);
+    if (ix_mc_watched(&s->use, IX_MC_WATCH_CONNEVENTS) && c->counted)
+        ix_mc_tell_conn(s, c, c->idle ? "idle_timeout" : "normal");
     free(c->blob);
     free(c->line);
     c->blob = c->line = NULL;
@@ -388,6 +393,7 @@ static void close_idle(struct ix_mc_server *s)
             c->out_head != IX_MC_NONE || s->use.now_ns - c->last_ns <= most_ns)
             continue;
         s->use.counts->idle_kicks++;
+        c->idle = true;
         c->state = IX_MC_ENDED;
         ix_mc_call_soon(s, c, IX_MC_TODO_CLOSE);
     }
@@ -408,6 +414,8 @@ int ix_mc_server_turn(struct ix_mc_server *s, uint64_t max_wait_ns)
     for (int i = 0; i < n; i++)
         on_event(s, &io->events[i]);
     feed_starved(s);
+    if (s->watcher_count)
+        ix_mc_watch_wake(s);
     serve_ready(s);
     ix_mc_maintain(&s->use);
     ix_mc_crawl(&s->use);

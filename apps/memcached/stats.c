@@ -395,7 +395,8 @@ static void conns(struct text *t, const struct ix_mc_server *s)
     static const char *const states[] = {
         [IX_MC_READ_COMMAND] = "conn_parse_cmd", [IX_MC_GET_KEYS] = "conn_mwrite",
         [IX_MC_READ_DATA] = "conn_nread",        [IX_MC_SWALLOW] = "conn_swallow",
-        [IX_MC_DUMP] = "conn_watch",             [IX_MC_ENDED] = "conn_closing"};
+        [IX_MC_DUMP] = "conn_watch",             [IX_MC_WATCH] = "conn_watch",
+        [IX_MC_ENDED] = "conn_closing"};
     for (uint32_t i = 0; i < s->conn_count; i++) {
         const struct ix_mc_conn *c = &s->conns[i];
         if (!c->open)

@@ -62,6 +62,7 @@ static uint64_t lay_out(struct ix_mc *mc)
     mc->holds_at = place(&end, (uint64_t)cfg->workers * mc->holds_per_worker * sizeof(uint32_t));
     mc->pages_at = place(&end, mc->pages_max);
     mc->free_pages_at = place(&end, mc->pages_max * sizeof(uint32_t));
+    mc->rings_at = place(&end, (uint64_t)cfg->workers * IX_MC_RING_BYTES);
     mc->buckets_at = place(&end, (1ull << power) * sizeof(struct ix_mc_bucket));
     mc->area_at = place(&end, (uint64_t)mc->pages_max * IX_MC_PAGE_BYTES);
     return (end + (2u << 20) - 1) & ~((2ull << 20) - 1);

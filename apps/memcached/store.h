@@ -32,6 +32,7 @@ enum {
     IX_MC_HOLD_NEW = 1,          /* ... and for an item made within a command */
     IX_MC_CONNS_SPARE = 64,      /* connections that are only told that there are too many */
     IX_MC_REF_SHIFT = 3,
+    IX_MC_RING_BYTES = 256 << 10, /* of a worker's lines for who watches */
     IX_MC_MONTH_S = 60 * 60 * 24 * 30, /* longer expiry times are dates */
     IX_MC_FIRST_SECOND = 62      /* the store's clock at its creation, s: 0 means never */
 };
@@ -54,6 +55,17 @@ enum ix_mc_bits {
     IX_MC_STALE = 8,    /* meta: invalidated, may be served while one client makes it anew */
     IX_MC_TOKEN_SENT = 16, /* meta: a client was told to make it anew */
     IX_MC_BINARY_KEY = 32  /* meta: the key was given in base64 */
+};
+
+/* What can be watched. */
+enum ix_mc_watch_kind {
+    IX_MC_WATCH_FETCHERS = 1,
+    IX_MC_WATCH_MUTATIONS = 2,
+    IX_MC_WATCH_EVICTIONS = 4,
+    IX_MC_WATCH_CONNEVENTS = 8,
+    IX_MC_WATCH_SYSEVENTS = 16,
+    IX_MC_WATCH_RAWCMDS = 32,
+    IX_MC_WATCH_NOTHING = 64 /* what memcached's proxy tells */
 };
 
 enum ix_mc_segment { IX_MC_HOT = 0, IX_MC_WARM, IX_MC_COLD, IX_MC_TEMP, IX_MC_SEGMENTS };
@@ -128,6 +140,8 @@ struct ix_mc_worker {
     /* what others read */
     uint32_t curr_connections;
     uint32_t conn_structures;
+    uint32_t watching;               /* kinds that its watchers want */
+    uint64_t ring_claimed, ring_written; /* bytes: watch.c */
     struct ix_mc_counts counts;
     struct ix_mc_counts since; /* subtracted from them: `stats reset` */
     uint64_t class_hits[IX_MC_CLASSES_MAX][IX_MC_SEGMENTS];
@@ -142,6 +156,8 @@ struct ix_mc {
     uint64_t map_bytes;
     struct ix_mc_config config;
     uint64_t start_ns, start_wall_s;
+    uint32_t watching;              /* kinds that anybody wants */
+    uint64_t lines_told;
     uint64_t pid;                   /* of who made it */
     uint64_t cas_next;              /* the last id given out; atomic */
     uint32_t oldest_live;           /* flush_all: s; 0: none */
@@ -153,7 +169,8 @@ struct ix_mc {
     uint64_t limit_pages;           /* by cache_memlimit */
     uint32_t largest_class;
     uint32_t holds_per_worker;
-    uint64_t buckets_at, pages_at, free_pages_at, holds_at, workers_at, area_at; /* bytes */
+    uint64_t buckets_at, pages_at, free_pages_at, holds_at, workers_at; /* bytes */
+    uint64_t rings_at, area_at;
     /* maintenance: a turn is taken by who moves the time on */
     uint64_t maintain_due_ns, crawl_due_ns;
     uint32_t maintain_class;
@@ -183,6 +200,7 @@ struct ix_mc_use {
     uint32_t number;       /* of the worker + 1: what it writes into locks */
     uint32_t now_s;
     uint64_t now_ns;
+    uint32_t conn;         /* whose command is under way, for who watches */
 };
 
 /* Where a value's bytes are written or read next. */
@@ -230,6 +248,22 @@ void ix_mc_set_time(struct ix_mc_use *use, uint64_t now_ns);
  * date. Returns s on the store's clock. */
 uint32_t ix_mc_expiry(const struct ix_mc_use *use, int64_t exptime);
 uint64_t ix_mc_new_cas(struct ix_mc_use *use);
+/* ---- watch.c: lines for who watches ------------------------------------------- */
+
+static inline bool ix_mc_watched(const struct ix_mc_use *use, uint32_t kind)
+{
+    return __builtin_expect(__atomic_load_n(&use->mc->watching, __ATOMIC_RELAXED) & kind, 0);
+}
+/* item: NULL if there is none. */
+void ix_mc_tell_get(struct ix_mc_use *use, const uint8_t *key, uint32_t nkey,
+                    const struct ix_mc_item *item, const char *status);
+void ix_mc_tell_store(struct ix_mc_use *use, const uint8_t *key, uint32_t nkey,
+                      const struct ix_mc_item *item, const char *status, uint32_t mode);
+void ix_mc_tell_eviction(struct ix_mc_use *use, const struct ix_mc_item *item);
+void ix_mc_tell_move(struct ix_mc_use *use, uint32_t from, uint32_t to);
+/* Sums up again what is wanted: a worker that had watchers is gone. */
+void ix_mc_watch_sum(struct ix_mc *mc);
+
 /* ---- hash.c ------------------------------------------------------------------- */
 
 uint32_t ix_mc_hash(const struct ix_mc *mc, const uint8_t *key, uint32_t nkey);

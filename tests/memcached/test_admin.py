@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from tests.memcached.engine import Conn, Engine
-from tests.unit.san import lib
+from tests.unit.san import ffi, lib
 
 
 def store(conn: Conn, key: bytes, value: bytes, exptime: int = 0) -> None:
@@ -301,3 +301,95 @@ def test_lower_memory_limit_gives_pages_back() -> None:
         assert e.mc.pages_made - e.mc.pages_free <= 8
         e.check()
         assert 100 < len(alive(conn, names, 50_000)) < 200
+
+
+# ---- watch ----
+
+
+def watching(e: Engine, kinds: bytes = b"") -> Conn:
+    """A connection that watches."""
+    conn = e.connect()
+    assert conn.talk(b"watch%s\r\n" % kinds) == b"OK\r\n"
+    return conn
+
+
+def told(conn: Conn) -> list[dict[str, str]]:
+    """The lines that came, as fields; they are numbered in order."""
+    lines = conn.read().decode().splitlines()
+    rows = [dict(word.split("=", 1) for word in line.split(" ")) for line in lines]
+    numbers = [int(row.pop("gid")) for row in rows]
+    assert numbers == sorted(numbers)
+    assert all(row.pop("ts").startswith("18000000") for row in rows)
+    return rows
+
+
+def test_watcher_is_told_of_fetches_and_of_nothing_else() -> None:
+    with Engine() as e:
+        watcher, conn = watching(e), e.connect()
+        store(conn, b"a", b"four")
+        conn.talk(b"get a\r\nget b\x01\r\nmg a v\r\n")
+        rows = told(watcher)
+        assert {row["type"] for row in rows} == {"item_get"}
+        assert [(row["key"], row["status"]) for row in rows] == [
+            ("a", "not_found"), ("a", "found"), ("b%01", "not_found"), ("a", "found"),
+        ]  # fmt: skip
+        assert rows[1]["size"] == "4" and rows[1]["clsid"] == "1"
+
+
+def test_watcher_is_told_of_mutations_evictions_and_connections() -> None:
+    with Engine(limit_bytes=2 << 20) as e:
+        watcher = watching(e, b" mutations evictions connevents")
+        conn = e.connect()
+        conn.talk(b"set a 0 100 4\r\nfour\r\nadd a 0 0 1\r\nx\r\n")
+        rows = told(watcher)
+        assert [row["type"] for row in rows] == ["conn_new", "item_store", "item_store"]
+        assert (rows[0]["rip"], rows[0]["transport"]) == ("10.0.0.2", "tcp")
+        assert rows[1]["status"] == "stored" and rows[1]["cmd"] == "set" and rows[1]["ttl"] == "100"
+        assert rows[2]["status"] == "not_stored" and rows[2]["cmd"] == "add"
+        fill(conn, b"l", 8, 400_000)
+        evictions = [row for row in told(watcher) if row["type"] == "eviction"]
+        assert evictions[0]["key"] == "l0000" and evictions[0]["size"] == "400000"
+        assert conn.finish() == b""
+        assert told(watcher)[-1]["reason"] == "normal"
+
+
+def test_watcher_that_is_slow_is_told_what_it_missed() -> None:
+    with Engine(arena=64) as e:
+        watcher, conn = watching(e, b" fetchers rawcmds"), e.connect()
+        for _ in range(40):
+            conn.talk(b"get %s\r\n" % (b"k" * 200) * 100)
+        text = watcher.read()
+        assert b"\nskipped=" in text
+        conn.talk(b"get again\r\n")
+        assert watcher.read().endswith(b"key=again status=not_found clsid=0 cfd=1 size=0\n")
+
+
+def test_watchers_end_and_then_nothing_is_written() -> None:
+    with Engine() as e:
+        one, two, conn = watching(e), watching(e, b" mutations"), e.connect()
+        assert e.mc.watching == 3
+        assert one.finish() == b"" and e.mc.watching == 2
+        lib.ix_fake_die(e.fake, two.number, -104)
+        e.turn(2)
+        assert e.mc.watching == 0
+        before = e.mc.lines_told
+        store(conn, b"a", b"v")
+        assert e.mc.lines_told == before
+        assert conn.talk(b"watch nonsense\r\n") == b"ERROR\r\n"
+        many = [watching(e) for _ in range(20)]
+        refusal = b"WATCHER_TOO_MANY log watcher limit reached\r\n"
+        assert conn.talk(b"watch\r\n") == refusal
+        assert all(watcher.finish() == b"" for watcher in many)
+    with Engine(no_watch=1) as e:
+        assert e.ask(b"watch\r\n") == b"CLIENT_ERROR watch commands not allowed\r\n"
+
+
+def test_watcher_of_one_worker_is_told_what_another_does() -> None:
+    with Engine(workers=2) as e:
+        watcher, other = watching(e), ffi.new("struct ix_mc_use *")
+        lib.ix_mc_open(other, e.mc, 1)
+        lib.ix_mc_set_time(other, e.fake.now_ns)
+        assert lib.ix_mc_find(other, b"k", 1, lib.ix_mc_hash(e.mc, b"k", 1)) == ffi.NULL
+        assert [row["key"] for row in told(watcher)] == ["k"]
+        lib.ix_mc_recover(e.mc, 1)
+        assert e.mc.watching == 1
