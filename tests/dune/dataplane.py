@@ -165,11 +165,18 @@ class Dataplane:
 
     def worker(self, number: int) -> dict[str, Any]:
         """What the control plane says of a worker now."""
+        return dict(self._live()["workers"][number])
+
+    def shard(self, number: int) -> dict[str, Any]:
+        """What it says of a shard."""
+        return dict(self._live()["shards"][number])
+
+    def _live(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             live = self.instance().ask(PATIENCE_S)
             if live:
-                return dict(live["workers"][number])
+                return live
         raise AssertionError(f"the control plane does not answer:\n{self.printed()}")
 
     def wait_serving(self, number: int, other_than: int = 0) -> dict[str, Any]:

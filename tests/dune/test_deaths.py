@@ -251,8 +251,8 @@ def test_death_is_told_and_stays_alone(scene: Scene, note: Note, how: str) -> No
         sock.close()
     scene.guard.unharmed()
     scene.kernel_goes_on()
-    after = dataplane.wait_serving(VICTIM, other_than=pid)
-    assert after["socket"], "no socket on its queue"
+    dataplane.wait_serving(VICTIM, other_than=pid)
+    assert dataplane.shard(VICTIM)["socket"], "no socket on its queue"
     with dataplane.connect(VICTIM_PORT) as sock:
         echo_once(sock, 5000, scene.random)
     text = dataplane.printed()[said:]
