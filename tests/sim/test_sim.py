@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from typing import Any
 
 import pytest
 
-from tests.sim.seeds import PLAIN, SANITIZED, Failure, Outcome, play
+from tests.sim.seeds import PLAIN, ROOT, SANITIZED, Failure, Outcome, play, play_here
 from tests.unit.san import ffi, lib
 
 SEEDS = int(os.environ.get("IX_SIM_SEEDS") or 1000)
@@ -122,6 +123,33 @@ def test_canary_is_found(canary: str, says: str) -> None:
         found += re.search(says, failure(result)) is not None
         assert not failure(result) or result.canary, explain(case, result)
     assert loose == 10 and found >= 8, f"{found} of {loose} found"
+
+
+# In sim.mk: each is a build with one line of the core changed.
+CORE_CANARIES = {
+    "old": "of the stream is wrong",
+    "csum": "of the stream is wrong",
+    "rtx": "without a retransmission timer",
+    "reuse": "misuse|nothing left to wait for",
+    "armed": "their count differ",
+    "hole": "not over",
+}
+
+
+@pytest.fixture(scope="module")
+def built() -> None:
+    subprocess.run(["make", "sim-canaries-locked"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("canary", CORE_CANARIES)
+@pytest.mark.usefixtures("built")
+def test_fault_of_the_core_is_found(canary: str) -> None:
+    program, found = ROOT / "build/sim" / canary, Outcome()
+    for first in range(1, 401, 50):
+        found.add(play_here(program, first, first + 49))
+        if found.failures:
+            break
+    assert any(re.search(CORE_CANARIES[canary], f.what) for f in found.failures), found.report()
 
 
 def calm(
