@@ -125,7 +125,7 @@ $(eval $(call dune_module,$(PAIR),$(PAIR_OBJ) $(B)/core/ixcore.o))
 
 # ---- public targets ------------------------------------------------------------------
 
-.PHONY: memcached-soak memcached-clients help setup build build-san dune dune-build demo test tidy sim conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
+.PHONY: memcached-soak memcached-clients help setup build build-san dune dune-build demo test tidy sim interop conformance lab lab-dune bench clean lib-locked all lib programs san FORCE
 help:
 	@echo 'make demo       set up, build, and run the demo: echo on the dataplane, checked and measured'
 	@echo 'make test       set up, build, and run every test'
@@ -140,6 +140,7 @@ help:
 	@echo 'make sim        the simulation with 20,000 seeds (SEEDS=..., FIRST=...; SEED=n: that one, traced)'
 	@echo 'make fuzz       libFuzzer on packets and on calls (SECONDS=60); installs its runtime'
 	@echo 'make conformance  packet scripts and exchanges with Linux beside it, in the long form'
+	@echo 'make interop    100 MiB each way over every bad wire, IPv4 and IPv6 (an hour)'
 	@echo 'make memcached-soak  memaslap with verification over a bad wire, ten minutes'
 	@echo 'make memcached-clients  the tests of pymemcache and aiomcache, with Debian'"'"'s memcached beside ours; fetches them'
 	@echo 'make lab        the tests on real NIC drivers, in a virtual machine (LAB_ARGS=... for pytest)'
@@ -207,6 +208,9 @@ lab: build
 # Also the CPython modules that take minutes each there.
 lab-dune: build
 	@IX_CPYTHON=all IX_DUNE_SECONDS=7200 $(PYTHON) -m pytest -v tests/lab/test_dune.py $(LAB_ARGS)
+
+interop: build
+	@IX_INTEROP=long $(PYTHON) -m pytest -v -s tests/interop/test_impaired.py
 
 memcached-soak: build
 	@IX_MEMCACHED_SOAK=600 $(PYTHON) -m pytest -v -s tests/memcached/test_soak.py

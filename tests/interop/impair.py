@@ -1,11 +1,12 @@
 """A wire that loses, doubles, corrupts and delays frames: a bridge between two interfaces.
 
     impair.py NETNS_A IF_A NETNS_B IF_B [--loss P] [--duplicate P] [--corrupt P]
-              [--reorder P] [--delay-ms T] [--seed N]
+              [--reorder P] [--delay-ms T] [--jitter-ms T] [--rate-mbit R] [--seed N]
 
 Probabilities are a frame's, each direction. A reordered frame takes up to ten times as long as the
-others. One bit of a corrupted frame is turned, behind its Ethernet header. Prints "ready" when
-it bridges; at SIGTERM what it did, as JSON.
+others. Jitter is up to so much more delay, and does not reorder; a rate has a queue of 250 frames
+before it, and what does not fit is dropped. One bit of a corrupted frame is turned, behind its
+Ethernet header. Prints "ready" when it bridges; at SIGTERM what it did, as JSON.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import select
 import signal
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 
 from ixnet.control.namespaces import in_netns
 
 ETH_P_ALL, SO_RCVBUFFORCE = 3, 33
-ETHERNET_BYTES = 14
+ETHERNET_BYTES, QUEUE_FRAMES = 14, 250
 
 
 class Port:
@@ -36,6 +37,9 @@ class Port:
         self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
         self.sock.setblocking(False)
         self.other: Port = self
+        self.free = 0.0  # when what was sent before has left
+        self.leaving: deque[float] = deque()  # when each frame that waits for the rate does
+        self.last_due = 0.0
 
 
 class Wire:
@@ -59,17 +63,34 @@ class Wire:
             frame = (
                 frame[:at] + bytes([frame[at] ^ 1 << self.numbers.randrange(8)]) + frame[at + 1 :]
             )
+        left = self.depart(to, len(frame), now)
+        if left is None:
+            self.count["overflow"] += 1
+            return
         copies = 1
         if chance() < o.duplicate:
             self.count["doubled"] += 1
             copies = 2
         for _ in range(copies):
-            due = now + o.delay_ms / 1000
+            due = left + (o.delay_ms + o.jitter_ms * chance()) / 1000
+            due = to.last_due = max(due, to.last_due)
             if chance() < o.reorder:
                 self.count["reordered"] += 1
                 due += o.delay_ms / 1000 * self.numbers.uniform(1, 9)
             # The number keeps frames of the same moment in order.
             heapq.heappush(self.under_way, (due, self.count["frames"], to, frame))
+
+    def depart(self, to: Port, size: int, now: float) -> float | None:
+        """When the rate has let the frame go; None: the queue is full."""
+        if not self.options.rate_mbit:
+            return now
+        while to.leaving and to.leaving[0] <= now:
+            to.leaving.popleft()
+        if len(to.leaving) >= QUEUE_FRAMES:
+            return None
+        to.free = max(now, to.free) + size * 8 / (self.options.rate_mbit * 1e6)
+        to.leaving.append(to.free)
+        return to.free
 
     def deliver(self, now: float) -> None:
         while self.under_way and self.under_way[0][0] <= now:
@@ -100,6 +121,8 @@ def main() -> None:
     for name in ("--loss", "--duplicate", "--corrupt", "--reorder"):
         parser.add_argument(name, type=float, default=0.0)
     parser.add_argument("--delay-ms", type=float, default=0.5)
+    parser.add_argument("--jitter-ms", type=float, default=0.0)
+    parser.add_argument("--rate-mbit", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     near, far = Port(options.netns_a, options.if_a), Port(options.netns_b, options.if_b)
