@@ -108,7 +108,8 @@ def config(**changes: Any) -> RunConfig:
         {"kick": "exit"}, {"placement": "dune", "kick": "foot"},
         {"placement": "dune", "pcap": Path("t.pcap")}, {"batch": 0}, {"batch": 257},
         {"frames": 1023}, {"max_flows": 1},
-        {"queues": 0}, {"spin_us": -1}, {"spin_us": 5, "busy_poll": True}, {"ports": (1, 2000)},
+        {"queues": 0}, {"workers": 0}, {"workers": 257}, {"spin_us": -1},
+        {"spin_us": 5, "busy_poll": True}, {"ports": (1, 2000)},
         {"ports": (3000, 2000)},
     ],
 )  # fmt: skip
@@ -123,6 +124,28 @@ def test_workers_that_share_a_core_do_not_spin() -> None:
     assert config().choose_spin_ns(shares_core=False) == 50_000
     assert config(spin_us=7).choose_spin_ns(shares_core=True) == 7_000
     assert config(busy_poll=True).choose_spin_ns(shares_core=True) == -1
+
+
+@pytest.mark.parametrize(
+    ("queues", "workers", "shares"),
+    [
+        (4, None, [[0], [1], [2], [3]]), (4, 2, [[0, 1], [2, 3]]), (4, 1, [[0, 1, 2, 3]]),
+        (5, 2, [[0, 1], [2, 3, 4]]), (7, 3, [[0, 1], [2, 3], [4, 5, 6]]),
+    ],
+)  # fmt: skip
+def test_queues_are_spread_evenly_and_as_neighbours(
+    queues: int, workers: int | None, shares: list[list[int]]
+) -> None:
+    assert [list(share) for share in config(workers=workers).spread(queues)] == shares
+
+
+def test_a_guest_gets_no_more_queues_than_its_gate_has_entries() -> None:
+    most = int(lib.IX_GATE_SHARDS)
+    assert len(config(placement="dune", workers=1).spread(most)) == 1
+    with pytest.raises(ConfigError) as caught:
+        config(placement="dune", workers=2).spread(2 * most + 1)
+    assert "at least 3 workers" in caught.value.cure
+    assert len(config(workers=1).spread(most + 1)) == 1
 
 
 # ---- requests ----------------------------------------------------------------------------------
@@ -158,12 +181,18 @@ def test_claim_of_every_address_says_of_which_family(family: int, text: str) -> 
     "fields",
     [
         {"magic": 1}, {"op": 0}, {"op": 99}, {"family": 5}, {"proto": 1}, {"port": 0},
-        {"family": 0, "ip": bytes([10]) + bytes(15)}, {"ip": bytes(15) + b"1"},
+        {"family": 0, "ip": bytes([10]) + bytes(15)}, {"ip": bytes(15) + b"1"}, {"shard": 1},
     ],
 )  # fmt: skip
 def test_request_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         decode(request(**fields))
+
+
+def test_request_says_which_of_the_workers_shards_asks() -> None:
+    assert decode(request(shard=2), 3).shard == 2
+    with pytest.raises(BadRequest, match="shard 3"):
+        decode(request(shard=3), 3)
 
 
 @given(st.binary(max_size=2 * REQUEST_BYTES) | st.binary(min_size=12, max_size=12))
