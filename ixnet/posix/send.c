@@ -166,7 +166,7 @@ static void take_back(struct ix_posix *p, struct ix_sock *s, const struct ix_cal
 /* Copies and sends `bytes` bytes at most, in one cycle, so that TCP sees one burst. Returns how
  * many were taken, 0 if memory or the core is full, or -errno. */
 static int send_pieces(struct ix_posix *p, struct ix_sock *s, struct from *from, uint32_t bytes,
-                       bool more)
+                       uint16_t flags)
 {
     struct ix_call calls[PIECES];
     uint32_t chunks[PIECES], n = 0, done = 0;
@@ -182,7 +182,7 @@ static int send_pieces(struct ix_posix *p, struct ix_sock *s, struct from *from,
         bytes -= piece;
         chunks[n] = index;
         calls[n++] = (struct ix_call){.op = IX_CALL_SENDV,
-                                      .flags = more || bytes ? IX_SEND_MORE : 0,
+                                      .flags = bytes ? IX_SEND_MORE : flags,
                                       .handle = s->handle,
                                       .addr = (uint64_t)(at - p->io->umem),
                                       .bytes = piece};
@@ -250,8 +250,13 @@ static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct m
         uint32_t space = space_now(p, s);
         uint32_t want = from.left < space ? (uint32_t)from.left : space;
         if (why == 0 && want) {
-            bool more = flags & MSG_MORE || s->opt.cork || want < from.left;
-            int taken = send_pieces(p, s, &from, want, more);
+            uint16_t how = want < from.left   ? IX_SEND_MORE | IX_SEND_CORKED
+                           : flags & MSG_MORE ? IX_SEND_MORE
+                           : s->opt.cork      ? IX_SEND_MORE | IX_SEND_CORKED
+                                              : 0;
+            if (flags & MSG_EOR && want == from.left)
+                how |= IX_SEND_EOR;
+            int taken = send_pieces(p, s, &from, want, how);
             if (taken > 0) {
                 done += (size_t)taken;
                 continue;
@@ -305,7 +310,7 @@ static ssize_t send_datagram(struct ix_posix *p, struct ix_sock *s, const struct
 ssize_t ix_posix_sendmsg(struct ix_posix *p, int fd, const struct msghdr *msg, int flags)
 {
     /* MSG_ZEROCOPY is nothing without SO_ZEROCOPY, which there isn't. */
-    const int known = MSG_DONTWAIT | MSG_MORE | MSG_NOSIGNAL | MSG_ZEROCOPY;
+    const int known = MSG_DONTWAIT | MSG_MORE | MSG_EOR | MSG_NOSIGNAL | MSG_ZEROCOPY;
     ix_posix_enter(p);
     struct ix_sock *s = ix_sock_of_fd(p, fd);
     ssize_t result;

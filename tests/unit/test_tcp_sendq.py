@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from tests.unit.peer import MSS, opened, stream
+from tests.unit.san import lib
 
 
 def test_queue_emptied_then_longer_data_is_sent_from_its_start() -> None:
@@ -67,14 +68,15 @@ def test_queue_grows_while_a_timeout_is_repaired() -> None:
     peer.expect_stream((0, MSS))
     stack.stream(handle, 3 * MSS, 100)
     peer.expect_nothing()
-    got, at = b"", MSS
-    for _ in range(4):
+    got: dict[int, bytes] = {}
+    at = MSS  # what is new leaves first (F-RTO)
+    for _ in range(8):
         peer.send("A", ack=at)
-        for s in peer.take_all():
-            if s.seq == at:
-                at = s.end
-                got += s.payload
-    assert got == stream(MSS, 2 * MSS + 100)
+        got |= {s.seq: s.payload for s in peer.take_all()}
+        while at in got:
+            at += len(got[at])
+    assert at == 3 * MSS + 100
+    assert all(payload == stream(seq, len(payload)) for seq, payload in got.items())
 
 
 def test_many_random_records_arrive_whole() -> None:
@@ -107,3 +109,60 @@ def test_no_extent_left_no_later_record_is_taken_before_a_refused_one() -> None:
     ]
     stack.poll()
     assert [call.result for call in calls] == [100, 100, 0, 0]
+
+
+# ---- records and pushes (MSG_EOR, MSG_MORE) ----------------------------------------------
+
+
+def test_no_segment_holds_bytes_of_two_records() -> None:
+    # The window lets a part go first; the records wait together and stay apart.
+    stack, peer, handle = opened(window=1000)
+    stack.stream(handle, 0, 1000)
+    stack.stream(handle, 1000, 300, flags=lib.IX_SEND_EOR)
+    stack.stream(handle, 1300, 500, flags=lib.IX_SEND_EOR)
+    stack.stream(handle, 1800, 100)
+    assert [len(s.payload) for s in peer.take_all()] == [1000]
+    peer.window = 30_000
+    peer.send("A", ack=1000)
+    sent = peer.take_all()
+    assert [(s.seq, len(s.payload)) for s in sent] == [(1000, 300), (1300, 500), (1800, 100)]
+    assert all("P" in s.flags for s in sent)
+
+
+def test_record_longer_than_a_segment_is_cut_as_any() -> None:
+    stack, peer, handle = opened(arena=64)
+    stack.stream(handle, 0, 2 * MSS + 10, flags=lib.IX_SEND_EOR)
+    stack.stream(handle, 2 * MSS + 10, 10)
+    assert [len(s.payload) for s in peer.take_all()] == [MSS, MSS, 10, 10]
+
+
+def test_retransmission_keeps_records_apart() -> None:
+    stack, peer, handle = opened()
+    for i in range(4):
+        stack.stream(handle, 100 * i, 100, flags=lib.IX_SEND_EOR)
+    assert len(peer.take_all()) == 4
+    while stack.counter("tcp_rto") == 0:
+        stack.poll(ms=20)
+    peer.send("A", ack=100)
+    peer.send("A", ack=200)
+    assert {len(s.payload) for s in peer.take_all()} == {100}
+
+
+def test_record_taken_in_part_does_not_end() -> None:
+    # The application will send the rest, and that is of the record still.
+    stack, _peer, handle = opened(window=0)
+    stack.option(handle, "SNDBUF", 1000)
+    assert stack.stream(handle, 0, 1200, flags=lib.IX_SEND_EOR) == 1000
+    assert not stack.tcb(handle).records
+
+
+def test_part_that_more_follows_is_not_pushed() -> None:
+    stack, peer, handle = opened(arena=64)
+    stack.stream(handle, 0, MSS, flags=lib.IX_SEND_MORE)
+    assert [s.flags for s in peer.take_all()] == ["A"]
+    stack.stream(handle, MSS, MSS, flags=lib.IX_SEND_MORE | lib.IX_SEND_CORKED)
+    assert [s.flags for s in peer.take_all()] == ["PA"]
+    stack.stream(handle, 2 * MSS, 10, flags=lib.IX_SEND_MORE)
+    peer.expect_nothing()
+    stack.stream(handle, 2 * MSS + 10, 10)
+    assert [(s.flags, len(s.payload)) for s in peer.take_all()] == [("PA", 20)]

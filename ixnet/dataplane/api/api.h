@@ -105,6 +105,8 @@ enum ix_call_op {
 
 enum ix_call_flags {
     IX_SEND_MORE = 1,   /* SENDV */
+    IX_SEND_EOR = 2,    /* SENDV: a record ends here, no segment holds what follows, too */
+    IX_SEND_CORKED = 4, /* SENDV with MORE: a part that leaves all the same is pushed */
     IX_CLOSE_WRITE = 1, /* CLOSE */
     IX_TIMER_CANCEL = 1 /* TIMER_SET */
 };

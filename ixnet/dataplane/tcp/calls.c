@@ -33,10 +33,12 @@ static int call_sendv(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
     if (call->bytes > INT32_MAX || !ix_net_sendable(tcp->net, call->addr, call->bytes))
         return -IX_EINVAL;
     uint32_t taken = ix_sendq_append(tcp, tcb, call->addr, call->bytes);
-    if (call->flags & IX_SEND_MORE && taken == call->bytes)
-        tcb->flags |= IX_TF_MORE;
-    else
-        tcb->flags &= ~IX_TF_MORE;
+    bool more = call->flags & IX_SEND_MORE && taken == call->bytes;
+    tcb->flags &= ~(IX_TF_MORE | IX_TF_NO_PUSH);
+    if (more)
+        tcb->flags |= IX_TF_MORE | (call->flags & IX_SEND_CORKED ? 0 : IX_TF_NO_PUSH);
+    if (IX_UNLIKELY(call->flags & IX_SEND_EOR) && taken && taken == call->bytes)
+        tcp->extents[tcb->q_tail].eor = tcb->records = true;
     ix_tcp_want_output(tcp, tcb);
     return (int)taken;
 }
@@ -93,7 +95,7 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
     default:
         break;
     }
-    tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~IX_TF_MORE;
+    tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~(IX_TF_MORE | IX_TF_NO_PUSH);
     if (ix_tcb_lingers(tcb))
         ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
                      tcp->now_ns + tcb->linger_ms * 1000000ull);

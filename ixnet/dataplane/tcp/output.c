@@ -66,6 +66,8 @@ static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
     uint32_t bytes = r->end - at, end = ix_tcb_data_end(tcb);
     uint32_t left = ix_seq_lt(at, end) ? end - at : 0;
     uint32_t data = IX_MIN(IX_MIN(bytes, left), segment_max(tcb));
+    if (IX_UNLIKELY(tcb->records) && data)
+        data = ix_sendq_record(tcp, tcb, at, data);
     if (ix_seq_gt(at + data, window_end(tcb))) /* the peer took some of it back */
         data = ix_seq_lt(at, window_end(tcb)) ? window_end(tcb) - at : 0;
     bool fin = data == left && data < bytes && (tcb->flags & IX_TF_FIN_SENT);
@@ -179,11 +181,17 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
         bool probe = tcb->rack & IX_RACK_TLP_DUE; /* RFC 8985 7.3: whatever the window says */
         uint32_t room = IX_MIN(probe ? max : congestion_room(tcb, window), peer_room(tcb));
         uint32_t bytes = IX_MIN(IX_MIN(unsent, max), room);
+        bool record = false;
+        if (IX_UNLIKELY(tcb->records) && bytes) {
+            uint32_t whole = bytes;
+            bytes = ix_sendq_record(tcp, tcb, tcb->snd_max, bytes);
+            record = bytes < whole;
+        }
         fin = fin && bytes == unsent;
-        if (bytes < max && !(fin && unsent == 0) &&
+        if (bytes < max && !record && !(fin && unsent == 0) &&
             (bytes == 0 || !short_segment_ok(tcb, bytes, unsent, ix_tcb_flight(tcb) == 0)))
             return true;
-        bool push = bytes && (bytes == unsent ||
+        bool push = bytes && (record || (bytes == unsent && !(tcb->flags & IX_TF_NO_PUSH)) ||
                               ends_burst(tcb, sent, unsent - bytes, room - bytes, max));
         uint8_t flags = IX_TCP_ACK | (push ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
         if (!ix_tcp_send_segment(tcp, tcb, tcb->snd_max, bytes, flags, true))

@@ -17,7 +17,8 @@ uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, 
     uint32_t end = ix_tcb_data_end(tcb);
     struct ix_extent *tail = tcb->q_tail == IX_NONE ? NULL : &tcp->extents[tcb->q_tail];
     uint32_t at = tcb->q_tail, offset = tail ? tail->bytes : 0;
-    if (tail && tail->addr + tail->bytes == addr && tail->bytes <= UINT32_MAX - taken) {
+    if (tail && !tail->eor && tail->addr + tail->bytes == addr &&
+        tail->bytes <= INT32_MAX - taken) {
         tail->bytes += taken;
     } else {
         at = tcp->extent_free;
@@ -88,6 +89,19 @@ struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp, const struct ix_tc
         at = (struct ix_send_cursor){.seq = at.seq + rest, .extent = extent->next, .offset = 0};
     }
     return at;
+}
+
+uint32_t ix_sendq_record(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq,
+                         uint32_t bytes)
+{
+    struct ix_send_cursor at = ix_sendq_seek(tcp, tcb, seq);
+    uint32_t held = 0;
+    for (uint32_t i = at.extent, offset = at.offset; held < bytes && i != IX_NONE; offset = 0) {
+        const struct ix_extent *extent = &tcp->extents[i];
+        held += extent->bytes - offset;
+        i = extent->eor ? IX_NONE : extent->next;
+    }
+    return IX_MIN(held, bytes);
 }
 
 void ix_sendq_drop(struct ix_tcp *tcp, struct ix_tcb *tcb)

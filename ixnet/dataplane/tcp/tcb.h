@@ -62,6 +62,7 @@ enum ix_tcb_flag {
     IX_TF_CWND_LIMITED = 1u << 27, /* after the last output cwnd was all but full */
     IX_TF_PACED = 1u << 24,    /* what leaves is spread over the round trip (pace.c) */
     IX_TF_PACE_HELD = 1u << 30, /* more waits for that; the delayed ACK's timer is armed */
+    IX_TF_NO_PUSH = 1u << 31, /* the last SENDV said that more follows */
     IX_TF_ACK_HELD = 1u << 28, /* the ACK waits one cycle for what the application has to say */
 };
 
@@ -123,7 +124,8 @@ struct ix_dctcp {
 /* One SENDV record that is borrowed: memory between SENDV and SENT. */
 struct ix_extent {
     uint64_t addr;  /* UMEM offset */
-    uint32_t bytes;
+    uint32_t bytes : 31;
+    uint32_t eor : 1; /* a record ends with it: no segment holds what follows, too */
     uint32_t next;  /* in its flow's queue, or in the free list */
 };
 
@@ -327,6 +329,7 @@ struct ix_tcb {
     uint8_t tos;           /* without the ECN bits */
     uint16_t accepted_by;  /* listener that counts it among its connections, plus 1; 0: none */
     uint8_t keepalive_probes; /* 0: default */
+    bool records;          /* an extent of its queue had `eor` */
     uint32_t retransmits;  /* segments, in all */
     int32_t dead_status;   /* of the DEAD or CONNECTED event to come */
 } IX_ALIGNED(IX_CACHE_LINE);

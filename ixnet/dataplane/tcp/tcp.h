@@ -300,6 +300,9 @@ void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes);
 /* A cursor at sequence number seq. */
 struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
                                     uint32_t seq);
+/* How many of `bytes` bytes from seq on belong to the record of the first (IX_SEND_EOR). */
+uint32_t ix_sendq_record(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq,
+                         uint32_t bytes);
 void ix_sendq_drop(struct ix_tcp *tcp, struct ix_tcb *tcb);
 
 /* ---- calls.c: the application's calls on connections */

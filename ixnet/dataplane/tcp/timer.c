@@ -166,7 +166,7 @@ static void persist_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->snd_wnd) { /* smaller than was worth filling: fill it now (RFC 9293 3.8.6.2.1 (4)) */
         tcb->retries = 0; /* what goes now is sent for the first time */
         tcb->max_wnd = tcb->snd_wnd;
-        tcb->flags &= ~(IX_TF_MORE | IX_TF_PERSIST);
+        tcb->flags &= ~(IX_TF_MORE | IX_TF_NO_PUSH | IX_TF_PERSIST);
         ix_tcp_want_output(tcp, tcb);
     } else {
         tcb->retries++; /* probes back off as retransmissions do (RFC 9293 3.8.6.1) */
