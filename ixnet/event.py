@@ -381,9 +381,7 @@ class Listener:
                 raise
         base._listeners[self._id] = self
 
-    def _listen(
-        self, app: Any, backlog: int, options: Iterable[tuple[int, int | None]]
-    ) -> None:
+    def _listen(self, app: Any, backlog: int, options: Iterable[tuple[int, int | None]]) -> None:
         why = ffi.new("char[]", _WHY_BYTES)
         ip, port = self._ip, self.address[1]
         cookie = lib.IX_EVLOOP_LISTENER | self._id

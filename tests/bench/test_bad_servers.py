@@ -41,7 +41,11 @@ def lab() -> Iterator[Lab]:
 
 
 def close(sock: socket.socket) -> None:
-    sock.close()
+    """In order: what has not been read when a socket is closed would make a reset of it."""
+    sock.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(ConnectionError):
+        while sock.recv(65536):
+            pass
 
 
 def reset(sock: socket.socket) -> None:
@@ -61,7 +65,7 @@ def answer_wrongly(sock: socket.socket) -> None:
 def stop_after_a_while(sock: socket.socket) -> None:
     for _ in range(20):
         sock.sendall(sock.recv(65536))
-    sock.close()
+    close(sock)
 
 
 def echo(sock: socket.socket) -> None:
