@@ -125,7 +125,8 @@ def test_peer_that_resets_and_port_of_the_kernel(lab: Lab, service: Service) -> 
 @contextmanager
 def beyond_a_router(lab: Lab, mtu: int) -> Iterator[str]:
     """A namespace behind the client's, which forwards to it over a narrower link. Its address is
-    BEYOND6; the server's kernel has a route there."""
+    BEYOND6; the server's kernel has a route there. As in the lab a flow that sends again keeps to
+    its queue (net.core.txrehash)."""
     name = f"{lab.cfg.client_netns}-far"
     netns.create(name)
     try:
@@ -140,6 +141,7 @@ def beyond_a_router(lab: Lab, mtu: int) -> Iterator[str]:
         net = {"dst": "fd77:2::/64", "gateway": CLIENT6, "family": socket.AF_INET6}
         with (
             sysctls(lab.cfg.client_netns, {"net/ipv6/conf/all/forwarding": "1"}),
+            sysctls(name, {"net/core/txrehash": "0"}),
             iproute(lab.cfg.server_netns) as ipr,
         ):
             ipr.route("add", **net)
