@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.peer import MSS, Peer, Stack, opened, stream
 from tests.unit.san import lib
 
@@ -42,6 +44,23 @@ def test_overlaps_are_cut() -> None:
     assert stack.received() == stream(1000, 100)
 
 
+@pytest.mark.parametrize(
+    "covering", [(50, 560), (100, 500), (100, 510), (150, 350), (90, 300), (200, 300), (200, 450)]
+)
+def test_segment_over_several_holes_joins_what_it_touches(covering: tuple[int, int]) -> None:
+    stack, peer, _handle = opened(sack_ok=True)
+    held = set()
+    for start, end in [(100, 200), (300, 400), (450, 500), covering]:
+        send_stream(peer, start, end)
+        held |= set(range(start, end))
+    edges = [n for n in sorted(held) if n - 1 not in held]
+    sacked = {n for start, end in peer.take_all()[-1].sack for n in range(start, end)}
+    assert sacked == held and len(edges) <= 3
+    send_stream(peer, 0, 600)
+    assert stack.received() == stream(0, 600)
+    assert stack.stats.frames_rx == 0
+
+
 def test_duplicates_out_of_order_are_counted() -> None:
     stack, peer, _handle = opened()
     for _ in range(2):
@@ -62,15 +81,29 @@ def test_each_segment_out_of_order_gets_a_duplicate_ack() -> None:
     assert all((s.flags, s.ack) == ("A", 0) for s in acks)
 
 
-def test_more_out_of_order_frames_than_the_limit_are_dropped() -> None:
+def test_more_holes_than_the_limit_are_dropped() -> None:
     stack, peer, _handle = opened(sack_ok=True, pool=2048)
-    for i in range(lib.IX_OOO_FRAMES_MAX + 3):
+    for i in range(lib.IX_OOO_RUNS_MAX + 3):
         put_stream(peer, 2 * i + 1, 2 * i + 2)
         stack.poll()
-    assert stack.counters("tcp_ooo", "drop_tcp_ooo_limit") == [lib.IX_OOO_FRAMES_MAX, 3]
+    assert stack.counters("tcp_ooo", "drop_tcp_ooo_limit") == [lib.IX_OOO_RUNS_MAX, 3]
     send_stream(peer, 0, 600)
     stack.settle()
     assert stack.received() == stream(0, 600)
+    assert stack.stats.frames_rx == 0
+
+
+def test_whole_window_behind_one_hole_is_kept_up_to_a_quarter_of_the_frames() -> None:
+    stack, peer, _handle = opened(sack_ok=True, pool=4096)
+    most = (4096 - lib.IX_FRAMES_RESERVE) // 4
+    for i in range(most + 3):
+        put_stream(peer, 1 + i, 2 + i)
+        stack.poll()
+    assert stack.counters("tcp_ooo", "drop_tcp_ooo_limit") == [most, 3]
+    assert peer.take_all()[-1].sack == ((1, 1 + most),)
+    send_stream(peer, 0, most + 3)
+    stack.settle()
+    assert stack.received() == stream(0, most + 3)
     assert stack.stats.frames_rx == 0
 
 

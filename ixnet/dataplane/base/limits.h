@@ -49,7 +49,8 @@ enum {
     IX_SACK_BLOCKS_TX = 3,  /* ... beside a timestamp */
     IX_TX_RECORDS_MAX = 1 << 18, /* of what is outstanding, in a shard ... */
     IX_TX_RECORDS_FLOW = 1024,   /* ... and of one flow; each ACK in recovery walks over them */
-    IX_OOO_FRAMES_MAX = 256, /* out-of-order frames kept per flow */
+    IX_OOO_RUNS_MAX = 256, /* pieces of a flow's stream that wait behind holes; each arrival there
+                            * walks over them. Frames: a quarter of what can be lent */
     IX_BACKLOG_DEFAULT = 1024,
 };
 

@@ -307,6 +307,27 @@ void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcp->in_use--;
 }
 
+/* Runs are as long as they can be, and their first frames name the last ones. */
+static const char *check_ooo(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    const struct ix_frame *meta = tcp->net->frames->meta;
+    uint32_t frames = 0, runs = 0, end = tcb->rcv_nxt, last = IX_NONE, before = IX_NONE;
+    for (uint32_t i = tcb->ooo_head; i != IX_NONE; before = i, i = meta[i].next, frames++) {
+        if (ix_seq_lt(meta[i].seq, end) || meta[i].owner != IX_FRAME_RX)
+            return "tcp: out-of-order frames overlap or are not RX";
+        if (meta[i].seq != end || before == IX_NONE) {
+            if (before != last)
+                return "tcp: a run of out-of-order frames ends elsewhere";
+            last = (uint32_t)meta[i].handle;
+            runs++;
+        }
+        end = meta[i].seq + meta[i].bytes;
+    }
+    if (before != last)
+        return "tcp: the last run of out-of-order frames ends elsewhere";
+    return frames == tcb->ooo_count && runs == tcb->ooo_runs ? NULL : "tcp: ooo_count is wrong";
+}
+
 static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (tcb->hash != ix_tcp_hash(tcp, &tcb->key) || ix_tcp_find(tcp, &tcb->key, tcb->hash) != tcb)
@@ -321,15 +342,9 @@ static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
         queued += tcp->extents[extent].bytes;
     if (queued != (uint64_t)tcb->queued_bytes + tcb->q_head_off)
         return "tcp: queued_bytes is not the sum of the extents";
-    uint32_t ooo = 0, end = tcb->rcv_nxt;
-    const struct ix_frame *meta = tcp->net->frames->meta;
-    for (uint32_t i = tcb->ooo_head; i != IX_NONE; i = meta[i].next, ooo++) {
-        if (ix_seq_lt(meta[i].seq, end) || meta[i].owner != IX_FRAME_RX)
-            return "tcp: out-of-order frames overlap or are not RX";
-        end = meta[i].seq + meta[i].bytes;
-    }
-    if (ooo != tcb->ooo_count)
-        return "tcp: ooo_count is wrong";
+    const char *wrong = check_ooo(tcp, tcb);
+    if (wrong)
+        return wrong;
     if (tcb->state == IX_TCP_CLOSED && !(tcb->flags & (IX_TF_ON_EVENTS | IX_TF_ON_OUTPUT)) &&
         !tcb->pinned)
         return "tcp: a closed flow that nothing waits for";

@@ -18,6 +18,12 @@ static uint32_t frames_most(const struct ix_tcp *tcp)
     return tcp->net->frames->lend_max / 2;
 }
 
+/* ... and out of order: a quarter. */
+static uint32_t ooo_frames_most(const struct ix_tcp *tcp)
+{
+    return IX_MIN(tcp->net->frames->lend_max / 4, (uint32_t)UINT16_MAX);
+}
+
 /* What the connection could take now, from rcv_nxt on. */
 static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
@@ -71,45 +77,90 @@ bool ix_tcp_window_update_due(const struct ix_tcp *tcp, const struct ix_tcb *tcb
 
 /* ---- reassembly --------------------------------------------------------- */
 
-static void unlink_free(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t *link)
+/* Frames that continue one another are a run. `handle` of its first frame is its last one, as a
+ * frame that waits has no holder: so a walk takes a step for each hole, not for each frame. */
+static uint32_t run_end(const struct ix_tcp *tcp, uint32_t first)
+{
+    const struct ix_frame *last = meta_of(tcp, (uint32_t)meta_of(tcp, first)->handle);
+    return last->seq + last->bytes;
+}
+
+static uint32_t *after_run(const struct ix_tcp *tcp, uint32_t first)
+{
+    return &meta_of(tcp, (uint32_t)meta_of(tcp, first)->handle)->next;
+}
+
+/* Takes the first frame out of its queue. */
+static uint32_t ooo_take(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t *link)
 {
     uint32_t frame = *link;
     *link = meta_of(tcp, frame)->next;
-    ix_frame_free(tcp->net->frames, frame);
     tcb->ooo_count--;
+    return frame;
 }
 
-/* Puts a frame (seq, offset, bytes set) into the queue; overlaps are cut off the new one, and what
- * it covers wholly goes. Returns false if nothing of it is new. */
+static void free_run(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t *link)
+{
+    uint32_t last = (uint32_t)meta_of(tcp, *link)->handle, frame;
+    do {
+        frame = ooo_take(tcp, tcb, link);
+        ix_frame_free(tcp->net->frames, frame);
+    } while (frame != last);
+    tcb->ooo_runs--;
+}
+
+static void cut_head(struct ix_frame *meta, uint32_t cut)
+{
+    meta->seq += cut;
+    meta->offset = (uint16_t)(meta->offset + cut);
+    meta->bytes = (uint16_t)(meta->bytes - cut);
+}
+
+/* Links a frame in at *link; `before` is the run that it continues, or IX_NONE. */
+static void ooo_link(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, uint32_t *link,
+                     uint32_t before)
+{
+    struct ix_frame *new = meta_of(tcp, frame);
+    uint32_t after = *link, last = frame;
+    tcb->ooo_runs++;
+    if (after != IX_NONE && meta_of(tcp, after)->seq == new->seq + new->bytes) {
+        last = (uint32_t)meta_of(tcp, after)->handle;
+        tcb->ooo_runs--;
+    }
+    new->next = after;
+    *link = frame;
+    tcb->ooo_count++;
+    if (before != IX_NONE)
+        tcb->ooo_runs--;
+    meta_of(tcp, before != IX_NONE ? before : frame)->handle = last;
+}
+
+/* Puts a frame (seq, offset, bytes set) into the queue; overlaps are cut off the new one, and runs
+ * that it covers wholly go. Returns false if nothing of it is new. */
 static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 {
     struct ix_frame *new = meta_of(tcp, frame);
-    uint32_t *link = &tcb->ooo_head;
+    uint32_t *link = &tcb->ooo_head, before = IX_NONE, end = new->seq + new->bytes;
     while (*link != IX_NONE) {
-        struct ix_frame *old = meta_of(tcp, *link);
-        uint32_t old_end = old->seq + old->bytes, new_end = new->seq + new->bytes;
-        if (ix_seq_leq(new_end, old->seq))
+        uint32_t run = *link, start = meta_of(tcp, run)->seq, stop = run_end(tcp, run);
+        if (ix_seq_leq(end, start))
             break;
-        if (ix_seq_leq(old_end, new->seq)) {
-            link = &old->next;
-        } else if (ix_seq_leq(old->seq, new->seq) && ix_seq_geq(old_end, new_end)) {
+        if (ix_seq_lt(stop, new->seq)) {
+            link = after_run(tcp, run);
+        } else if (ix_seq_leq(start, new->seq) && ix_seq_geq(stop, end)) {
             return false;
-        } else if (ix_seq_leq(new->seq, old->seq) && ix_seq_geq(new_end, old_end)) {
-            unlink_free(tcp, tcb, link);
-        } else if (ix_seq_lt(new->seq, old->seq)) { /* its tail is there already */
-            new->bytes = (uint16_t)(old->seq - new->seq);
+        } else if (ix_seq_leq(new->seq, start) && ix_seq_geq(end, stop)) {
+            free_run(tcp, tcb, link);
+        } else if (ix_seq_lt(new->seq, start)) { /* its tail is there already */
+            new->bytes = (uint16_t)(start - new->seq);
             break;
-        } else { /* its head is there already */
-            uint32_t cut = old_end - new->seq;
-            new->seq += cut;
-            new->offset = (uint16_t)(new->offset + cut);
-            new->bytes = (uint16_t)(new->bytes - cut);
-            link = &old->next;
+        } else { /* its head is there already, or it begins where the run stops */
+            cut_head(new, stop - new->seq);
+            before = run;
+            link = after_run(tcp, run);
         }
     }
-    new->next = *link;
-    *link = frame;
-    tcb->ooo_count++;
+    ooo_link(tcp, tcb, frame, link, before);
     return true;
 }
 
@@ -118,12 +169,8 @@ uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
 {
     uint32_t count = 0;
     struct ix_tcp_sack run;
-    for (uint32_t i = tcb->ooo_head; i != IX_NONE;) {
-        const struct ix_frame *meta = meta_of(tcp, i);
-        run = (struct ix_tcp_sack){meta->seq, meta->seq + meta->bytes};
-        for (i = meta->next; i != IX_NONE && meta_of(tcp, i)->seq == run.end;
-             i = meta_of(tcp, i)->next)
-            run.end += meta_of(tcp, i)->bytes;
+    for (uint32_t i = tcb->ooo_head; i != IX_NONE; i = *after_run(tcp, i)) {
+        run = (struct ix_tcp_sack){meta_of(tcp, i)->seq, run_end(tcp, i)};
         bool latest =
             ix_seq_leq(run.start, tcb->ooo_last_seq) && ix_seq_lt(tcb->ooo_last_seq, run.end);
         if (latest) { /* the block of the latest arrival comes first (RFC 2018 section 4) */
@@ -156,25 +203,24 @@ static void accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
     ix_tcp_want_event(tcp, tcb, 0);
 }
 
-/* Moves what has become contiguous out of the reassembly queue. */
+/* Moves what has become contiguous out of the reassembly queue: whole runs. */
 static void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    while (tcb->ooo_head != IX_NONE) {
-        uint32_t frame = tcb->ooo_head;
-        struct ix_frame *meta = meta_of(tcp, frame);
-        if (ix_seq_gt(meta->seq, tcb->rcv_nxt))
-            return;
-        uint32_t cut = tcb->rcv_nxt - meta->seq;
-        if (cut >= meta->bytes) {
-            unlink_free(tcp, tcb, &tcb->ooo_head);
-            continue;
-        }
-        meta->seq += cut;
-        meta->offset = (uint16_t)(meta->offset + cut);
-        meta->bytes = (uint16_t)(meta->bytes - cut);
-        tcb->ooo_head = meta->next;
-        tcb->ooo_count--;
-        accept_frame(tcp, tcb, frame);
+    while (tcb->ooo_head != IX_NONE && ix_seq_leq(meta_of(tcp, tcb->ooo_head)->seq, tcb->rcv_nxt)) {
+        uint32_t last = (uint32_t)meta_of(tcp, tcb->ooo_head)->handle, frame;
+        tcb->ooo_runs--;
+        do {
+            frame = ooo_take(tcp, tcb, &tcb->ooo_head);
+            struct ix_frame *meta = meta_of(tcp, frame);
+            uint32_t cut = tcb->rcv_nxt - meta->seq;
+            meta->handle = 0;
+            if (cut < meta->bytes) {
+                cut_head(meta, cut);
+                accept_frame(tcp, tcb, frame);
+            } else {
+                ix_frame_free(tcp->net->frames, frame);
+            }
+        } while (frame != last);
     }
 }
 
@@ -216,7 +262,7 @@ void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t st
 static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, bool *kept)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
-    if (tcb->ooo_count >= IX_OOO_FRAMES_MAX) {
+    if (tcb->ooo_runs >= IX_OOO_RUNS_MAX || tcb->ooo_count >= ooo_frames_most(tcp)) {
         tcp->counters->drop_tcp_ooo_limit++;
     } else if (ooo_insert(tcp, tcb, frame)) {
         *kept = true;
@@ -334,7 +380,7 @@ enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_pa
 void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     while (tcb->ooo_head != IX_NONE)
-        unlink_free(tcp, tcb, &tcb->ooo_head);
+        free_run(tcp, tcb, &tcb->ooo_head);
     while (tcb->wait_head != IX_NONE) {
         uint32_t frame = tcb->wait_head;
         tcb->wait_head = meta_of(tcp, frame)->next;

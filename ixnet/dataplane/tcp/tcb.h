@@ -286,6 +286,7 @@ struct ix_tcb {
     uint8_t soft_error;    /* what ICMP last said, an errno; 0 nothing */
     uint16_t rec_count;    /* records in the list from rec_head on */
     uint16_t min_rtt_s;    /* when min_rtt_us was measured, s */
+    uint16_t ooo_runs;     /* of the frames from ooo_head on */
     uint32_t srtt_us, rttvar_us, rto_us; /* RFC 6298; srtt_us 0: no sample yet */
     uint32_t min_rtt_us;   /* RACK.min_RTT; 0: none */
     uint32_t sacked_bytes, lost_bytes; /* of the records in these states */
