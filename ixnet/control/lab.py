@@ -52,6 +52,7 @@ from ixnet.control.namespaces import (
 LOCK_PATH = Path("/run/lock/ixnet-lab.lock")
 MARK_PREFIX = "ixnet-lab "
 
+_THREAD_PATIENCE_S = 10.0
 _CLONE_NEWNET = 0x40000000
 _IFA_F_NODAD = 0x02
 _NUD_PERMANENT = 0x80
@@ -208,19 +209,24 @@ def _iproute(name: str) -> Iterator[IPRoute]:
 def _run_in_thread(work: Callable[[], None]) -> None:
     """Runs work in a thread of its own, so that a namespace change ends with it."""
     failures: list[BaseException] = []
+    done = threading.Event()
 
     def guarded() -> None:
         try:
             work()
         except BaseException as error:  # handed to the caller's thread
             failures.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=guarded, name="ixnet-lab")
-    thread.start()
     try:
+        thread.start()
         thread.join()
-    except BaseException:  # a signal: nothing is to go on behind the back of the cleaning up
-        thread.join()
+    except BaseException:
+        # A signal, perhaps before start() knew that the thread runs: nothing is to go on behind the
+        # back of the cleaning up.
+        done.wait(_THREAD_PATIENCE_S)
         raise
     if failures:
         raise failures[0]

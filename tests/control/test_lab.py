@@ -448,3 +448,28 @@ def xdp_pass_fd() -> int:
     fd = int(libc.syscall(bpf_syscall, prog_load, buffer, len(attributes)))
     assert fd >= 0, os.strerror(ctypes.get_errno())
     return fd
+
+
+def test_signal_while_a_thread_starts_leaves_nothing_going_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(threading.Thread):
+        """Its start() is cut short as by a signal's handler, while it runs already."""
+
+        def start(self) -> None:
+            super().start()
+            raise KeyboardInterrupt
+
+    release, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        release.wait(10)
+        done.set()
+
+    timer = threading.Timer(0.2, release.set)
+    timer.start()
+    monkeypatch.setattr(lab.threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab._run_in_thread(work)
+    assert done.is_set()
+    timer.join()
