@@ -172,10 +172,10 @@ def explain(different: list[str], bare: Report, sandboxed: Report) -> str:
 def test_cpython_starts_in_ring_3_in_at_most_three_times(
     tmp_path: Path, note: Callable[[str], None]
 ) -> None:
-    """The least of a few, all in turn, as a busy machine only adds. What dune-sandbox itself takes (the self-test, the VM) is that
-    of /bin/true and taken off: it is the same for every program. A first start, which compiles what
-    it imports: one from bytecode is little but calls for Linux, and an exit here, emulated, costs a
-    hundred times what it does on a CPU."""
+    """The least of a few, all in turn, as a busy machine only adds. What dune-sandbox itself takes
+    (the self-test, the VM) is that of /bin/true and taken off: it is the same for every program. A
+    first start, which compiles what it imports: one from bytecode is little but calls for Linux,
+    and an exit here, emulated, costs a hundred times what it does on a CPU."""
     python, true = [PYTHON, "-B", "-X", "pycache_prefix=/nowhere", "-c", "pass"], ["/bin/true"]
     seconds: dict[str, list[float]] = {}
     for _ in range(STARTS):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -19,24 +20,29 @@ HELLO = b"hello"
 LENGTHS = (1400, 1453, 1473, 2944, 4000, 9000, 30_000, 65_487)
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(lab_config(queues=2)) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def service(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """On the kernel's addresses and on its own."""
-    own = ["--own-address", f"{OWN4}/24", "--own-address", f"{OWN6}/64"]
-    place = tmp_path_factory.mktemp("fragments")
-    with Service(lab, place, APPS / "udp_digest.py", [str(PORT)], own) as running:
+@contextmanager
+def digests(place: Path, *options: str) -> Iterator[Service]:
+    """udp_digest.py on the server's end of a lab of its own."""
+    with (
+        Lab(lab_config(queues=2)) as lab,
+        Service(lab, place, APPS / "udp_digest.py", [str(PORT)], options) as running,
+    ):
         yield running
 
 
-@pytest.mark.parametrize("address", [OWN4, OWN6])
-def test_datagrams_in_fragments_to_an_own_address(lab: Lab, service: Service, address: str) -> None:
-    exchange(lab, service, address)
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """On addresses that only the dataplane has."""
+    options = ["--own-address", f"{OWN4}/24", "--own-address", f"{OWN6}/64"]
+    with digests(tmp_path_factory.mktemp("own"), *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """On the kernel's addresses."""
+    with digests(tmp_path_factory.mktemp("shared")) as running:
+        yield running
 
 
 def answer_to(message: bytes) -> str:
@@ -55,11 +61,11 @@ def greet(sock: socket.socket) -> None:
     raise AssertionError("no datagram was answered")
 
 
-def exchange(lab: Lab, service: Service, address: str) -> None:
+def exchange(service: Service, address: str) -> None:
     """Each length twice, from several ports."""
     before = service.counters()["ip_reassembled"]
     for n in range(2):
-        with kernel_socket(lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock:
+        with kernel_socket(service.lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock:
             sock.connect((address, PORT))
             greet(sock)
             sock.settimeout(10)
@@ -74,34 +80,21 @@ def exchange(lab: Lab, service: Service, address: str) -> None:
     service.wait_quiet()
 
 
-@pytest.fixture(scope="module")
-def shared_lab() -> Iterator[Lab]:
-    with Lab(lab_config(queues=2)) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """On the kernel's addresses."""
-    place = tmp_path_factory.mktemp("shared")
-    with Service(shared_lab, place, APPS / "udp_digest.py", [str(PORT)]) as running:
-        yield running
+@pytest.mark.parametrize("address", [OWN4, OWN6])
+def test_datagrams_in_fragments_to_an_own_address(own: Service, address: str) -> None:
+    exchange(own, address)
 
 
 @pytest.mark.parametrize("address", [SHARED4, SHARED6])
-def test_datagrams_in_fragments_to_a_shared_address(
-    shared_lab: Lab, shared: Service, address: str
-) -> None:
-    exchange(shared_lab, shared, address)
+def test_datagrams_in_fragments_to_a_shared_address(shared: Service, address: str) -> None:
+    exchange(shared, address)
 
 
 @pytest.mark.parametrize("address", [SHARED4, SHARED6])
-def test_kernels_datagrams_in_fragments_stay_the_kernels(
-    shared_lab: Lab, shared: Service, address: str
-) -> None:
+def test_kernels_datagrams_in_fragments_stay_the_kernels(shared: Service, address: str) -> None:
     with (
-        kernel_socket(shared_lab.cfg.server_netns, address, socket.SOCK_DGRAM) as kernels,
-        kernel_socket(shared_lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock,
+        kernel_socket(shared.lab.cfg.server_netns, address, socket.SOCK_DGRAM) as kernels,
+        kernel_socket(shared.lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock,
     ):
         kernels.bind((address, KERNEL_PORT))
         kernels.settimeout(10)

@@ -33,7 +33,8 @@ enum ix_frame_owner {
 struct ix_frame {
     uint32_t next;       /* next in the free list, or in the queue that holds it; IX_NONE: last */
     uint32_t seq;        /* RX: sequence number of the payload's first byte */
-    uint64_t handle;     /* APP: whom it was lent to, who alone can give it back; 0: arena, idle */
+    uint64_t handle;     /* APP: whom it was lent to, who alone can give it back; 0: arena, idle.
+                          * RX, out of order: the last frame of its run (tcp/recv.c) */
     uint16_t offset;     /* where the payload begins, bytes from the frame's start */
     uint16_t bytes;      /* payload length */
     uint16_t lent_bytes; /* APP: not yet given back by RECV_DONE; 0 when not lent */
