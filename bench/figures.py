@@ -56,7 +56,8 @@ from ixnet.control.lab import Lab, LabConfig, LabError, lab_down
 
 PORT = 7000
 MEMCACHED_PORT = 11211
-OBJECTIVE = Objective("p99", 500.0)
+# Of the median slice of 20 ms: this machine may be virtual, and its pauses are not the server's.
+OBJECTIVE = Objective("p99", 500.0, by_slices=True)
 # Of a connection's life with a reset at its end: SYN, SYN-ACK, request, reply, RST.
 CONNECTION_FRAMES = 5
 MARKS = ("<!-- figures:begin -->", "<!-- figures:end -->")
@@ -198,7 +199,7 @@ def memcached_slo(setting: Setting) -> list[Figure]:
 
     entries = alternate(setting, "memcached", MEMCACHED_PORT, memcached_servers(), measure)
     debian, ours = (entry["highest_rate"]["median"] for entry in entries)
-    title = "memcached, ETC: highest load at a p99 of 500 us"
+    title = "memcached, ETC: highest load at a p99 of 500 us (median slice of 20 ms)"
     return [Figure("memcached", title, "/s", 3.6, ours, debian, "memcached -t 1", entries=entries)]
 
 

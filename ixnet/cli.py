@@ -289,8 +289,13 @@ def run(
         int, typer.Option(metavar="B", help="Most frames a cycle takes, 1 to 256.")
     ] = 64,
     frames: Annotated[
-        int, typer.Option(metavar="N", help="UMEM frames a queue; half as many more to send from.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="UMEM frames a queue (32,768, or what a sixteenth of the memory allows); half as "
+            "many more to send from.",
+        ),
+    ] = None,
     huge_pages: Annotated[
         str, typer.Option(metavar="WHICH", help="Huge pages: auto, yes, no.")
     ] = "auto",

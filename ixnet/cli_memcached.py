@@ -83,7 +83,9 @@ def memcached(
     spin_us: Annotated[
         int | None, typer.Option(metavar="US", help="Idle time before sleeping.")
     ] = None,
-    frames: Annotated[int, typer.Option(metavar="N", help="UMEM frames a queue.")] = 8192,
+    frames: Annotated[
+        int | None, typer.Option(metavar="N", help="UMEM frames a queue (by the memory there is).")
+    ] = None,
     placement: Annotated[
         str, typer.Option(metavar="WHERE", help="Where the dataplane runs: inline, dune.")
     ] = "inline",

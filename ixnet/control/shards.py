@@ -6,6 +6,7 @@ started again is a new one in the same memory, zeroed, with a new socket on its 
 
 from __future__ import annotations
 
+import os
 import secrets
 import select
 from collections import deque
@@ -16,7 +17,15 @@ from typing import Any
 
 from ixnet._core import ffi, lib
 from ixnet.congestion import CONGESTION, ECN
-from ixnet.control.config import FILL_FRAMES, RING_ENTRIES, SYN_COOKIES, RunConfig
+from ixnet.control.config import (
+    FILL_FRAMES,
+    FRAMES_DEFAULT,
+    FRAMES_DEFAULT_LEAST,
+    FRAMES_DEFAULT_SHARE,
+    RING_ENTRIES,
+    SYN_COOKIES,
+    RunConfig,
+)
 from ixnet.control.errors import IxError, from_errno
 from ixnet.control.guest import FRAMES_UNIT, GuestShard, PlacedRegion, PlacedUmem, ShardSize
 from ixnet.control.nic import Nic
@@ -42,6 +51,14 @@ class ShardPlan:
     stats_path: Path
 
 
+def default_frames(queues: int, frame_shift: int) -> int:
+    """UMEM frames of a queue where nobody says how many: FRAMES_DEFAULT, fewer where they and half
+    as many to send from would be more than a sixteenth of the machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = memory // FRAMES_DEFAULT_SHARE // queues * 2 // 3 >> frame_shift
+    return max(FRAMES_DEFAULT_LEAST, min(FRAMES_DEFAULT, most))
+
+
 def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:
     """A `struct ix_config *` for one shard, with fresh secrets."""
     c = ffi.new("struct ix_config *")
@@ -50,10 +67,11 @@ def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:
         c.secret[i] = secrets.randbits(64)
     c.shard_id, c.shard_count, c.queue = plan.shard_id, plan.shard_count, plan.queue
     c.max_flows, c.batch = config.max_flows, config.batch
-    c.pool_frames, c.arena_frames = config.frames, config.frames // 2
+    frames = config.frames or default_frames(plan.shard_count, plan.frame_shift)
+    c.pool_frames, c.arena_frames = frames, frames // 2
     if config.placement == "dune":  # so that the arena begins at a huge page
-        c.pool_frames = -(-config.frames // FRAMES_UNIT) * FRAMES_UNIT
-    c.fill_target = min(config.frames // 2, FILL_FRAMES)
+        c.pool_frames = -(-frames // FRAMES_UNIT) * FRAMES_UNIT
+    c.fill_target = min(frames // 2, FILL_FRAMES)
     c.mtu = nic.mtu
     c.mac = nic.mac
     c.port_lo, c.port_hi = plan.ports

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ixnet.bench import session
 from ixnet.bench.client import load_file
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
@@ -319,6 +320,32 @@ def test_interrupted_it_still_reports(start_kecho: Kecho, load: Loader) -> None:
     assert status == 1
     assert report["first_error"] == "interrupted"
     assert report["completed"] > 0
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_only_the_next_number_is_a_command(
+    start_kecho: Kecho, load: Loader, tmp_path: Path
+) -> None:
+    """Python writes a number byte by byte, over zeroes."""
+    start_kecho()
+    page = session.ControlPage(tmp_path / "control", 1)
+    client = load.start("echo", "--control", str(page.path))
+    wait_until(lambda: page.worker(0).ready)
+    page._number = 8
+    page.command(session._QUIT)
+    page._number = 0
+    page.command(session._OPEN, connections=1)
+    wait_until(lambda: page.worker(0).done == 1)
+    assert page.worker(0).open == 1
+    page.command(session._QUIT)
+    assert client.wait(10) == 0
+    page.close()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def worker_report(completed: int, **changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
         "mode": "echo", "target": "10.0.0.1:7", "connections": 4, "open": 4, "opened": 4,
         "message_bytes": 64, "seconds": 2.0, "cpu_seconds": 1.0, "completed": completed,
-        "per_second": completed / 2, "late": 0, "histogram": [[bucket(5000), completed]],
+        "per_second": completed / 2, "late": 0, "histogram": [[bucket(5000), completed]], "slice_p99_us": [7, 9],
         "bytes": 64 * completed, "verified_bytes": 64 * completed, "port_waits": 0,
         "errors": {"refused": 0, "reset": 0}, "ok": True, "first_error": None,
     }  # fmt: skip
@@ -86,6 +86,7 @@ def test_reports_of_workers_add_up() -> None:
     assert made["latency"]["count"] == 150
     assert made["bytes_per_second"] == 64 * 150 / 2
     assert made["client_cpu"] == [0.5, 0.5]
+    assert made["slice_p99_us"] == 8
     assert made["errors"] == {"refused": 0, "reset": 2}
     assert (made["ok"], made["first_error"]) == (False, "it broke")
 
@@ -161,6 +162,16 @@ def test_search_looks_below_what_was_a_fluke() -> None:
 
     found = search.highest_load(lucky, search.Objective("p99", 500), 95_000)
     assert 0 < found.rate <= server.holds_up_to(500)
+
+
+def test_objective_by_slices_is_that_of_the_median_one() -> None:
+    objective = search.Objective("p99", 500, by_slices=True)
+    paused = Server(1e5).measure(1000)
+    paused["latency"]["us"]["p99"] = 4000.0
+    assert objective.held_by(paused | {"slice_p99_us": 90})
+    assert not objective.held_by(paused | {"slice_p99_us": 501})
+    assert not objective.held_by(paused | {"slice_p99_us": None})
+    assert not search.Objective("p99", 500).held_by(paused | {"slice_p99_us": 90})
 
 
 def test_errors_and_late_requests_break_an_objective() -> None:

@@ -333,11 +333,24 @@ void load_issue(struct load *l)
         issue_group(l, &l->groups[i]);
 }
 
+static void record_slice(struct group *g, uint64_t now_ns, uint64_t took_ns)
+{
+    if (now_ns >= g->slice_to_ns) {
+        if (g->slice.count && g->slices < SLICES_MAX)
+            g->slice_p99_us[g->slices++] = (uint32_t)(histogram_quantile_ns(&g->slice, 0.99) / 1e3);
+        histogram_reset_used(&g->slice);
+        g->slice_to_ns = now_ns + SLICE_NS;
+    }
+    histogram_add(&g->slice, took_ns);
+}
+
 static void record(struct load *l, struct group *g, const struct request *r)
 {
     bool counts = g->rate > 0 ? r->due_ns >= l->from_ns && r->due_ns < l->to_ns : l->measuring;
-    if (counts)
+    if (counts) {
         histogram_add(&g->latency, l->now_ns - r->due_ns);
+        record_slice(g, l->now_ns, l->now_ns - r->due_ns);
+    }
     if (l->measuring)
         g->completed++;
 }

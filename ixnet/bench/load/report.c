@@ -24,6 +24,10 @@ static void print_group(const struct group *g, double elapsed_s, FILE *out)
     histogram_print_us(&g->latency, out);
     fputs(", \"histogram\": ", out);
     histogram_print_buckets(&g->latency, out);
+    fputs(", \"slice_p99_us\": [", out);
+    for (uint32_t i = 0; i < g->slices; i++)
+        fprintf(out, "%s%u", i ? ", " : "", g->slice_p99_us[i]);
+    fputs("]", out);
 }
 
 void load_report(const struct load *l, FILE *out)

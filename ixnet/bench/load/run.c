@@ -57,6 +57,9 @@ static void begin_measuring(struct load *l)
 {
     for (int i = 0; i < GROUPS; i++) {
         histogram_reset(&l->groups[i].latency);
+        histogram_reset_used(&l->groups[i].slice);
+        l->groups[i].slice_to_ns = l->now_ns + SLICE_NS;
+        l->groups[i].slices = 0;
         l->groups[i].completed = 0;
     }
     memcached_reset_counts(l);
@@ -243,7 +246,8 @@ static void serve(struct load *l, struct control *page)
     __atomic_store_n(&l->self->ready, 1, __ATOMIC_RELEASE);
     while (!l->over) {
         uint64_t number = __atomic_load_n(&page->number, __ATOMIC_ACQUIRE);
-        if (number == done) {
+        /* Python writes the number byte by byte, over zeroes: only the next one is a command. */
+        if (number != done + 1) {
             l->now_ns = clock_ns();
             load_turn(l, l->now_ns + 1000000);
             continue;
