@@ -23,9 +23,9 @@ MSS_MIN = 88
 PLACEMENTS = ("inline", "dune")
 KICKS = ("exit", "thread")
 
-# Frames of a queue. A reply keeps one until the peer acknowledges it, and a peer that has nothing to
-# say delays that by 40 ms: at 400,000 replies a second that is 16,000 frames. Not more than this
-# part of the machine's memory by itself, for all queues together.
+# Frames of a queue. A reply keeps one until the peer acknowledges it, and a peer that has nothing
+# to say delays that by 40 ms: at 400,000 replies a second that is 16,000 frames. Not more than
+# this part of the machine's memory by itself, for all queues together.
 FRAMES_DEFAULT = 32_768
 FRAMES_DEFAULT_LEAST = 8192
 FRAMES_DEFAULT_SHARE = 16
@@ -62,9 +62,10 @@ class RunConfig:
     queues: how many, None all. workers: how many run them, None a worker a queue. cores: one a
     worker, in turn; None chooses. spin_us: idle time before a worker sleeps, us; None: never if
     busy_poll, else by how many workers share a core. frames: UMEM frames of a queue's dataplane;
-    its send arena has half as many on top; None: by the machine's memory (default_frames()). own_addresses: those that only the dataplane has, one of
-    each family at most. ports: the first and last of the outgoing ones. congestion: of connections
-    that say no other; ecn: accept, request or off. pacing: of connections that say nothing else.
+    its send arena has half as many on top; None: by the machine's memory (default_frames()).
+    own_addresses: those that only the dataplane has, one of each family at most. ports: the first
+    and last of the outgoing ones. congestion: of connections that say no other; ecn: accept,
+    request or off. pacing: of connections that say nothing else.
     syn_cookies: full, never or always; mss_max: bytes, None no limit. kick: who makes the system
     calls that push the NIC along in the dune placement: exit, the guest itself, or thread, one of
     the control process; None: exit. privileges: of the workers. pcap: where frames are recorded;

@@ -71,7 +71,8 @@ def worker_report(completed: int, **changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
         "mode": "echo", "target": "10.0.0.1:7", "connections": 4, "open": 4, "opened": 4,
         "message_bytes": 64, "seconds": 2.0, "cpu_seconds": 1.0, "completed": completed,
-        "per_second": completed / 2, "late": 0, "histogram": [[bucket(5000), completed]], "slice_p99_us": [7, 9],
+        "per_second": completed / 2, "late": 0,
+        "histogram": [[bucket(5000), completed]], "slice_p99_us": [7, 9],
         "bytes": 64 * completed, "verified_bytes": 64 * completed, "port_waits": 0,
         "errors": {"refused": 0, "reset": 0}, "ok": True, "first_error": None,
     }  # fmt: skip
