@@ -111,11 +111,12 @@ class Exchange:
                 out.append(packet[TCP])
 
     def _is_ours(self, packet: Any) -> bool:
-        """Of this connection, and not a FIN once more because the machine was slow."""
+        """Of this connection, and not a SYN or FIN once more because the machine was slow."""
         if TCP not in packet or packet[TCP].dport != self.peer_port:
             return False
-        old = signed(int(packet[TCP].seq) - self.ack) < 0
-        return not (self.stack.real_time and packet[TCP].flags & 1 and old)
+        flags = packet[TCP].flags
+        old = self.ack and signed(int(packet[TCP].seq) - self.ack) < 0
+        return not (self.stack.real_time and old and (flags & 1 or flags & 0x12 == 2))
 
     def of(self, raw: bytes) -> Any:
         """The segment in a packet, if it is of this connection."""
