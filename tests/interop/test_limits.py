@@ -168,10 +168,11 @@ def test_flow_table_full_of_time_wait_gives_the_oldest_up(narrow: Lab, tmp_path:
 # ---- frames --------------------------------------------------------------------------------------
 
 
-def test_application_holds_every_frame_others_wait_and_recover(narrow: Lab, tmp_path: Path) -> None:
-    """Small messages, a frame each: the pool is empty long before the window is. The reserve still
-    lets connections be opened and acknowledged; data waits at the peers until the application gives
-    frames back."""
+def test_application_holds_what_some_send_and_others_are_served(
+    narrow: Lab, tmp_path: Path
+) -> None:
+    """Small messages, a frame each: the pool would be empty long before the windows are. Those who
+    have as many frames as are left wait at the peers until the application gives some back."""
     with (
         Service(narrow, tmp_path, options=["--frames", "1024"]) as service,
         ExitStack() as stack,
@@ -192,11 +193,11 @@ def test_application_holds_every_frame_others_wait_and_recover(narrow: Lab, tmp_
 
         until("frames to run out", push)
         counters = service.counters()
-        assert counters["frames_app"] >= 512
+        assert 400 <= counters["frames_app"] < 512
         with connect(narrow, "echo") as late:
-            late.sendall(b"still waiting")
-            (tmp_path / "enough").touch()
-            assert receive(late, 13) == b"still waiting"
+            late.sendall(b"not waiting")
+            assert receive(late, 11) == b"not waiting"
+        (tmp_path / "enough").touch()
         for i, sock in enumerate(holders):
             flow = Flow(sock, bytes([i]) * 100_000)
             pump([flow])

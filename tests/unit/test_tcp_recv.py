@@ -116,7 +116,7 @@ def test_connections_with_holes_leave_frames_for_what_fills_them() -> None:
         for peer in peers:
             put_stream(peer, 2 * i + 1, 2 * i + 2)
         stack.poll()
-    assert stack.counter("drop_tcp_lend_limit") > 0
+    assert stack.counter("drop_tcp_ooo_limit") > 0
     assert stack.stats.frames_rx <= stack.shard.frames.lend_max // 2 + 1
     stack.sent.clear()
     for peer in peers:
@@ -280,6 +280,31 @@ def test_lend_limit_drops_and_goes_on_after_recv_done() -> None:
     assert stack.received() == stream(0, lent)
     send_stream(peer, lent, lent + 100)
     assert stack.received() == stream(lent, 100)
+
+
+@pytest.mark.parametrize("hole", [0, 1])
+def test_peers_whose_bytes_nobody_takes_leave_a_part_for_the_others(hole: int) -> None:
+    """Byte by byte, each in a frame of its own: to an application that takes none of them, and
+    behind a hole."""
+    stack = Stack(listen=80)
+    greedy = [Peer(stack, sport=50000 + i, sack_ok=True) for i in range(6)]
+    for peer in greedy:
+        peer.connect()
+    for i in range(300):
+        for peer in greedy:
+            put_stream(peer, (1 + hole) * i + hole, (1 + hole) * i + hole + 1)
+        stack.poll()
+    frames = stack.shard.frames
+    most = frames.lend_max // (1 + hole)
+    held = frames.count[lib.IX_FRAME_APP] + frames.count[lib.IX_FRAME_RX]
+    assert most // 7 * 6 - 6 <= held <= most // 7 * 6 + 6
+    stack.sent.clear()
+    stack.events.clear()
+    modest = Peer(stack, sport=51000)
+    modest.connect()
+    for i in range(0, 3000, 100):
+        send_stream(modest, i, i + 100)
+    assert stack.tcb(modest.handle).rcv_nxt == (modest.iss + 1 + 3000) % 2**32
 
 
 # ---- SACK blocks ----------------------------------------------------------------------

@@ -11,17 +11,16 @@ static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
 
 /* ---- window ------------------------------------------------------------- */
 
-/* Frames that one connection may hold in order: half of what can be lent. A window counts bytes,
- * and a peer that sends them one by one would take a frame for each. */
-static uint32_t frames_most(const struct ix_tcp *tcp)
+/* Of `most` frames that may be lent or kept those that are not. A connection is refused another one
+ * when it holds as many as are left (the dynamic threshold of Choudhury and Hahne, INFOCOM '96):
+ * alone it can have half of them, n greedy ones leave one part of n + 1 to all others. A window
+ * doesn't see to that: it counts bytes, and a peer that sends them one by one and reads no answer
+ * has a frame kept for each. */
+static uint32_t frames_left(const struct ix_tcp *tcp, uint32_t most)
 {
-    return tcp->net->frames->lend_max / 2;
-}
-
-/* ... and out of order: a quarter. */
-static uint32_t ooo_frames_most(const struct ix_tcp *tcp)
-{
-    return IX_MIN(tcp->net->frames->lend_max / 4, (uint32_t)UINT16_MAX);
+    const uint32_t *count = tcp->net->frames->count;
+    uint32_t held = count[IX_FRAME_APP] + count[IX_FRAME_RX];
+    return most > held ? most - held : 0;
 }
 
 /* What the connection could take now, from rcv_nxt on. */
@@ -29,15 +28,14 @@ static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     const struct ix_frames *frames = tcp->net->frames;
     uint32_t space = tcb->rcvbuf_bytes > tcb->lent_bytes ? tcb->rcvbuf_bytes - tcb->lent_bytes : 0;
-    uint32_t most = frames_most(tcp);
-    uint32_t frames_left = most > tcb->held_frames ? most - tcb->held_frames : 0;
-    if (IX_UNLIKELY(frames_left < space / ix_tcb_mss(tcb)))
-        space = frames_left * ix_tcb_mss(tcb);
+    uint32_t left = frames_left(tcp, frames->lend_max);
+    /* Each that it takes is one more that it holds and one less that is left. */
+    uint32_t own = left > tcb->held_frames ? (left - tcb->held_frames + 1) / 2 : 0;
+    if (IX_UNLIKELY(own < space / ix_tcb_mss(tcb)))
+        space = own * ix_tcb_mss(tcb);
     /* Few frames left: promise no more than one flow's fair part of them. */
-    uint32_t held = frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX];
-    uint32_t left = frames->lend_max > held ? frames->lend_max - held : 0;
     if (IX_UNLIKELY(left < frames->pool_frames / 4))
-        space = IX_MIN(space, left / 4 * ix_tcb_mss(tcb));
+        space = IX_MIN(space, (left + 3) / 4 * ix_tcb_mss(tcb));
     return space;
 }
 
@@ -262,7 +260,7 @@ void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t st
 static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, bool *kept)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
-    if (tcb->ooo_runs >= IX_OOO_RUNS_MAX || tcb->ooo_count >= ooo_frames_most(tcp)) {
+    if (tcb->ooo_runs >= IX_OOO_RUNS_MAX || tcb->ooo_count == UINT16_MAX) {
         tcp->counters->drop_tcp_ooo_limit++;
     } else if (ooo_insert(tcp, tcb, frame)) {
         *kept = true;
@@ -320,11 +318,10 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     bool in_order = seq == tcb->rcv_nxt;
     /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
      * or a few connections with holes could take all, and nothing that fills one could come in. */
-    uint32_t most = in_order ? frames->lend_max : frames->lend_max / 2;
-    if (frames->count[IX_FRAME_APP] + frames->count[IX_FRAME_RX] > most ||
-        (in_order && tcb->held_frames >= frames_most(tcp))) {
+    uint32_t left = frames_left(tcp, in_order ? frames->lend_max : frames->lend_max / 2);
+    if ((in_order ? tcb->held_frames : tcb->ooo_count) >= left) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
-        tcp->counters->drop_tcp_lend_limit++;
+        (*(in_order ? &tcp->counters->drop_tcp_lend_limit : &tcp->counters->drop_tcp_ooo_limit))++;
         if (!in_order)
             ix_tcp_ack_now(tcp, tcb);
         return IX_VERDICT_DROP;
