@@ -82,6 +82,23 @@ def test_lost_retransmission_is_found_and_sent_once_more() -> None:
     assert stack.counters("tcp_lost_rexmits", "tcp_rto") == [1, 0]
 
 
+def test_after_an_hour_of_silence_what_is_in_flight_is_not_lost() -> None:
+    # Transmissions are compared on a clock that goes round in 71 minutes: what arrived before the
+    # silence would seem to have been sent after all that is out now.
+    stack, peer, handle = far()
+    stack.stream(handle, 0, MSS)
+    peer.take_all()
+    stack.poll(ms=RTT_MS)
+    sack(peer, 1)
+    stack.poll(ms=40 * 60 * 1000)
+    stack.stream(handle, MSS, 10 * MSS)
+    assert len(peer.take_all()) == 10
+    stack.poll(ms=RTT_MS)
+    sack(peer, 1, (2, 5))
+    assert numbers(peer) == [1]
+    assert stack.tcb(handle).lost_bytes == 0
+
+
 def test_blocks_of_one_ack_are_no_reordering() -> None:
     stack, peer, _handle = flying()
     sack(peer, 2, (7, 8), (3, 5))

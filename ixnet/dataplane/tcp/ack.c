@@ -105,6 +105,7 @@ static void follow_up(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ac
         ix_wheel_cancel(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)); /* RFC 6298 (5.2) */
         ix_rec_drop(tcp, tcb);
         ix_tlp_end(tcb);
+        ix_rack_idle(tcb);
     } else if (a->acked || reorder_us || (a->sack_news && tcb->rtx_kind != IX_RTX_TIMEOUT)) {
         ix_tcp_arm_after_ack(tcp, tcb, reorder_us); /* (5.3) */
     }

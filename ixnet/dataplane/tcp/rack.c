@@ -73,6 +73,13 @@ void ix_rack_dsack(struct ix_tcb *tcb)
     }
 }
 
+void ix_rack_idle(struct ix_tcb *tcb)
+{
+    /* Whatever leaves from now on was sent later than what has arrived. Kept, it would be compared
+     * on a clock that goes round in 71 minutes, and after half of them seem to be the later one. */
+    tcb->rack &= (uint8_t)~IX_RACK_VALID;
+}
+
 void ix_rack_recovered(struct ix_tcb *tcb)
 {
     if (tcb->reo_persist && --tcb->reo_persist == 0)
@@ -120,7 +127,9 @@ void ix_rack_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb, bool forget)
 {
     /* 6.3: the first segment, and what RACK would call lost by now. */
     uint32_t allowed_us = tcb->rack_rtt_us + reo_wnd_us(tcb), at = tcb->snd_una;
-    bool known = tcb->rack & IX_RACK_VALID && tcb->flags & IX_TF_SACK && !forget;
+    bool known = tcb->rack_rtt_us && tcb->flags & IX_TF_SACK && !forget;
+    if (!known)
+        ix_rack_idle(tcb);
     for (struct ix_tx_rec *r = ix_rec_first(tcp, tcb); r;
          at = r->end, r = ix_rec_next(tcp, tcb, r)) {
         bool lost = at == tcb->snd_una || !known || tcp->now_us - r->sent_us >= allowed_us;

@@ -185,7 +185,7 @@ struct ix_ack {
 };
 
 enum ix_rack_flag { /* ix_tcb.rack */
-    IX_RACK_VALID = 1u << 0,     /* rack_* are set */
+    IX_RACK_VALID = 1u << 0,     /* rack_sent_us and rack_end are set, and less than 35 min old */
     IX_RACK_REORDER = 1u << 1,   /* the network has reordered (RACK.reordering_seen) */
     IX_RACK_DSACK = 1u << 2,     /* a D-SACK came in the round that ends at rack_dsack_end */
     IX_RACK_TLP_DUE = 1u << 3,   /* output sends a tail loss probe */

@@ -142,6 +142,8 @@ void ix_rack_min_rtt(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t rtt_
 void ix_rack_delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
                        const struct ix_tx_rec *r, uint32_t end);
 void ix_rack_dsack(struct ix_tcb *tcb);
+/* Nothing is out any more, or all that was counts as lost. */
+void ix_rack_idle(struct ix_tcb *tcb);
 /* A recovery is over. */
 void ix_rack_recovered(struct ix_tcb *tcb);
 /* Step 5: marks what is lost. Returns after how many us more may be; 0: no more. */
