@@ -261,3 +261,10 @@ def test_time_wait_reuse_follows_rfc_6191(
     answers = peer.take_all()
     assert any("S" in answer.flags for answer in answers) == reused
     assert stack.counter("tcp_time_wait_reused") == reused
+
+
+def test_time_wait_is_not_ended_by_a_syn_that_would_open_nothing() -> None:
+    stack, peer = in_state("TIME_WAIT", ts=True)
+    peer.send("SF", seq=peer.snd_nxt + 1000, ts=(peer.ts_clock + 1, 0))
+    assert stack.counters("tcp_time_wait_reused", "drop_tcp_flags") == [0, 0]
+    assert peer.state == "TIME_WAIT"

@@ -333,7 +333,7 @@ static bool reuse_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct
                             uint32_t *end)
 {
     if (!(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
-        (hdr->flags & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST)) != IX_TCP_SYN)
+        (hdr->flags & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST | IX_TCP_FIN)) != IX_TCP_SYN)
         return false;
     bool newer = hdr->has_ts && tcb->flags & IX_TF_TS && hdr->ts_val != tcb->ts_recent
                      ? ix_seq_gt(hdr->ts_val, tcb->ts_recent)
