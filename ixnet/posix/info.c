@@ -17,7 +17,7 @@ enum { /* net/tcp.h: TCP_CA_Open and so on; what else Linux shows of its default
 uint8_t ix_sock_info(const struct ix_posix *p, const struct ix_sock *s, struct ix_conn_info *info)
 {
     static const uint8_t states[] = {7, 2, 3, 1, 4, 5, 8, 11, 9, 6};
-    memset(info, 0, sizeof *info);
+    *info = (struct ix_conn_info){.pace_rate = UINT64_MAX};
     if (s->state == IX_SOCK_LISTEN)
         return 10;
     if (!s->handle || ix_shard_conn_info(p->cfg.shard, s->handle, info))
@@ -36,16 +36,6 @@ static uint8_t options(const struct ix_conn_info *info)
                      (info->sack ? TCPI_OPT_SACK : 0) |
                      (info->snd_wscale >= 0 ? TCPI_OPT_WSCALE : 0) |
                      (info->ecn ? TCPI_OPT_ECN : 0));
-}
-
-/* Bytes a second at which it is paced at this time; UINT64_MAX: not at all. */
-static uint64_t pacing_rate(const struct ix_conn_info *info, uint64_t most)
-{
-    uint32_t percent = info->cwnd_bytes < info->ssthresh_bytes ? 200 : 120; /* tcp/pace.c */
-    if (!info->pace_max || !info->srtt_us)
-        return UINT64_MAX;
-    uint64_t rate = (uint64_t)info->cwnd_bytes * percent * 10000 / info->srtt_us;
-    return rate < most ? rate : most;
 }
 
 void ix_sock_tcp_info(const struct ix_posix *p, const struct ix_sock *s, struct tcp_info *out)
@@ -87,5 +77,5 @@ void ix_sock_tcp_info(const struct ix_posix *p, const struct ix_sock *s, struct 
         info.queued_bytes > info.unacked_bytes ? info.queued_bytes - info.unacked_bytes : 0;
     out->tcpi_rcv_space = out->tcpi_rcv_ssthresh = info.rcvbuf_bytes;
     out->tcpi_max_pacing_rate = s->opt.pacing;
-    out->tcpi_pacing_rate = pacing_rate(&info, s->opt.pacing);
+    out->tcpi_pacing_rate = info.pace_rate;
 }

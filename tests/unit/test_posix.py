@@ -384,6 +384,19 @@ def test_tcp_info_tells_state_and_sizes(stack: Stack) -> None:
     assert int.from_bytes(bytes(ffi.buffer(info)[80:84]), "little") == 10  # cwnd
 
 
+def test_tcp_info_tells_the_rate_of_the_pace(stack: Stack) -> None:
+    fd, _ = connection(stack)
+    info, size = ffi.new("uint8_t[256]"), ffi.new("socklen_t *", 256)
+
+    def rate() -> int:
+        stack.call("getsockopt", fd, socket.IPPROTO_TCP, socket.TCP_INFO, info, size)
+        return int.from_bytes(bytes(ffi.buffer(info)[104:112]), "little")
+
+    assert rate() == 2**64 - 1
+    set_option(stack, fd, socket.SOL_SOCKET, 47, 10_000)  # SO_MAX_PACING_RATE
+    assert rate() == 10_000
+
+
 # ---- epoll -------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,18 @@ def test_first_flight_leaves_at_once() -> None:
     assert len(peer.take_all()) == 10
 
 
+def test_rate_is_told() -> None:
+    stack, _peer, handle = second_flight()
+    srtt_us = stack.tcb(handle).srtt_us
+    assert stack.info(handle).pace_rate == 40 * MSS * 120 * 10_000 // srtt_us
+    stack.tcb(handle).ssthresh = 41 * MSS
+    assert stack.info(handle).pace_rate == 40 * MSS * 200 * 10_000 // srtt_us
+    assert stack.option(handle, "PACING", 50_000) == 0
+    assert stack.info(handle).pace_rate == 50_000
+    assert stack.option(handle, "PACING", 0) == 0
+    assert stack.info(handle).pace_rate == 2**64 - 1
+
+
 def test_window_is_spread_over_the_round_trip() -> None:
     stack, peer, handle = second_flight()
     stack.stream(handle, 10 * MSS, 100 * MSS)

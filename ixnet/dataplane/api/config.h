@@ -177,7 +177,8 @@ struct ix_conn_info {
     uint8_t reordering; /* 1: the network was seen to reorder */
     uint8_t retries, probes; /* of the same data; of a closed window */
     uint32_t rttvar_us, min_rtt_us, rcv_mss, path_mtu, sacked_bytes, lost_bytes, rcvbuf_bytes;
-    uint32_t pace_max;  /* bytes a second; 0: not paced */
+    uint32_t sndbuf_bytes; /* most that may be borrowed at this time */
+    uint64_t pace_rate; /* bytes a second at this time; UINT64_MAX: no limit */
     uint32_t sent_ms_ago, heard_ms_ago; /* data last sent, anything last received */
 };
 int ix_shard_conn_info(struct ix_shard *shard, uint64_t handle, struct ix_conn_info *info);

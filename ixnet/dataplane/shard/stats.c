@@ -98,7 +98,8 @@ int ix_shard_conn_info(struct ix_shard *shard, uint64_t handle, struct ix_conn_i
         .sacked_bytes = tcb->sacked_bytes,
         .lost_bytes = tcb->lost_bytes,
         .rcvbuf_bytes = tcb->rcvbuf_bytes,
-        .pace_max = tcb->pace_max,
+        .sndbuf_bytes = ix_tcp_send_limit(&shard->tcp, tcb),
+        .pace_rate = ix_pace_rate(tcb),
         .sent_ms_ago = shard->tcp.now_ms - tcb->last_tx_ms,
         .heard_ms_ago = shard->tcp.now_ms - tcb->last_rx_ms,
     };

@@ -41,6 +41,11 @@ static uint64_t bytes_in(const struct ix_tcb *tcb, uint32_t us)
     return limited(tcb) ? IX_MIN(bytes, (uint64_t)tcb->pace_max * us / 1000000) : bytes;
 }
 
+uint64_t ix_pace_rate(const struct ix_tcb *tcb)
+{
+    return tcb->flags & IX_TF_PACED ? bytes_in(tcb, 1000000) : UINT64_MAX;
+}
+
 /* What one pass may send. */
 static uint32_t quantum(const struct ix_tcb *tcb)
 {

@@ -213,6 +213,8 @@ static inline uint32_t ix_pace_of_option(uint64_t value)
 {
     return (uint32_t)IX_MIN(value, (uint64_t)IX_PACE_BY_WINDOW);
 }
+/* Bytes a second at this time; UINT64_MAX: not paced, or no round-trip time is known yet. */
+uint64_t ix_pace_rate(const struct ix_tcb *tcb);
 /* IX_TF_PACED: up to what the pipe may grow in this pass of output, cwnd at most. */
 uint32_t ix_pace_window(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
 /* The pass is over: it has sent `bytes`, with that window. more: something waits. */
