@@ -127,12 +127,6 @@ static int set_pacing(struct ix_posix *p, struct ix_sock *s, const void *value, 
     return tell(p, s, IX_OPT_PACING, s->opt.pacing == UINT64_MAX ? 0 : s->opt.pacing);
 }
 
-/* No socket borrows more than a quarter of the send arena. */
-static uint32_t sndbuf_max(const struct ix_posix *p)
-{
-    return p->io->arena_frames << p->io->frame_shift >> 2;
-}
-
 static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value)
 {
     switch (name) {
@@ -146,7 +140,7 @@ static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value
         s->opt.keepalive = value;
         return tell_keepalive(p, s);
     case SO_SNDBUF:
-        s->opt.sndbuf_bytes = buffer_bytes(value, sndbuf_max(p));
+        s->opt.sndbuf_bytes = buffer_bytes(value, ix_sock_sndbuf_max(p));
         s->opt.sndbuf_set = true;
         return tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes);
     case SO_RCVBUF:

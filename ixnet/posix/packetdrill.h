@@ -58,8 +58,9 @@ struct packetdrill_interface {
 
 /* Fills in the interface. flags: NULL, or settings that commas separate: local=ADDRESS (the one of
  * its family that connect() goes out from; bind() and packets add theirs), mtu=N, time_wait_ms=N,
- * rcvbuf=N, sndbuf=N, half_open=N, cookies=N (enum ix_cookies), sysctls=0: pay no heed to Linux's
- * sysctls, which else count (see ix_posix_sysctls()) as they are at the first event of the script.
+ * rcvbuf=N, rcvbuf=FIRST:MOST (it grows), sndbuf likewise, half_open=N, cookies=N (enum
+ * ix_cookies), sysctls=0: pay no heed to Linux's sysctls, which else count (see
+ * ix_posix_sysctls()) as they are at the first event of the script.
  * What can't be is said on standard error, and ends the process. */
 void packetdrill_interface_init(const char *flags, struct packetdrill_interface *interface);
 

@@ -68,6 +68,23 @@ bool ix_sock_writable(const struct ix_posix *p, const struct ix_sock *s)
            (most == UINT32_MAX || (uint64_t)unsent(p, s) * 2 < most);
 }
 
+uint32_t ix_sock_sndbuf_max(const struct ix_posix *p)
+{
+    return p->io->arena_frames << p->io->frame_shift >> 2;
+}
+
+/* Somebody had more to write than there was room for: as the window has grown, so does what may
+ * wait behind it, unless SO_SNDBUF said how much (Linux: tcp_new_space()). */
+static void grow(const struct ix_posix *p, struct ix_sock *s)
+{
+    struct ix_conn_info info;
+    if (s->opt.sndbuf_set || ix_shard_conn_info(p->cfg.shard, s->handle, &info))
+        return;
+    uint32_t most = ix_sock_sndbuf_max(p), want = info.sndbuf_bytes;
+    want = want < most ? want : most;
+    s->opt.sndbuf_bytes = want > s->opt.sndbuf_bytes ? want : s->opt.sndbuf_bytes;
+}
+
 void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes)
 {
     bool was_full = !ix_sock_writable(p, s);
@@ -86,6 +103,8 @@ void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes)
             s->tx_tail = IX_SOCK_NONE;
     }
     p->changed = true; /* a linger, or a write that wants little */
+    if (s->no_space)
+        grow(p, s);
     if (was_full && s->no_space && ix_sock_writable(p, s)) {
         s->no_space = false;
         ix_sock_wake(p, s, EPOLLOUT);

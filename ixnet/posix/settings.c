@@ -6,6 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* NAME=FIRST or NAME=FIRST:MOST. `name` ends with the equals sign. */
+static bool read_sizes(const char *text, const char *name, uint32_t *first, uint32_t *most)
+{
+    unsigned values[2];
+    size_t length = strlen(name);
+    int n = strncmp(text, name, length) ? 0 : sscanf(text + length, "%u:%u", values, values + 1);
+    if (n < 1)
+        return false;
+    *first = values[0];
+    *most = values[n - 1];
+    return true;
+}
+
 static bool read_setting(const char *text, struct ix_posix_settings *to)
 {
     unsigned value;
@@ -19,10 +32,9 @@ static bool read_setting(const char *text, struct ix_posix_settings *to)
         cfg->mtu = value;
     else if (sscanf(text, "time_wait_ms=%u", &value) == 1)
         cfg->time_wait_ms = value;
-    else if (sscanf(text, "rcvbuf=%u", &value) == 1)
-        cfg->rcvbuf_bytes = cfg->rcvbuf_max_bytes = value;
-    else if (sscanf(text, "sndbuf=%u", &value) == 1)
-        cfg->sndbuf_bytes = cfg->sndbuf_max_bytes = value;
+    else if (read_sizes(text, "rcvbuf=", &cfg->rcvbuf_bytes, &cfg->rcvbuf_max_bytes) ||
+             read_sizes(text, "sndbuf=", &cfg->sndbuf_bytes, &cfg->sndbuf_max_bytes))
+        return true;
     else if (sscanf(text, "half_open=%u", &value) == 1)
         cfg->max_half_open = value;
     else if (sscanf(text, "cookies=%u", &value) == 1 && value <= IX_COOKIES_ALWAYS)

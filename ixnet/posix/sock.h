@@ -226,6 +226,8 @@ void ix_sock_received(struct ix_posix *p, struct ix_sock *s, const struct ix_eve
 void ix_sock_drop_received(struct ix_posix *p, struct ix_sock *s);
 /* The connection is over, and what was borrowed ours again. */
 void ix_sock_drop_sent(struct ix_posix *p, struct ix_sock *s);
+/* No socket borrows more than a quarter of the send arena. */
+uint32_t ix_sock_sndbuf_max(const struct ix_posix *p);
 void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes);
 /* Bytes that a write would take now. */
 uint32_t ix_sock_space(const struct ix_sock *s);

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { SNDBUF_LEAST = 2 * 10 * 4352 }; /* of segments of 1460 bytes with what Linux adds to each */
+
 /* The first line of /proc/sys/net/ipv4/NAME; false if there is none. */
 static bool line_of(const char *name, char *line, size_t bytes)
 {
@@ -53,6 +55,11 @@ void ix_posix_sysctls(struct ix_config *cfg)
     char name[32];
     sizes_of("tcp_rmem", &cfg->rcvbuf_bytes, &cfg->rcvbuf_max_bytes);
     sizes_of("tcp_wmem", &cfg->sndbuf_bytes, &cfg->sndbuf_max_bytes);
+    /* tcp_sndbuf_expand(), when a connection stands: twice the initial window, in Linux's units. */
+    if (cfg->sndbuf_bytes && cfg->sndbuf_bytes < SNDBUF_LEAST)
+        cfg->sndbuf_bytes = SNDBUF_LEAST;
+    if (cfg->sndbuf_max_bytes && cfg->sndbuf_max_bytes < cfg->sndbuf_bytes)
+        cfg->sndbuf_max_bytes = cfg->sndbuf_bytes;
     for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)
         if (number_of(switches[i].name, &value) && value == 0)
             cfg->without |= switches[i].without;
