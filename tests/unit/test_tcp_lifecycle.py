@@ -57,6 +57,20 @@ def test_close_acknowledged_in_time_ends_in_order() -> None:
     stack.expect("DEAD", status=0)
 
 
+def test_linger_set_after_close_counts_from_then() -> None:
+    stack, peer, handle = opened()
+    stack.option(handle, "KEEPALIVE_NS", S)
+    stack.close(handle)
+    peer.expect("FA")
+    stack.sleep(ms=500)
+    assert stack.option(handle, "LINGER_NS", 3 * S) == 0
+    stack.sleep(ms=2990)
+    stack.expect_no_event()
+    stack.sleep(ms=20)
+    stack.expect("DEAD", status=-ETIMEDOUT)
+    assert stack.is_idle()
+
+
 def test_half_close_does_not_linger() -> None:
     stack, peer, handle = opened()
     stack.option(handle, "LINGER_NS", S)

@@ -124,8 +124,9 @@ enum ix_option {
     IX_OPT_RCVBUF = 4, /* receive window limit, bytes; it no longer grows by itself */
     IX_OPT_CONGESTION = 5, /* enum ix_congestion */
     IX_OPT_SNDBUF = 6,     /* most bytes borrowed at a time; it no longer grows by itself */
-    /* CLOSE: what is not acknowledged after so long is given up by a reset, and DEAD says
-     * -ETIMEDOUT; 0: as long as retransmissions take (default). ABORT is a linger of no time. */
+    /* CLOSE: what is not acknowledged so long after it, or after this, is given up by a reset, and
+     * DEAD says -ETIMEDOUT; 0: as long as retransmissions take (default). ABORT is a linger of no
+     * time. SO_LINGER is another thing: on Linux its end lets close() return, and TCP goes on. */
     IX_OPT_LINGER_NS = 7,
     IX_OPT_KEEPALIVE_INTERVAL_NS = 8, /* between probes; 0: 75 s, but not more than KEEPALIVE_NS */
     IX_OPT_KEEPALIVE_PROBES = 9,      /* unanswered ones that end the connection; 0: 9 */

@@ -64,6 +64,14 @@ static int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
     return 0;
 }
 
+/* Closed, and its time is limited: from now on. */
+static void arm_linger(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (ix_tcb_lingers(tcb))
+        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
+                     tcp->now_ns + tcb->linger_ms * 1000000ull);
+}
+
 /* CLOSE: RFC 9293 3.10.4 */
 static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_call *call)
 {
@@ -96,9 +104,7 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
         break;
     }
     tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~(IX_TF_MORE | IX_TF_NO_PUSH);
-    if (ix_tcb_lingers(tcb))
-        ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP),
-                     tcp->now_ns + tcb->linger_ms * 1000000ull);
+    arm_linger(tcp, tcb);
     ix_tcp_want_output(tcp, tcb);
     return 0;
 }
@@ -127,6 +133,8 @@ static int option_time(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
       : call->bytes == IX_OPT_LINGER_NS     ? &tcb->linger_ms
       : call->bytes == IX_OPT_FIN_WAIT_NS   ? &tcb->fin_wait_ms
                                             : &tcb->keepalive_interval_ms) = (uint32_t)ms;
+    if (call->bytes == IX_OPT_LINGER_NS)
+        arm_linger(tcp, tcb);
     return 0;
 }
 
