@@ -66,13 +66,17 @@ static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
     uint32_t bytes = r->end - at, end = ix_tcb_data_end(tcb);
     uint32_t left = ix_seq_lt(at, end) ? end - at : 0;
     uint32_t data = IX_MIN(IX_MIN(bytes, left), segment_max(tcb));
-    if (IX_UNLIKELY(tcb->records) && data)
-        data = ix_sendq_record(tcp, tcb, at, data);
     if (ix_seq_gt(at + data, window_end(tcb))) /* the peer took some of it back */
         data = ix_seq_lt(at, window_end(tcb)) ? window_end(tcb) - at : 0;
+    bool record = false;
+    if (IX_UNLIKELY(tcb->records) && data) {
+        uint32_t whole = ix_sendq_record(tcp, tcb, at, data + 1);
+        record = whole <= data;
+        data = IX_MIN(data, whole);
+    }
     bool fin = data == left && data < bytes && (tcb->flags & IX_TF_FIN_SENT);
     uint8_t flags =
-        IX_TCP_ACK | (data && data == left ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
+        IX_TCP_ACK | (record || (data && data == left) ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
     if (data + fin == 0 || !ix_tcp_send_segment(tcp, tcb, at, data, flags, false))
         return false;
     if (data + fin < bytes) {
