@@ -25,6 +25,8 @@ from ixnet.trace.tables import (
 from ixnet.trace.target import Target, WorkerPlace
 
 MEMBERS = (Member("napi_struct", "dev"),)
+# In place of a duration's slot; xdp/trace/napi.c has the same.
+UNTIMED = 0xFF
 BUSY_LOOP = Kprobe(
     ("napi_busy_loop", "__napi_busy_loop"), "busy_begins", "busy_ends", "the time of busy polls"
 )
@@ -79,15 +81,13 @@ class NapiReport:
 
     @classmethod
     def of(cls, target: Target, change: Sample, seconds: float) -> NapiReport:
-        """From the program's tables."""
+        """From the program's table."""
         found: dict[tuple[int, int, int], Poller] = {}
-        for table in ("polls", "times"):
-            for (cpu, by, pid, at), value in change[table].items():
-                poller = found.setdefault((cpu, by, pid), Poller(cpu, PollBy(by), pid))
-                if table == "polls":
-                    poller.works[at] = poller.works.get(at, 0) + value[0]
-                else:
-                    poller.times.add(at, value)
+        for (cpu, by, pid, frames, slot), value in change["polls"].items():
+            poller = found.setdefault((cpu, by, pid), Poller(cpu, PollBy(by), pid))
+            poller.works[frames] = poller.works.get(frames, 0) + value[0]
+            if slot != UNTIMED:
+                poller.times.add(slot, value)
         return cls(target, seconds, [found[key] for key in sorted(found)])
 
     @property
@@ -174,7 +174,7 @@ class NapiTool(Tool):
 
     def sample(self) -> Sample:
         """Polls and their times."""
-        return {name: self._program.read(name) for name in ("polls", "times")}
+        return {"polls": self._program.read("polls")}
 
     def report(self, change: Sample, seconds: float) -> NapiReport:
         """What they say."""

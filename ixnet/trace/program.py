@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,10 +156,22 @@ class Program:
         """The kernel's function at an address."""
         return str(self._bpf.ksym(address).decode())
 
+    def missed(self) -> int:
+        """Events that came while the CPU was inside a system call on another program's tables: the
+        kernel passes them over. Before Linux 6.7 it doesn't count them."""
+        infos = (Path(f"/proc/self/fdinfo/{f.fd}").read_text() for f in self._bpf.funcs.values())
+        return sum(fdinfo_number(text, "recursion_misses") for text in infos)
+
     def close(self) -> None:
         """Takes it out of the kernel."""
         with contextlib.suppress(Exception):
             self._bpf.cleanup()
+
+
+def fdinfo_number(text: str, name: str) -> int:
+    """A number of a /proc/PID/fdinfo file; 0 if it isn't there."""
+    found = re.search(rf"^{name}:\s*(\d+)$", text, re.M)
+    return int(found[1]) if found else 0
 
 
 def plain(value: Any) -> tuple[Any, ...]:

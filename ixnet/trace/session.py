@@ -20,6 +20,7 @@ from ixnet.trace.tables import Sample, difference
 from ixnet.trace.target import Target, new_workers
 
 LIVE_CHECK_S = 1.0
+MISSED = "events were passed over by the kernel, which was busy with tables: counts may lack them"
 
 
 class Report(Protocol):
@@ -68,6 +69,10 @@ class Tool(ABC):
     @abstractmethod
     def report(self, change: Sample, seconds: float) -> Report:
         """What a change of the tables says."""
+
+    def missed(self) -> int:
+        """See Program."""
+        return self._program.missed()
 
     def close(self) -> None:
         """Unloads it."""
@@ -164,6 +169,7 @@ def run(
         with _until_signalled() as stop:
             session = Session(tool, target, complain, stop)
             first = before = tool.sample()
+            missed_before = tool.missed()
             began = shown = time.monotonic()
             complain(f"tracing {target.title()}; ctrl-C ends it and shows the summary")
             for moment, is_last in _moments(began, options):
@@ -175,7 +181,10 @@ def run(
                 before, shown = now, taken
                 if is_last or ended:
                     whole = tool.report(difference(now, first), taken - began)
-                    _show(whole, "summary", taken - began, target, options, show)
+                    if missed := tool.missed() - missed_before:
+                        complain(f"ixnet: {missed} {MISSED}")
+                    facts = {"missed": missed}
+                    _show(whole, "summary", taken - began, target, options, show, facts)
                     return
     finally:
         tool.close()
@@ -188,6 +197,7 @@ def _show(
     target: Target,
     options: Options,
     show: Callable[[RenderableType], None],
+    more: Mapping[str, int] | None = None,
 ) -> None:
     if options.as_json:
         facts = {
@@ -196,7 +206,7 @@ def _show(
             "interface": target.interface,
             "instance": target.instance.name if target.instance is not None else None,
         }
-        print(json.dumps({**facts, **report.as_dict()}), flush=True)
+        print(json.dumps({**facts, **(more or {}), **report.as_dict()}), flush=True)
         return
     show(f"\n{kind}: {seconds:.1f} s of {target.title()}")
     show(report.render())

@@ -38,7 +38,7 @@ MEMBERS = (
 )
 # Called for each frame, in the sender's own system call, in copy mode.
 FRAME = Kprobe(
-    ("xsk_build_skb", "__dev_direct_xmit"),
+    ("__dev_direct_xmit",),
     "frame_sent",
     lost="how many frames each call sent (their mean is told)",
 )
@@ -51,7 +51,6 @@ class Call(enum.IntEnum):
     SENDTO = 0
     RECVFROM = 1
     POLL = 2
-    EPOLL = 3
 
 
 # What they are for here (link/xsk.c, native/app.c).
@@ -59,14 +58,14 @@ _SAID = {
     Call.SENDTO: "sendto: send what is on TX",
     Call.RECVFROM: "recvfrom: fetch, refill",
     Call.POLL: "poll: sleep",
-    Call.EPOLL: "epoll: sleep",
 }
 
 
 @dataclass
 class Caller:
     """One process's calls of one kind on one queue's socket. results: by errno, 0 for success;
-    sent: how many calls sent so many frames. queue: None if the call doesn't tell."""
+    sent: how many calls sent so many frames. queue: None for a call on several, or that doesn't
+    tell."""
 
     queue: int | None
     pid: int
@@ -102,19 +101,15 @@ class WakeupsReport:
 
     @classmethod
     def of(cls, target: Target, change: Sample, seconds: float, per_call: bool) -> WakeupsReport:
-        """From the program's tables, and the shards' counters."""
+        """From the program's table, and the shards' counters."""
         found: dict[tuple[int, int, int], Caller] = {}
-        for table in ("results", "times", "frames"):
-            for (queue, pid, call, at), value in change[table].items():
-                known = None if queue == NO_QUEUE else queue
-                key = (queue, pid, call)
-                caller = found.setdefault(key, Caller(known, pid, Call(call)))
-                if table == "times":
-                    caller.times.add(at, value)
-                elif table == "results":
-                    caller.results[at] = value[0]
-                else:
-                    caller.sent[at] = value[0]
+        for (queue, pid, call, error, frames, slot), value in change["calls"].items():
+            known = None if queue == NO_QUEUE else queue
+            caller = found.setdefault((queue, pid, call), Caller(known, pid, Call(call)))
+            caller.times.add(slot, value)
+            caller.results[error] = caller.results.get(error, 0) + value[0]
+            if call == Call.SENDTO:
+                caller.sent[frames] = caller.sent.get(frames, 0) + value[0]
         counters: dict[int, dict[str, int]] = {}
         for (shard, name), (value,) in change["counters"].items():
             counters.setdefault(shard, {})[name] = value
@@ -197,8 +192,7 @@ class WakeupsTool(Tool):
 
     def sample(self) -> Sample:
         """Calls, and what the shards count themselves."""
-        found = {name: self._program.read(name) for name in ("times", "results", "frames")}
-        found["counters"] = {}
+        found = {"calls": self._program.read("calls"), "counters": {}}
         instance = self._target.instance
         if instance is not None and instance.is_alive():
             from ixnet.control.stats import read_instance

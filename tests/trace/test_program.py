@@ -10,7 +10,15 @@ import pytest
 
 from ixnet.trace import drops, napi, preempt, program, wakeups
 from ixnet.trace.needs import BTF, TraceError
-from ixnet.trace.program import COMMON, Member, first_symbol, kernel_offsets, plain, program_text
+from ixnet.trace.program import (
+    COMMON,
+    Member,
+    fdinfo_number,
+    first_symbol,
+    kernel_offsets,
+    plain,
+    program_text,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
@@ -99,3 +107,9 @@ def test_rows_are_read_as_plain_tuples() -> None:
     assert plain(Key(3, -105)) == (3, -105)
     assert plain(Name(b"ixnet/0")) == ("ixnet/0",)
     assert plain(ctypes.c_ulonglong(9)) == (9,)
+
+
+def test_numbers_of_fdinfo_are_found_by_their_whole_name() -> None:
+    text = "pos:\t0\nprog_id:\t12\nrun_cnt:\t3\nrecursion_misses:\t45\nverified_insns:\t9\n"
+    assert fdinfo_number(text, "recursion_misses") == 45
+    assert fdinfo_number(text, "misses") == 0

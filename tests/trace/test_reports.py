@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ixnet.control.instance import Instance, InstanceError
 from ixnet.trace.drops import drop_reasons, drops_report, instance_counters, redirect_error
-from ixnet.trace.napi import NapiReport, PollBy
+from ixnet.trace.napi import UNTIMED, NapiReport, PollBy
 from ixnet.trace.preempt import Cause, PreemptReport, PreemptTool, core_places, steal_ticks
 from ixnet.trace.tables import Sample
 from ixnet.trace.target import Target, WorkerPlace
@@ -46,15 +46,11 @@ def shown(report: Any) -> str:
 
 POLLS: Sample = {
     "polls": {
-        (2, PollBy.SOFTIRQ, 100, 1): (10,),
-        (2, PollBy.SOFTIRQ, 100, 64): (2,),
-        (0, PollBy.KSOFTIRQD, 0, 0): (3,),
-        (3, PollBy.BUSY_POLL, 101, 5): (4,),
-    },
-    "times": {
-        (2, PollBy.SOFTIRQ, 100, 10): (10, 11_000, 1_500),
-        (2, PollBy.SOFTIRQ, 100, 14): (2, 40_000, 21_000),
-    },
+        (2, PollBy.SOFTIRQ, 100, 1, 10): (10, 11_000, 1_500),
+        (2, PollBy.SOFTIRQ, 100, 64, 14): (2, 40_000, 21_000),
+        (0, PollBy.KSOFTIRQD, 0, 0, UNTIMED): (3, 0, 0),
+        (3, PollBy.BUSY_POLL, 101, 5, UNTIMED): (4, 0, 0),
+    }
 }
 
 
@@ -66,6 +62,7 @@ def test_napi_histogram_sums_to_the_frames() -> None:
     assert by[2, "softirq"]["worker"] == 0 and by[3, "busy_poll"]["worker"] == 1
     assert by[2, "softirq"]["time"]["count"] == 12
     assert by[2, "softirq"]["time"]["max_ns"] == 21_000
+    assert by[3, "busy_poll"]["time"]["count"] == 0
 
 
 def test_napi_table_says_who_and_how_often() -> None:
@@ -79,15 +76,15 @@ def test_napi_notes_a_busy_poll_that_does_not_run_or_is_elsewhere() -> None:
     busy = target(busy_poll=True)
     (note,) = NapiReport.of(busy, POLLS, SECONDS).notes()
     assert note.startswith("worker 0 busy-polls, but")
-    moved: Sample = {"polls": {(9, PollBy.BUSY_POLL, 101, 1): (1,), (2, 2, 100, 1): (1,)},
-                     "times": {}}  # fmt: skip
+    polls = {(9, PollBy.BUSY_POLL, 101, 1, 9): (1, 600, 600), (2, 2, 100, 1, 9): (1, 600, 600)}
+    moved: Sample = {"polls": polls}
     (note,) = NapiReport.of(busy, moved, SECONDS).notes()
     assert note == "worker 1 polled on other cores than its own (3)"
     assert NapiReport.of(target(), POLLS, SECONDS).notes() == []
 
 
 def test_napi_without_polls_says_so() -> None:
-    assert "nobody polled eth1" in shown(NapiReport.of(target(), {"polls": {}, "times": {}}, 1))
+    assert "nobody polled eth1" in shown(NapiReport.of(target(), {"polls": {}}, 1))
 
 
 # ---- drops -------------------------------------------------------------------------------------
@@ -161,14 +158,13 @@ def test_others_counters_stand_beside() -> None:
 # ---- wakeups -----------------------------------------------------------------------------------
 
 CALLS: Sample = {
-    "results": {
-        (0, 100, Call.SENDTO, 0): (90,),
-        (0, 100, Call.SENDTO, errno.EAGAIN): (10,),
-        (NO_QUEUE, 101, Call.EPOLL, 0): (5,),
-        (1, os.getpid(), Call.RECVFROM, 0): (2,),
+    "calls": {
+        (0, 100, Call.SENDTO, 0, 1, 12): (60, 300_000, 8_000),
+        (0, 100, Call.SENDTO, 0, 32, 12): (30, 150_000, 7_000),
+        (0, 100, Call.SENDTO, errno.EAGAIN, 32, 12): (10, 50_000, 7_000),
+        (NO_QUEUE, 101, Call.POLL, 0, 0, 20): (5, 9_000_000, 2_000_000),
+        (1, os.getpid(), Call.RECVFROM, 0, 0, 12): (2, 10_000, 5_000),
     },
-    "times": {(0, 100, Call.SENDTO, 12): (100, 500_000, 8_000)},
-    "frames": {(0, 100, Call.SENDTO, 1): (60,), (0, 100, Call.SENDTO, 32): (40,)},
     "counters": {(0, "syscalls"): (100,), (0, "tx_frames"): (1340,)},
 }
 
@@ -178,8 +174,9 @@ def test_wakeups_are_counted_by_caller_call_and_result() -> None:
     send = next(c for c in found["calls"] if c["call"] == "sendto")
     assert (send["count"], send["errors"], send["worker"]) == (100, {"EAGAIN": 10}, 0)
     assert send["frames_a_call"] == {"1": 60, "32": 40}
-    epoll = next(c for c in found["calls"] if c["call"] == "epoll")
-    assert epoll["queue"] is None and epoll["worker"] == 1
+    assert (send["time"]["count"], send["time"]["total_ns"]) == (100, 500_000)
+    sleep = next(c for c in found["calls"] if c["call"] == "poll")
+    assert sleep["queue"] is None and sleep["worker"] == 1
     assert found["shards"] == {"0": {"syscalls": 100, "tx_frames": 1340}}
 
 
@@ -267,7 +264,7 @@ def test_steal_is_read_of_each_cpu_alone() -> None:
     ],
 )
 def test_nothing_at_all_can_be_shown(report: Callable[[Target, Sample], Any]) -> None:
-    tables = ("polls", "times", "results", "frames", "counters", "losses", "steal", "redirects",
+    tables = ("polls", "calls", "counters", "losses", "steal", "redirects",
               "exceptions", "frees")  # fmt: skip
     nothing: Sample = {name: {} for name in tables}
     shown(report(target(), nothing))

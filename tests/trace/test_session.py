@@ -35,6 +35,7 @@ class Counting(Tool):
     def __init__(self) -> None:
         self.lost = ["the far side"]
         self.samples = 0
+        self.late = 7
         self.closed = False
         self.on_sample = lambda n: None
         self.followed: list[Target] = []
@@ -59,6 +60,9 @@ class Counting(Tool):
     def follow(self, target: Target) -> None:
         self.followed.append(target)
 
+    def missed(self) -> int:
+        return 7 if self.samples < 2 else self.late
+
     def close(self) -> None:
         self.closed = True
 
@@ -74,6 +78,18 @@ def trace(tool: Counting, options: Options, lines: list[str], target: Target = L
     run(tool, target, options, lambda text: lines.append(str(text)), said.append)
     assert tool.closed
     return said
+
+
+def test_what_the_kernel_passed_over_is_told_if_there_was_any(
+    lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = Counting()
+    assert len(trace(tool, Options(seconds=0.1), lines)) == 2
+    tool = Counting()
+    tool.late = 10
+    said = trace(tool, Options(seconds=0.1, as_json=True), lines)
+    assert said[-1].startswith("ixnet: 3 events were passed over")
+    assert json.loads(capsys.readouterr().out)["missed"] == 3
 
 
 def test_intervals_show_their_own_part_and_the_summary_all(lines: list[str]) -> None:

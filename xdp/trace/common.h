@@ -53,7 +53,7 @@ struct ix_time {
     u64 max_ns;
 };
 
-/* Keys have the CPU in them, so nobody else changes the maximum. */
+/* Keys have the CPU in them, or the one who calls: nobody else changes the value. */
 static inline void ix_add_time(struct ix_time *time, u64 ns)
 {
     if (!time)

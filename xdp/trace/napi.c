@@ -10,17 +10,20 @@ enum { BY_SOFTIRQ, BY_KSOFTIRQD, BY_BUSY_POLL, BY_KTHREAD };
 
 #define NET_RX 3 /* NET_RX_SOFTIRQ */
 
-/* pid: the process that polls; of a softirq the worker that it interrupted, or 0. */
+#define UNTIMED 0xff
+
+/* pid: the process that polls; of a softirq the worker that it interrupted, or 0. slot: of the
+ * histogram of durations; UNTIMED: nobody saw it begin. */
 struct ix_poll {
     u32 cpu;
     u32 by;
     u32 pid;
-    u32 at; /* `polls`: frames; `times`: the histogram's slot */
+    u32 frames;
+    u32 slot;
 };
 
 BPF_HASH(workers, u32, u32, 1024);
-BPF_HASH(polls, struct ix_poll, u64, 65536);
-BPF_HASH(times, struct ix_poll, struct ix_time, 16384);
+BPF_HASH(polls, struct ix_poll, struct ix_time, 65536);
 /* When the softirq at hand, or the poll before in it, began; 0 outside of one. */
 BPF_PERCPU_ARRAY(softirq_since, u64, 1);
 /* The same for threads in napi_busy_loop(). */
@@ -87,7 +90,8 @@ TRACEPOINT_PROBE(napi, napi_poll)
     int zero = 0;
     u64 *since = softirq_since.lookup(&zero);
     int in_softirq = since && *since;
-    struct ix_poll key = {.cpu = bpf_get_smp_processor_id(), .pid = id >> 32, .at = args->work};
+    struct ix_poll key = {.cpu = bpf_get_smp_processor_id(), .pid = id >> 32};
+    struct ix_time none = {0};
 
     if (!in_softirq)
         since = busy_since.lookup(&id);
@@ -100,12 +104,8 @@ TRACEPOINT_PROBE(napi, napi_poll)
     key.by = by_whom(in_softirq);
     if (key.by == BY_KSOFTIRQD || (key.by == BY_SOFTIRQ && !workers.lookup(&key.pid)))
         key.pid = 0;
-    polls.increment(key);
-    if (began) {
-        struct ix_time none = {0};
-
-        key.at = ix_slot(now - began);
-        ix_add_time(times.lookup_or_try_init(&key, &none), now - began);
-    }
+    key.frames = args->work;
+    key.slot = began ? ix_slot(now - began) : UNTIMED;
+    ix_add_time(polls.lookup_or_try_init(&key, &none), began ? now - began : 0);
     return 0;
 }

@@ -1,8 +1,8 @@
 /* ixnet trace wakeups: system calls on the interface's AF_XDP sockets, whoever makes them, how long
  * they are, what they answer, and the frames that a call sends in copy mode.
  *
- * A socket is found through the caller's descriptors; so there is nothing to be told about workers,
- * and one that is started again is seen too.
+ * A socket is found through the caller's descriptors; so for all but sleeps there is nothing to be
+ * told about workers, and one that is started again is seen too.
  */
 
 /* bcc writes down the events' arguments with the kernel's names of types. */
@@ -11,10 +11,15 @@
 #define IX_AF_XDP 44
 
 /* enum Call of ixnet/trace/wakeups.py. */
-enum { CALL_SENDTO, CALL_RECVFROM, CALL_POLL, CALL_EPOLL };
+enum { CALL_SENDTO, CALL_RECVFROM, CALL_POLL };
 
-/* A worker of the dune placement sleeps on an epoll descriptor, which tells no queue. */
+/* Of a poll on several queues' sockets, or of a worker on none: in the dune placement it sleeps on
+ * an epoll descriptor, which tells no queue. */
 #define NO_QUEUE 0xffffffffu
+
+/* Of the descriptors that a poll has, so many are looked at. */
+#define POLLED 8
+#define POLLFD_SIZE 8
 
 struct ix_call {
     u64 began_ns;
@@ -24,19 +29,19 @@ struct ix_call {
     u32 pad;
 };
 
-/* at: `times`: the histogram's slot; `results`: the errno, 0 for none; `frames`: how many. */
+/* error: the errno, or 0; frames: that it sent; slot: of the histogram of durations. */
 struct ix_caller {
     u32 queue;
     u32 pid;
     u32 call;
-    u32 at;
+    u32 error;
+    u32 frames;
+    u32 slot;
 };
 
 BPF_HASH(workers, u32, u32, 1024);
 BPF_HASH(under_way, u64, struct ix_call, 1024);
-BPF_HASH(times, struct ix_caller, struct ix_time, 16384);
-BPF_HASH(results, struct ix_caller, u64, 4096);
-BPF_HASH(frames, struct ix_caller, u64, 16384);
+BPF_HASH(calls, struct ix_caller, struct ix_time, 65536);
 
 /* The queue of an AF_XDP socket of the interface, or NO_QUEUE. What is no socket at all has no
  * private data that leads to this very device. */
@@ -81,14 +86,10 @@ static inline int ends(long result)
         return 0;
     key.queue = at->queue;
     key.call = at->call;
-    key.at = result < 0 ? -result : 0;
-    results.increment(key);
-    if (at->call == CALL_SENDTO) {
-        key.at = at->frames;
-        frames.increment(key);
-    }
-    key.at = ix_slot(now - at->began_ns);
-    ix_add_time(times.lookup_or_try_init(&key, &none), now - at->began_ns);
+    key.error = result < 0 ? -result : 0;
+    key.frames = at->frames;
+    key.slot = ix_slot(now - at->began_ns);
+    ix_add_time(calls.lookup_or_try_init(&key, &none), now - at->began_ns);
     under_way.delete(&id);
     return 0;
 }
@@ -100,22 +101,25 @@ static inline int begins_on(u32 call, int fd)
     return queue == NO_QUEUE ? 0 : begins(call, queue);
 }
 
-/* The link's descriptor is the first of those that a worker polls. */
+/* A worker polls an eventfd and the sockets of all its shards. */
 static inline int poll_begins(const void *fds, unsigned n)
 {
-    int fd = -1;
+    u32 pid = bpf_get_current_pid_tgid() >> 32, found = NO_QUEUE, sockets = 0;
 
-    if (!n)
+    for (u32 i = 0; i < POLLED && i < n; i++) {
+        u32 queue = NO_QUEUE;
+        int fd = -1;
+
+        bpf_probe_read_user(&fd, sizeof fd, fds + i * POLLFD_SIZE);
+        queue = queue_of(fd);
+        if (queue != NO_QUEUE) {
+            found = queue;
+            sockets++;
+        }
+    }
+    if (!sockets && !workers.lookup(&pid))
         return 0;
-    bpf_probe_read_user(&fd, sizeof fd, fds);
-    return begins_on(CALL_POLL, fd);
-}
-
-static inline int epoll_begins(void)
-{
-    u32 pid = bpf_get_current_pid_tgid() >> 32;
-
-    return workers.lookup(&pid) ? begins(CALL_EPOLL, NO_QUEUE) : 0;
+    return begins(CALL_POLL, sockets > 1 ? NO_QUEUE : found);
 }
 
 /* One frame, in the call's own thread. */
@@ -165,26 +169,6 @@ TRACEPOINT_PROBE(syscalls, sys_enter_ppoll)
 }
 
 TRACEPOINT_PROBE(syscalls, sys_exit_ppoll)
-{
-    return ends(args->ret);
-}
-
-TRACEPOINT_PROBE(syscalls, sys_enter_epoll_wait)
-{
-    return epoll_begins();
-}
-
-TRACEPOINT_PROBE(syscalls, sys_exit_epoll_wait)
-{
-    return ends(args->ret);
-}
-
-TRACEPOINT_PROBE(syscalls, sys_enter_epoll_pwait)
-{
-    return epoll_begins();
-}
-
-TRACEPOINT_PROBE(syscalls, sys_exit_epoll_pwait)
 {
     return ends(args->ret);
 }
