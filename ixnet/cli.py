@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,10 +23,14 @@ from ixnet.cli_memcached import memcached
 from ixnet.cli_trace import app as trace_app
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ixnet.control.doctor import Finding
+    from ixnet.control.instance import Instance
     from ixnet.control.lab import LabConfig, LabFacts
     from ixnet.control.nic import IpInterface
     from ixnet.control.privileges import Privileges
+    from ixnet.control.statview import Snapshot
 
 EXIT_ERROR = 2
 
@@ -160,9 +164,10 @@ def doctor(
 
 
 def _print_findings(findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ixnet.terminal import make_console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("area", "what", "", "found", "cure"):
@@ -170,7 +175,7 @@ def _print_findings(findings: list[Finding]) -> None:
     for f in findings:
         level = Text(f.level, style=_STYLES[f.level])
         table.add_row(Text(f.area), Text(f.what), level, Text(f.value), Text(f.cure))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    make_console().print(table)
 
 
 # ---- lab ---------------------------------------------------------------------------------------
@@ -506,36 +511,49 @@ def stat(
         from ixnet.control.instance import find_instance
         from ixnet.control.statview import InstanceReader, render
 
+        instance = find_instance(name)
         interval = min(max(interval, 0.1), 3600)
-        reader = InstanceReader(find_instance(name))
-        now = reader.look()
+        looks = _looks(instance, InstanceReader(instance).look, interval if watch else None)
         if as_json:
-            _print_json(now.as_dict())
-            while watch:
-                time.sleep(interval)
-                _print_json(reader.look().as_dict())
+            for now in looks:
+                _print_json(now.as_dict())
             return
-        from rich.console import Console
+        from ixnet.terminal import make_console
 
-        console = Console(soft_wrap=not sys.stdout.isatty())
-        if not watch:
-            console.print(render(now, None, show_all))
+        console = make_console()
+        before = None
+        with (
+            _screen(console)
+            if watch and console.is_terminal
+            else nullcontext(console.print) as show
+        ):
+            for now in looks:
+                show(render(now, before, show_all))
+                before = now
+        if watch:
+            _say("the instance has ended")
+
+
+def _looks(
+    instance: Instance, look: Callable[[], Snapshot], interval_s: float | None
+) -> Iterator[Snapshot]:
+    """One look; with an interval one after the other until the instance ends."""
+    yield look()
+    while interval_s is not None:
+        time.sleep(interval_s)
+        now = look()
+        if not instance.is_alive():
             return
-        _watch(reader.look, lambda a, b: render(a, b, show_all), interval)
+        yield now
 
 
-def _watch(look: Callable[[], Any], show: Callable[[Any, Any], Any], interval_s: float) -> None:
-    """Shows the table anew until the instance ends or the user has seen enough."""
+@contextmanager
+def _screen(console: Console) -> Iterator[Callable[[Any], None]]:
+    """The terminal's whole screen, shown anew by each call."""
     from rich.live import Live
 
-    before = look()
-    with Live(show(before, None), auto_refresh=False, screen=sys.stdout.isatty()) as live:
-        while before.instance.is_alive():
-            time.sleep(interval_s)
-            now = look()
-            live.update(show(now, before), refresh=True)
-            before = now
-    _say("the instance has ended")
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        yield lambda table: live.update(table, refresh=True)
 
 
 # ---- bench -------------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ixnet.trace.session import Tool
     from ixnet.trace.target import Target
 
-# Of tables that go to a file or a program.
-WIDTH = 160
 
 app = typer.Typer(
     help="What the kernel does around an instance: drops, polls, system calls, lost cores.",
@@ -65,9 +63,8 @@ def _trace(
     interval: float | None,
     as_json: bool,
 ) -> None:
-    from rich.console import Console
-
     from ixnet.cli import errors
+    from ixnet.terminal import make_console
     from ixnet.trace.needs import require
     from ixnet.trace.session import Options, run
     from ixnet.trace.target import find_target
@@ -76,8 +73,7 @@ def _trace(
         options = Options(seconds, interval, as_json)
         target = find_target(name, interface)
         require()
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        run(_maker(tool)(target), target, options, console.print, _complain)
+        run(_maker(tool)(target), target, options, make_console().print, _complain)
 
 
 def _complain(line: str) -> None:

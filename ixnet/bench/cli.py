@@ -31,6 +31,7 @@ from ixnet.bench.search import Objective
 from ixnet.bench.session import Progress, RunPlan, Session
 from ixnet.bench.steps import parse_steps, run_steps
 from ixnet.bench.tables import remarks, result_table
+from ixnet.terminal import make_console
 
 # A dataplane's start, and its NIC's, on a slow machine.
 START_S = 150
@@ -137,10 +138,10 @@ def show(output: OutputOptions, result: dict[str, Any]) -> None:
         json.dump(result, sys.stdout, indent=1)
         print()
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     console.print(result_table(result))
     for line in remarks(result):
-        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
     if output.json:
         write_result(Path(output.json), result)
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ixnet.control.instance import Instance
+from ixnet.control.instance import Instance, InstanceError
 from ixnet.control.stats import (
     GAUGES,
     ShardFile,
@@ -61,14 +61,19 @@ class Snapshot:
 class InstanceReader:
     """Keeps an instance's statistics mapped, to look at them again and again.
 
-    Errors: StatsError if they can't be read.
+    Errors: StatsError if they can't be read; InstanceError while there are none.
     """
 
     def __init__(self, instance: Instance) -> None:
+        if "shards" not in instance.facts:
+            raise InstanceError(
+                f"{instance.name} is still starting and has no counters yet",
+                "ask again when it is ready",
+            )
         self._instance = instance
         self._files = [
             ShardFile(instance.shard_path(int(shard["id"])), int(shard["id"]))
-            for shard in instance.facts.get("shards", [])
+            for shard in instance.facts["shards"]
         ]
 
     def look(self) -> Snapshot:

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from ixnet.bench import drive, plots, report, result, search, session
+from ixnet.bench.cli import show
 from ixnet.bench.errors import BenchError
 from ixnet.bench.histogram import Histogram, bucket_value_ns
+from ixnet.bench.options import OutputOptions
 
 # ---- histograms --------------------------------------------------------------------------------
 
@@ -315,3 +317,17 @@ def test_ticks_are_round_and_cover_the_range() -> None:
     assert plots.nice_ticks(3, 4500, True) == [1, 10, 100, 1000, 10_000]
     ticks = plots.nice_ticks(0, 0, False)
     assert ticks[-1] > 0
+
+
+def test_label_with_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    spread = {"median": 1.0, "least": 1.0, "most": 1.0}
+    us = dict.fromkeys(("p50", "p99", "p999", "max"), spread)
+    median = {"per_second": spread, "us": us}
+    targets = [{"label": name, "median": median} for name in ("[fd77:100::1]:7000", "a[/b]", ":x:")]
+    facts: dict[str, Any] = {
+        "machine": {"cpu": "c", "cores": 1, "kernel": "6"},
+        "client": {"transport": "kernel", "cores": [0]},
+    }
+    show(OutputOptions(), {"kind": "echo", "targets": targets, **facts})
+    shown = capsys.readouterr().out
+    assert "[fd77:100::1]:7000 " in shown and "a[/b] " in shown and ":x: " in shown

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from ixnet.control.instance import process_start_ticks
 from ixnet.control.lab import LabConfig, lab_down, lab_status
+from ixnet.control.stats import meanings
 from ixnet.dune import probe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +176,7 @@ def test_stat_shows_a_running_instance() -> None:
     argv = ["nsenter", f"--net=/run/netns/{cfg.server_netns}", sys.executable, "-m", "ixnet"]
     argv += ["run", "-i", cfg.server_if, "--name", name, "--frames", "2048", "--max-flows", "4096"]
     process = None
+    watchers: list[subprocess.Popen[str]] = []
     try:
         assert ixnet("lab", "up", "--name", name).returncode == 0
         process = subprocess.Popen(
@@ -188,23 +191,49 @@ def test_stat_shows_a_running_instance() -> None:
         assert [shard["queue"] for shard in data["shards"]] == [0, 1]
         assert data["total"]["cycles"] > 0 and "redirect_claim" in data["verdicts"]
         assert {"drop_tcp_csum", "tcp_rexmit"} <= set(data["total"])
-        table = ixnet("stat", "--name", name)
-        assert table.returncode == 0
+        shown = ixnet("stat", "--name", name)
+        assert shown.returncode == 0
         for word in ("native copy", "tcp *:7000", "cycles", "shard 1"):
-            assert word in table.stdout
-        assert "drop_tcp_csum" not in table.stdout, "nothing was dropped"
-        assert "drop_tcp_csum" in ixnet("stat", "--name", name, "--all").stdout
-        watch = subprocess.Popen(
-            [sys.executable, "-m", "ixnet", "stat", "--name", name, "--watch", "--interval", "0.1"],
-            stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
-        time.sleep(1)
+            assert word in shown.stdout
+        assert "drop_tcp_csum" not in shown.stdout, "nothing was dropped"
+        every = ixnet("stat", "--name", name, "--all").stdout.splitlines()
+        rows = [line for line in every if line.startswith("drop_tcp_csum")]
+        assert rows and meanings()["drop_tcp_csum"] in rows[0], "a row is a line, for grep"
+        watchers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ixnet", "stat", "--name", name, "--watch", *more],
+                stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            )
+            for more in (["--interval", "0.1"], ["--interval", "0.1", "--json"])
+        ]  # fmt: skip
+        table, objects = watchers
+        assert table.stdout is not None and objects.stdout is not None
+        looks = (line for line in table.stdout if line.startswith(f"{name}: "))
+        assert next(looks) and next(looks), "each look is shown at once, not at the end"
+        assert any(line.startswith('  "total"') for line in objects.stdout)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-        out, _ = watch.communicate(timeout=20)
-        assert watch.returncode == 0 and "the instance has ended" in out
+        out, _ = table.communicate(timeout=20)
+        assert table.returncode == 0 and "the instance has ended" in out
+        objects.communicate(timeout=20)
+        assert objects.returncode == 0, "what has ended isn't watched any longer"
         assert ixnet("stat", "--name", name).returncode == 2
     finally:
-        if process is not None and process.poll() is None:
-            process.kill()
+        for one in (process, *watchers):
+            if one is not None and one.poll() is None:
+                one.kill()
+                one.wait()
         lab_down(cfg, kill=True)
+
+
+@pytest.mark.parametrize("how", [[], ["--json"], ["--watch"]])
+def test_stat_of_a_starting_instance_says_so(tmp_path: Path, how: list[str]) -> None:
+    directory = tmp_path / "ixnet" / "slow"
+    directory.mkdir(parents=True)
+    ticks = process_start_ticks(os.getpid())
+    facts = {"pid": os.getpid(), "start_ticks": ticks, "name": "slow", "interface": "eth9"}
+    (directory / "instance.json").write_text(json.dumps({**facts, "state": "starting"}))
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    run = ixnet("stat", "--name", "slow", *how, env=env)
+    assert run.returncode == 2 and "slow is still starting" in run.stderr
+    assert "cure: " in run.stderr
