@@ -64,7 +64,7 @@ class Session:
         self.words: list[str] = ["none"]
         self.digest = hashlib.sha256()
         self.count = 0
-        self.left = b""  # still to be sent
+        self.left = memoryview(b"")  # still to be sent
         self.ended = False  # the peer's stream is at its end
         self.on_data: Callable[[], None] = self.command
         self.on_end: Callable[[], None] = self.close
@@ -127,7 +127,7 @@ class Session:
                 break
 
     def start_source(self, n: str, seed: str) -> None:
-        self.left = random.Random(int(seed)).randbytes(int(n))
+        self.left = memoryview(random.Random(int(seed)).randbytes(int(n)))
         self.sizes = random.Random(int(seed) + 1)
 
     # ---- commands ----
