@@ -37,6 +37,23 @@ def test_segments_in_flight_are_cut_anew_and_the_window_stays() -> None:
     stack.expect("SENT", bytes=4000)
 
 
+def test_what_duplicate_acks_made_believe_is_lost_is_not_counted_as_arrived() -> None:
+    """Without SACK each stands for a segment that arrived; then a router says that none did."""
+    stack, peer, handle = opened()
+    stack.stream(handle, 0, 5 * 1460)
+    first = peer.take_all()[0].frame
+    for _ in range(2):
+        peer.send("A", ack=0)
+    tcb = stack.tcb(handle)
+    assert tcb.sacked_bytes == 2 * 1460
+    too_long(stack, first, 1000)
+    outstanding = tcb.snd_max - tcb.snd_una
+    assert tcb.sacked_bytes + tcb.lost_bytes <= outstanding == 5 * 1460
+    stack.sent.clear()
+    peer.send("A")
+    stack.expect("SENT", bytes=5 * 1460)
+
+
 def test_errors_about_the_other_segments_send_nothing_more() -> None:
     stack, peer, handle = opened()
     stack.stream(handle, 0, 4000)

@@ -93,6 +93,9 @@ void ix_rec_set_state(struct ix_tcb *tcb, struct ix_tx_rec *r, uint32_t bytes, u
     else if (state == IX_TX_LOST)
         tcb->lost_bytes += bytes;
     r->state = state;
+    /* Without SACK what arrived is a guess from duplicate ACKs: it was not this. */
+    if (state == IX_TX_LOST && !(tcb->flags & IX_TF_SACK))
+        tcb->sacked_bytes = IX_MIN(tcb->sacked_bytes, ix_tcb_flight(tcb) - tcb->lost_bytes);
 }
 
 struct ix_tx_rec *ix_rec_split(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tx_rec *r,
