@@ -73,13 +73,6 @@ void ix_rack_dsack(struct ix_tcb *tcb)
     }
 }
 
-void ix_rack_idle(struct ix_tcb *tcb)
-{
-    /* Whatever leaves from now on was sent later than what has arrived. Kept, it would be compared
-     * on a clock that goes round in 71 minutes, and after half of them seem to be the later one. */
-    tcb->rack &= (uint8_t)~IX_RACK_VALID;
-}
-
 void ix_rack_recovered(struct ix_tcb *tcb)
 {
     if (tcb->reo_persist && --tcb->reo_persist == 0)

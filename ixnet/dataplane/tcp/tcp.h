@@ -143,7 +143,12 @@ void ix_rack_delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_t
                        const struct ix_tx_rec *r, uint32_t end);
 void ix_rack_dsack(struct ix_tcb *tcb);
 /* Nothing is out any more, or all that was counts as lost. */
-void ix_rack_idle(struct ix_tcb *tcb);
+static inline void ix_rack_idle(struct ix_tcb *tcb)
+{
+    /* Whatever leaves from now on was sent later than what has arrived. Kept, it would be compared
+     * on a clock that goes round in 71 minutes, and after half of them seem to be the later one. */
+    tcb->rack &= (uint8_t)~IX_RACK_VALID;
+}
 /* A recovery is over. */
 void ix_rack_recovered(struct ix_tcb *tcb);
 /* Step 5: marks what is lost. Returns after how many us more may be; 0: no more. */
