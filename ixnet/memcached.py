@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,17 @@ def parse_options(text: str) -> dict[str, str | None]:
     return found
 
 
+@contextmanager
+def _in_range(option: str, value: object) -> Iterator[None]:
+    """Around what puts an option's value where a number of the store's size has to hold it."""
+    try:
+        yield
+    except (OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"{option} {value} is out of range", "see ixnet memcached --help"
+        ) from error
+
+
 class Store:
     """The items, in memory shared with workers that are forked later."""
 
@@ -166,11 +178,21 @@ class Store:
         lib.ix_mc_config_init(c)
         c.now_ns, c.wall_s = time.monotonic_ns(), int(time.time())
         c.hash_key = secrets.randbits(64)
-        c.limit_bytes, c.item_max_bytes = config.memory_mb << 20, parse_size(config.item_size)
-        c.chunk_min_bytes = config.chunk_min
+        with _in_range("-m", config.memory_mb):
+            c.limit_bytes = config.memory_mb << 20
+        with _in_range("-I", config.item_size):
+            c.item_max_bytes = parse_size(config.item_size)
+        with _in_range("-n", config.chunk_min):
+            c.chunk_min_bytes = config.chunk_min
         c.chunk_max_bytes = min(c.chunk_max_bytes, c.item_max_bytes // 2 & ~7)
-        c.growth_percent = round(config.growth_factor * 100)
-        c.conns_max, c.workers, c.backlog = config.conns, workers, config.backlog
+        with _in_range("-f", config.growth_factor):
+            c.growth_percent = round(config.growth_factor * 100)
+        with _in_range("-c", config.conns):
+            c.conns_max = config.conns
+        with _in_range("-t", workers):
+            c.workers = workers
+        with _in_range("-b", config.backlog):
+            c.backlog = config.backlog
         c.tcp_port, c.udp_port, c.verbose = config.port, config.udp_port, config.verbose
         c.no_eviction, c.no_cas = config.no_eviction, config.no_cas
         c.no_flush, c.large_pages = config.no_flush, config.large_pages
@@ -180,7 +202,8 @@ class Store:
         if config.listen is not None:
             c.listen = config.listen.encode()[:47]
         for name, text in config.options.items():
-            OPTIONS[name](c, name, text)
+            with _in_range("-o", f"{name}={text}"):
+                OPTIONS[name](c, name, text)
         why = ffi.new("char[]", _WHY_BYTES)
         self._store = lib.ix_mc_new(c, why, _WHY_BYTES)
         if self._store == ffi.NULL:

@@ -244,7 +244,8 @@ def run_native(program: Program) -> int:
     if ran[0]:
         return status
     reason = ffi.string(why).decode(errors="replace")
-    print_error(from_errno(status, f"load {program.path}: {reason}", "build it with: make build"))
+    cure = "name a Python script, or a shared object with ix_app_main() (ixnet/native/app.h)"
+    print_error(from_errno(status, f"load {program.path}: {reason}", cure))
     return 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,8 @@ class RunConfig:
             _within("snaplen", self.snaplen, 0, SNAPLEN_DEFAULT)
             if self.pcap is None:
                 raise ConfigError("--snaplen records nothing by itself", "add --pcap PATH")
+        for address in self.own_addresses:
+            _one_host(address)
         families = [address.version for address in self.own_addresses]
         if len(families) != len(set(families)):
             raise ConfigError(
@@ -226,6 +229,24 @@ def require_mode(config: RunConfig, nic: Nic) -> None:
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"--{option} {value} is not known", f"use one of: {', '.join(choices)}")
+
+
+def _one_host(own: IpInterface) -> None:
+    """Refuses what no host may have (RFC 1122 3.2.1.3, RFC 4291 2.5 and 2.7)."""
+    ip, network = own.ip, own.network
+    several = own.version == 4 and network.prefixlen < 31
+    if (
+        ip.is_unspecified
+        or ip.is_loopback
+        or ip.is_multicast
+        or ip == ip_address("255.255.255.255")
+        or (several and ip in (network.network_address, network.broadcast_address))
+        or (isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None)
+    ):
+        raise ConfigError(
+            f"--own-address {own} is no address that a host can have",
+            "give one of its network, like 192.0.2.1/24 or 2001:db8::1/64",
+        )
 
 
 def _within(option: str, value: int, least: int, most: int) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ _CLONE_NEWNET = 0x40000000
 _IFA_F_NODAD = 0x02
 _NUD_PERMANENT = 0x80
 _MAX_QUEUES = 64
+_NETNS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_TAG_LENGTH = 64
 
 # Off at both ends, by their kernel names; names that this kernel lacks are skipped.
 _OFFLOADS_OFF = (
@@ -119,7 +122,7 @@ class LabConfig:
         if not 1280 <= self.mtu <= 65535:
             raise LabError(f"mtu must be 1280 (IPv6's least) to 65535 bytes, not {self.mtu}")
         for name in (self.server_netns, self.client_netns):
-            if not name or "/" in name or name.startswith("."):
+            if not _NETNS_NAME.match(name):
                 raise LabError(f"{name!r} is no name for a network namespace")
         if self.server_netns == self.client_netns:
             raise LabError("the two namespaces need different names")
@@ -129,7 +132,13 @@ class LabConfig:
 
     @classmethod
     def named(cls, tag: str, **changes: Any) -> LabConfig:
-        """A lab whose namespaces are ixlab-TAG-srv and -cli, beside any other lab."""
+        """A lab whose namespaces are ixlab-TAG-srv and -cli, beside any other lab. Errors: LabError
+        if tag is no name."""
+        if not _NETNS_NAME.match(tag) or len(tag) > _TAG_LENGTH:
+            raise LabError(
+                f"{tag!r} is no name for a lab: use letters, digits and . _ - "
+                f"(at most {_TAG_LENGTH})"
+            )
         return cls(server_netns=f"ixlab-{tag}-srv", client_netns=f"ixlab-{tag}-cli", **changes)
 
     @property

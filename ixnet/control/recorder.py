@@ -23,23 +23,30 @@ class RecordError(IxError):
 
 def shard_paths(path: Path, shards: int) -> list[Path]:
     """The files of an instance: `path`, or with a number before its suffix where shards are several
-    (trace.0.pcap). Errors: RecordError if `path` is a directory."""
+    (trace.0.pcap). Errors: RecordError if `path` is a directory, or else no file."""
     if os.path.isdir(path):  # unlike Path.is_dir(), no error where that can't be looked at
         raise RecordError(f"--pcap {path} is a directory", "name a file in it")
     if shards == 1:
         return [path]
+    with contextlib.suppress(OSError):  # /dev/null doesn't mean /dev/null.0
+        _refuse_special(path)
     return [path.with_name(f"{path.stem}.{i}{path.suffix}") for i in range(shards)]
+
+
+def _refuse_special(path: Path) -> None:
+    """Errors: RecordError if something else than a regular file is there, OSError if nothing is."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise RecordError(
+            f"--pcap {path} is there already, and is not a regular file",
+            "name a new file, or a regular one to overwrite",
+        )
 
 
 def _open(path: Path) -> int:
     """A descriptor to write to `path` with, locked; its content stays for now."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise RecordError(
-                    f"--pcap {path} is there already, and is not a regular file",
-                    "name a new file, or a regular one to overwrite",
-                )
+            _refuse_special(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(path, flags, 0o600)
     except OSError as error:

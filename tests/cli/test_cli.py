@@ -74,6 +74,34 @@ def test_version_is_said() -> None:
         (["run", "-i", "lo", "--batch", "0", "x.py"], "--batch 0 is out of range"),
         (["run", "-i", "lo", "--own-address", "10.0.0.1", "x.py"], "no prefix length"),
         (["run", "-i", "lo", "--own-address", "fd00::1/129", "x.py"], "--own-address"),
+        *(
+            (["run", "-i", "lo", "--own-address", own, "x.py"], f"{own} is no address that a host")
+            for own in (
+                "0.0.0.0/0",
+                "127.0.0.1/8",
+                "224.0.0.1/4",
+                "10.0.0.255/24",
+                "10.0.0.0/24",
+                "255.255.255.255/32",
+                "::/64",
+                "::1/128",
+                "ff02::1/64",
+            )
+        ),
+        *(
+            (["memcached", "-i", "lo", "-t", "1", *words], f"{' '.join(words)} is out of range")
+            for words in (
+                ["-m", "-5"],
+                ["-b", "-1"],
+                ["-c", "-1"],
+                ["-n", "-1"],
+                ["-f", "nan"],
+                ["-f", "inf"],
+                ["-f", "-2.0"],
+                ["-I", "9g"],
+                ["-o", "hashpower=9999999999"],
+            )
+        ),
         (["run", "-i", "lo", "--ports", "5", "x.py"], "--ports 5 is no range"),
         (["run", "-i", "lo", "--busy-poll", "--spin-us", "5", "x.py"], "give one of them"),
         (["run", "-i", "lo", "no-such-app.py"], "there is no application no-such-app.py"),

@@ -318,6 +318,8 @@ def test_without_root_the_cure_is_named(cfg: LabConfig, monkeypatch: pytest.Monk
         {"server_netns": "a/b"},
         {"client_netns": ""},
         {"client_netns": "ixlab-srv"},
+        {"client_netns": "\xfc"},
+        {"client_netns": "n" * 256},
         {"client_if": "sixteen-letters-"},
         {"server_if": "lo"},
     ],
@@ -325,6 +327,12 @@ def test_without_root_the_cure_is_named(cfg: LabConfig, monkeypatch: pytest.Monk
 def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(LabError):
         LabConfig(**changes)
+
+
+@pytest.mark.parametrize("tag", ["", "../x", "a b", "\xfc", "n" * 65])
+def test_a_tag_that_is_no_name_is_refused(tag: str) -> None:
+    with pytest.raises(LabError, match="is no name for a lab: use letters, digits"):
+        LabConfig.named(tag)
 
 
 # ---- processes in it --------------------------------------------------------------------------

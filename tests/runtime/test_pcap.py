@@ -25,6 +25,7 @@ from scapy.utils import rdpcap
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
 from ixnet.control.nic import Nic
+from ixnet.control.recorder import RecordError, shard_paths
 from tests.runtime.conftest import Start, started
 from tests.runtime.lab import (
     APPS,
@@ -249,6 +250,11 @@ def test_start_with_a_file_that_is_being_written_is_refused(
 def test_snaplen_without_a_file_is_refused(lab: Lab) -> None:
     status, _, err = run_to_end(lab, APPS / "echo.py", "1", options=["--snaplen", "96"])
     assert status == 2 and "cure: add --pcap PATH" in err
+
+
+def test_what_is_no_file_is_refused_for_several_shards_too() -> None:
+    with pytest.raises(RecordError, match="/dev/null is there already, and is not a regular file"):
+        shard_paths(Path("/dev/null"), 2)
 
 
 # ---- while running -------------------------------------------------------------------------------
