@@ -29,7 +29,7 @@ from ixnet.bench.outcome import Outcome
 from ixnet.bench.result import check_writable, make_result, read_result, write_result
 from ixnet.bench.search import Objective
 from ixnet.bench.session import Progress, RunPlan, Session
-from ixnet.bench.steps import parse_steps, run_steps
+from ixnet.bench.steps import parse_pids, parse_steps, run_steps
 from ixnet.bench.tables import remarks, result_table
 from ixnet.terminal import make_console
 
@@ -85,6 +85,9 @@ def make_benchmark(
     mode: str, words: list[str], load: LoadOptions, goal: GoalOptions | None = None
 ) -> Benchmark:
     """Errors: BenchError."""
+    if load.rate and goal and (goal.slo or goal.sweep):
+        which = "--slo" if goal.slo else "--sweep"
+        raise BenchError(f"{which} chooses the rates by itself", "leave --rate out")
     if load.arrival not in ("poisson", "fixed"):
         raise BenchError(f"--arrival {load.arrival} is not known", "use poisson or fixed")
     more = ["--seed", str(load.seed), "--timeout", str(load.timeout), "--wait", str(load.wait)]
@@ -282,7 +285,7 @@ def connections(
     held = parse_steps(steps, load.connections)
     benchmark = make_benchmark("echo", ["--bytes", str(bytes_)], load)
     benchmark = replace(benchmark, connections=held[-1])
-    pids = [int(pid) for pid in server_pid.split(",")] if server_pid else []
+    pids = parse_pids(server_pid)
     check_output(output)
     targets = [Target.parse(text) for text in target]
     with shown_progress() as progress:
@@ -359,9 +362,11 @@ def report(
     """One self-contained HTML page of several results, side by side."""
     from ixnet.bench.report import write_pngs, write_report
 
+    if str(output) == "-":
+        raise BenchError("the page goes to a file", "name one: -o report.html")
     results = [(path.name, read_result(path)) for path in files]
     write_report(output, results)
-    print(f"{output}: {len(results)} results")
+    print(f"{output}: {len(results)} result{'s' if len(results) > 1 else ''}")
     if png is not None:
         for path in write_pngs(png, results):
             print(path)

@@ -14,6 +14,7 @@ _CURES = (
     ("Connection refused", "start the server there, or check the port; --wait S waits for it"),
     ("no connection opened", "check address, route and firewall; is there such a machine?"),
     ("No route to host", "check address, route and firewall; is there such a machine?"),
+    ("bind to an address of --source", "give addresses that an interface here has, or add them"),
     ("Network is unreachable", "check the address and the route to it"),
     ("nothing moved", "see what the server is doing; --timeout S is more patient"),
     ("the server closed it", "see the server's log: why does it close connections?"),

@@ -32,8 +32,8 @@ class Objective:
     @classmethod
     def parse(cls, text: str) -> Objective:
         """Errors: BenchError."""
-        match = re.fullmatch(r"(p\d+)\s*=\s*([\d.]+)\s*(ns|us|ms|s)", text)
-        if not match or match.group(1) not in _PERCENTILES:
+        match = re.fullmatch(r"(p\d+)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|ms|s)", text)
+        if not match or match.group(1) not in _PERCENTILES or not float(match.group(2)):
             raise BenchError(
                 f"--slo {text} is not understood",
                 f"write it like p99=500us; percentiles are {', '.join(_PERCENTILES)}",
@@ -44,8 +44,11 @@ class Objective:
         return f"{self.percentile} <= {self.limit_us:g} us"
 
     def held_by(self, run: dict[str, Any]) -> bool:
-        """Whether a run held it: in time, as much as was offered, and without an error."""
+        """Whether a run held it: in time, as much as was offered, and without an error. One in
+        which nothing was measured held nothing: few are due at low rates, perhaps none."""
         group = run["probes"] if run.get("probes") else run
+        if not group["latency"]["count"]:
+            return False
         latency = group["latency"]["us"][self.percentile]
         if self.by_slices:
             latency = math.inf if group["slice_p99_us"] is None else group["slice_p99_us"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ixnet.bench.client import Client
 from ixnet.bench.drive import Benchmark, Target, checked, open_session
@@ -27,6 +28,17 @@ def parse_steps(text: str | None, most: int) -> list[int]:
     if not steps or steps[0] < 1 or steps != sorted(set(steps)):
         raise BenchError(f"--steps {text} are no rising numbers", "write them like 1000,10000")
     return steps
+
+
+def parse_pids(text: str | None) -> list[int]:
+    """Processes that there are. Errors: BenchError."""
+    words = text.split(",") if text else []
+    for word in words:
+        if not (word.isdecimal() and Path(f"/proc/{word}").exists()):
+            raise BenchError(
+                f"--server-pid {word} is no process here", "use numbers of processes that run"
+            )
+    return [int(word) for word in words]
 
 
 def run_steps(

@@ -62,11 +62,11 @@ def _slo_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for entry in result["targets"]:
         rate = entry["highest_rate"]
         best = max(entry["slo"], key=lambda found: found["rate"])["run"]
-        latency = best["latency"]["us"] if best else {"p50": 0.0, "p99": 0.0}
+        latency = best["latency"]["us"] if best else None
         rows.append(
             [entry["label"], entry["objective"]]
             + [f"{rate[k]:,.0f}" for k in ("median", "least", "most")]
-            + [us(latency["p50"]), us(latency["p99"])]
+            + [us(latency[k]) if latency else "-" for k in ("p50", "p99")]
         )
     return titles, rows
 
@@ -135,6 +135,8 @@ def remarks(result: dict[str, Any]) -> list[str]:
     if result.get("stopped"):
         found.append(f"only a part: {result['stopped']}")
     for entry in result["targets"]:
+        if entry.get("slo") and not any(search["rate"] for search in entry["slo"]):
+            found.append(f"{entry['label']}: no load that was tried held {entry['objective']}")
         late = [run for run in entry.get("runs") or [] if run["offered"] and run["late"]]
         if late:
             found.append(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ixnet.bench import drive, plots, report, result, search, session
+from ixnet.bench import drive, plots, report, result, search, session, tables
 from ixnet.bench.cli import show
 from ixnet.bench.errors import BenchError
 from ixnet.bench.histogram import Histogram, bucket_value_ns
@@ -125,14 +125,15 @@ class Server:
         self.asked.append(rate)
         room = 1 - rate / self.capacity
         latency = self.base_us / room if room > 0 else 1e6
+        done = min(rate, self.capacity)
         return {
             "ok": True,
             "late": 0,
             "offered": rate,
             "seconds": 1.0,
-            "completed": min(rate, self.capacity),
-            "per_second": min(rate, self.capacity),
-            "latency": {"us": {"p99": latency}},
+            "completed": done,
+            "per_second": done,
+            "latency": {"us": {"p99": latency if int(done) else 0.0}, "count": int(done)},
         }
 
 
@@ -167,6 +168,20 @@ def test_search_looks_below_what_was_a_fluke() -> None:
     assert 0 < found.rate <= server.holds_up_to(500)
 
 
+def test_objective_that_no_load_holds_is_not_held_by_a_run_without_replies() -> None:
+    server = Server(1e5)
+    found = search.highest_load(server.measure, search.Objective("p99", 1), 100)
+    assert min(server.asked) < 1, "so few are due that none is measured"
+    assert found.rate == 0 and found.run is None
+    entry = {
+        "label": "a", "objective": "p99 <= 1 us", "slo": [{"rate": 0.0, "run": None}],
+        "highest_rate": dict.fromkeys(("median", "least", "most"), 0.0),
+    }  # fmt: skip
+    shown: dict[str, Any] = {"kind": "echo", "targets": [entry]}
+    assert tables.rows_of(shown)[1] == [["a", "p99 <= 1 us", "0", "0", "0", "-", "-"]]
+    assert tables.remarks(shown) == ["a: no load that was tried held p99 <= 1 us"]
+
+
 def test_objective_by_slices_is_that_of_the_median_one() -> None:
     objective = search.Objective("p99", 500, by_slices=True)
     paused = Server(1e5).measure(1000)
@@ -184,7 +199,7 @@ def test_errors_and_late_requests_break_an_objective() -> None:
     assert not objective.held_by(good | {"ok": False})
     assert not objective.held_by(good | {"late": 1})
     assert not objective.held_by(good | {"completed": 800})
-    assert not objective.held_by(good | {"probes": {"latency": {"us": {"p99": 501}}}})
+    assert not objective.held_by(good | {"probes": {"latency": {"us": {"p99": 501}, "count": 9}}})
 
 
 def test_sweep_rises_to_the_peak_in_smaller_and_smaller_steps() -> None:

@@ -106,7 +106,7 @@ int transport_connect(struct load *l, uint32_t index)
     } else if (o->source_count) {
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
         if (!bind_to(l, fd, 0))
-            die("bind to an address of --source (cure: add it to an interface)");
+            die("bind to an address of --source");
     }
     if (connect(fd, (const struct sockaddr *)&o->target, o->target_bytes) < 0 &&
         errno != EINPROGRESS) {
