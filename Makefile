@@ -202,8 +202,8 @@ conformance: build build-san
 
 # Emulated: no KVM needed, nothing installed; what it fetches is kept in ~/.cache/ixnet-lab.
 lab: build
-	@$(PYTHON) tests/lab/lab.py setup
-	@$(PYTHON) tests/lab/lab.py run --timeout 3600 --nic igb --nic virtio:2 -- $(PYTHON) -m pytest -s -v tests/lab $(LAB_ARGS)
+	@$(PYTHON) tests/lab/lab.py setup --tracing
+	@$(PYTHON) tests/lab/lab.py run --tracing --timeout 3600 --nic igb --nic virtio:2 -- $(PYTHON) -m pytest -s -v tests/lab $(LAB_ARGS)
 
 # Also the CPython modules that take minutes each there.
 lab-dune: build

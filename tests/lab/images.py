@@ -6,6 +6,8 @@ beside it has the recipe's digest. All lies in ${XDG_CACHE_HOME:-~/.cache}/ixnet
     host/                  TOOLS, unpacked, run from there with their own libraries
     debian.erofs           GUEST, the guest's system
     kernel-RELEASE/        vmlinux, and an initrd with kernel.py's MODULES
+        tracing.erofs      made if asked for: a layer over debian.erofs, TRACING and the HEADERS of
+                           this kernel
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import fcntl
 import hashlib
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +52,13 @@ GUEST_FILES = {
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1 localhost lab\n",
 }
+# What `ixnet trace` needs beyond it: a third of a gigabyte, so only boots that trace have it.
+TRACING = ("python3-bpfcc",)
+# And of each tree of the kernel's headers (source, build) what bcc's programs include.
+HEADERS = (
+    *("include/asm-generic", "include/generated", "include/linux", "include/uapi", "include/vdso"),
+    "arch/x86/include",
+)
 # What the packages' scripts would have done, as far as it matters here.
 GUEST_LINKS = {
     "usr/bin/sh": "dash",
@@ -107,6 +117,14 @@ def made_kernel(release: str) -> Made:
     return Made(place, place / "recipe", MODULES, how)
 
 
+def made_tracing(release: str) -> Made:
+    """The layer with bcc and a kernel's headers."""
+    how = inspect.getsource(_make_tracing)
+    place = CACHE / f"kernel-{release}"
+    recipe = (codename(), GUEST, TRACING, HEADERS, how)
+    return Made(place / "tracing.erofs", place / "tracing.recipe", *recipe)
+
+
 # ---- tools of the host ---------------------------------------------------------------------
 
 
@@ -155,13 +173,14 @@ HOST = Host(CACHE / "host")
 # ---- set-up --------------------------------------------------------------------------------
 
 
-def setup(refresh: bool = False, wanted: str | None = None) -> None:
-    """Makes what a run needs and what a changed recipe calls for. Reaches for the mirror only if
-    there is something to make. Errors: LabError; Unavailable where the mirror can't be reached."""
+def setup(refresh: bool = False, wanted: str | None = None, tracing: bool = False) -> None:
+    """Makes what a run needs and what a changed recipe calls for; tracing: the layer for that, too.
+    Reaches for the mirror only if there is something to make. Errors: LabError; Unavailable where
+    the mirror can't be reached."""
     with _alone():
-        at_hand = [path.name.removeprefix("kernel-") for path in CACHE.glob("kernel-*")]
+        at_hand = [_release(path) for path in CACHE.glob("kernel-*")]
         stale = [release for release in at_hand if not made_kernel(release).current()]
-        missing = not _at_hand(wanted)
+        missing = not _at_hand(wanted) or (tracing and not _can_trace(wanted))
         ready = made_host().current() and made_guest().current() and not missing and not stale
         if ready and not refresh:
             return
@@ -178,6 +197,8 @@ def setup(refresh: bool = False, wanted: str | None = None) -> None:
             _remake_kernel(archive, release)
         if refresh or not _at_hand(wanted):
             _make_kernel(archive, wanted)
+        if tracing and not _can_trace(wanted):
+            _add_tracing(archive, wanted)
         for left in ("cache/archives", "debs"):
             shutil.rmtree(CACHE / "apt" / left, ignore_errors=True)
         say(f"ready: {CACHE}")
@@ -274,16 +295,58 @@ def _prepare_kernel(archive: Archive, release: str) -> None:
     shutil.rmtree(package)
 
 
+def _can_trace(wanted: str | None) -> bool:
+    """Whether the kernel that a run would take has its layer."""
+    return any(made_tracing(_release(place)).current() for place in _at_hand(wanted)[:1])
+
+
+def _add_tracing(archive: Archive, wanted: str | None) -> None:
+    """The layer of the kernel that a run would take. A kernel whose headers the mirror has no more
+    makes way for the newest."""
+    release = _release(choose_kernel(wanted))
+    if not archive.names(f"linux-headers-{re.escape(release)}"):
+        say(f"the mirror has no headers of the kernel {release} any more: removed")
+        shutil.rmtree(CACHE / f"kernel-{release}")
+        if not _at_hand(wanted):
+            _make_kernel(archive, wanted)
+        release = _release(choose_kernel(wanted))
+    say(f"fetching {', '.join(TRACING)} and the headers of {release}")
+    _make_tracing(archive, release)
+    made_tracing(release).done()
+
+
+def _make_tracing(archive: Archive, release: str) -> None:
+    """As bcc looks for headers: `build` has those generated for this flavour, `source` the rest."""
+    package = _fresh(CACHE / "package")
+    names = [f"linux-headers-{release}", f"linux-headers-{release.rpartition('-')[0]}-common"]
+    unpack(archive.download(names), package)
+    root = _fresh(CACHE / "layer")
+    unpack(archive.closure(TRACING, without=GUEST), root)
+    for name, kind in zip(names, ("build", "source"), strict=True):
+        for part in HEADERS:
+            if (found := package / "usr/src" / name / part).exists():
+                shutil.copytree(found, root / "usr/lib/modules" / release / kind / part)
+    for name in ("doc", "man"):
+        shutil.rmtree(root / "usr/share" / name, ignore_errors=True)
+    HOST.image(root, CACHE / f"kernel-{release}" / "tracing.erofs")
+    shutil.rmtree(root)
+    shutil.rmtree(package)
+
+
 def _write(path: Path, data: bytes) -> None:
     partial = path.with_suffix(".partial")
     partial.write_bytes(data)
     partial.rename(path)
 
 
+def _release(place: Path) -> str:
+    return place.name.removeprefix("kernel-")
+
+
 def kernels() -> list[Path]:
     """Those that are ready, the newest first."""
     places = [path.parent for path in CACHE.glob("kernel-*/vmlinux")]
-    ready = [place for place in places if made_kernel(place.name.removeprefix("kernel-")).current()]
+    ready = [place for place in places if made_kernel(_release(place)).current()]
     return sorted(ready, key=lambda path: release_key(path.name), reverse=True)
 
 

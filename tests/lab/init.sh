@@ -19,7 +19,9 @@ give_up() {
 while read -r module; do
     insmod "/modules/$module.ko" || say "the module $module can't be loaded"
 done </modules/order
-. /settings # TREE: where the project lies; NICS: NAME=MAC ...; OUT: the shared directory, or nothing
+# TREE: where the project lies; NICS: NAME=MAC ...; OUT: the shared directory, or nothing; LAYERS:
+# images over Debian's.
+. /settings
 
 # The disk with this serial number.
 disk() {
@@ -34,17 +36,25 @@ disk() {
     done
 }
 
-# writable SERIAL PLACE: the image below, memory above.
+# writable PLACE SERIAL [SERIAL ...]: the images below, the last one lowest; memory above.
 writable() {
-    mkdir -p "/layers/$1" "$2"
-    mount -t tmpfs -o size=50% tmpfs "/layers/$1"
-    mkdir "/layers/$1/image" "/layers/$1/changes" "/layers/$1/scratch"
-    mount -t erofs -o ro "$(disk "$1")" "/layers/$1/image" || give_up "no image $1"
-    mount -t overlay -o "lowerdir=/layers/$1/image,upperdir=/layers/$1/changes,workdir=/layers/$1/scratch" \
-        overlay "$2" || give_up "no overlay for $1"
+    place=$1
+    shift
+    memory=/layers/memory/$1
+    lower=
+    mkdir -p "$memory" "$place"
+    mount -t tmpfs -o size=50% tmpfs "$memory"
+    mkdir "$memory/changes" "$memory/scratch"
+    for serial in "$@"; do
+        mkdir -p "/layers/$serial"
+        mount -t erofs -o ro "$(disk "$serial")" "/layers/$serial" || give_up "no image $serial"
+        lower=$lower:/layers/$serial
+    done
+    mount -t overlay -o "lowerdir=${lower#:},upperdir=$memory/changes,workdir=$memory/scratch" \
+        overlay "$place" || give_up "no overlay for $place"
 }
 
-writable debian /guest
+writable /guest $LAYERS debian
 mkdir -p /guest/proc /guest/sys /guest/dev /guest/run /guest/tmp /guest/root
 mount -t proc proc /guest/proc
 mount -t sysfs sysfs /guest/sys
@@ -56,10 +66,11 @@ mount -t tmpfs tmpfs /guest/run
 mount -t tmpfs -o mode=1777 tmpfs /guest/tmp
 mount -t bpf bpf /guest/sys/fs/bpf
 mount -t debugfs debugfs /guest/sys/kernel/debug
+mount -t tracefs tracefs /guest/sys/kernel/tracing
 rm -rf /guest/var/run && ln -s /run /guest/var/run
 mkdir -p /guest/run/netns
 ln -sf /proc/self/fd /guest/dev/fd
-writable tree "/guest$TREE"
+writable "/guest$TREE" tree
 cp /run.sh /guest/run.sh
 
 if [ -n "$OUT" ]; then

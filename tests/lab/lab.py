@@ -2,7 +2,7 @@
 """A virtual machine with real NIC drivers and a KVM that is fit for libdune, on a machine that has
 neither: what `make lab` and tests/lab/test_dune.py run in.
 
-    lab.py setup [--refresh]              fetch QEMU, a kernel and a small Debian, make images
+    lab.py setup [--refresh] [--tracing]  fetch QEMU, a kernel and a small Debian, make images
     lab.py run [options] -- COMMAND       boot, run the command in the project's tree, power off
     lab.py list                           kernels at hand
 
@@ -10,7 +10,8 @@ neither: what `make lab` and tests/lab/test_dune.py run in.
 passes the command's output through and returns its exit status; 124: it took too long; 125: the lab
 itself failed; 69 (EX_UNAVAILABLE): it is not at hand and can't be fetched from here. With
 --out DIR the guest's command finds DIR as $IX_LAB_OUT: what it writes there is here at once, and
-stays when the guest breaks down. Everything is emulated (no KVM needed), so it is 10 to 20 times
+stays when the guest breaks down. With --tracing the guest has bcc and its kernel's headers (`ixnet
+trace`), and $IX_LAB_TRACING is 1. Everything is emulated (no KVM needed), so it is 10 to 20 times
 slower than the machine: time nothing here. Needs no root. All lies in
 ${XDG_CACHE_HOME:-~/.cache}/ixnet-lab; a fresh start is to remove that.
 
@@ -142,17 +143,19 @@ def in_namespace(pairs: Sequence[Pair], command: Sequence[str]) -> list[str]:
     return ["unshare", "--net", *user, "sh", "-c", "\n".join(script)]
 
 
-def run_settings(command: Sequence[str], names: Sequence[str], out: Path | None) -> bytes:
+def run_settings(
+    command: Sequence[str], names: Sequence[str], out: Path | None, tracing: bool
+) -> bytes:
     """The part of the initramfs that each run has of its own."""
     archive = Cpio()
     archive.add("init", (HERE / "init.sh").read_bytes())
     settings = f"TREE={shlex.quote(str(ROOT))}\nNICS={shlex.quote(' '.join(names))}\n"
-    settings += f"OUT={GUEST_OUT if out else ''}\n"
+    settings += f"OUT={GUEST_OUT if out else ''}\nLAYERS={'tracing' if tracing else ''}\n"
     archive.add("settings", settings.encode())
     script = (
         "export PATH=/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8\n"
         # Python may write bytecode: what each start compiled anew would be most of its time here.
-        "export IX_LAB=1 PYTHONUNBUFFERED=1\n"
+        f"export IX_LAB=1 IX_LAB_TRACING={int(tracing)} PYTHONUNBUFFERED=1\n"
         f"{f'export IX_LAB_OUT={GUEST_OUT}' if out else 'unset IX_LAB_OUT'}\n"
         f"cd {shlex.quote(str(ROOT))}\nexec {shlex.join(command)}\n"
     )
@@ -160,10 +163,15 @@ def run_settings(command: Sequence[str], names: Sequence[str], out: Path | None)
     return archive.finish()
 
 
-def qemu_command(kernel: Path, work: Path, devices: Sequence[str], output: str) -> list[str]:
+def qemu_command(
+    kernel: Path, work: Path, devices: Sequence[str], output: str, tracing: bool
+) -> list[str]:
     """The emulator's command line."""
     disks: list[str] = []
-    for serial, image in (("debian", CACHE / "debian.erofs"), ("tree", work / "tree.erofs")):
+    images = {"debian": CACHE / "debian.erofs", "tree": work / "tree.erofs"}
+    if tracing:
+        images["tracing"] = kernel / "tracing.erofs"
+    for serial, image in images.items():
         disks += ["-drive", f"if=none,id={serial},file={image},format=raw,readonly=on"]
         disks += ["-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
     ports = ["-device", "virtio-serial-pci"]
@@ -205,6 +213,7 @@ def boot(
     kernel: str | None,
     timeout_s: float,
     out: Path | None,
+    tracing: bool,
 ) -> int:
     """Runs a command in a guest; returns its exit status, or the lab's own."""
     place = choose_kernel(kernel)
@@ -215,11 +224,12 @@ def boot(
         names = [name for pair in pairs for name in pair.names()]
         HOST.image(ROOT, work / "tree.erofs", LEFT_OUT)
         (work / "initrd").write_bytes(
-            (place / "initrd").read_bytes() + run_settings(command, names, out)
+            (place / "initrd").read_bytes() + run_settings(command, names, out, tracing)
         )
         say(f"booting {place.name.removeprefix('kernel-')} with {', '.join(models) or 'no NIC'}")
         began = time.monotonic()
-        ended = _run_qemu(place, work, pairs, [*options, *share_options(out)], timeout_s)
+        options += share_options(out)
+        ended = _run_qemu(place, work, pairs, options, timeout_s, tracing)
         status = (work / "status").read_text().strip() if (work / "status").exists() else ""
         say(f"{time.monotonic() - began:.0f} s, exit status {status or 'none'}")
         if status:
@@ -236,7 +246,12 @@ def boot(
 
 
 def _run_qemu(
-    kernel: Path, work: Path, pairs: Sequence[Pair], options: Sequence[str], timeout_s: float
+    kernel: Path,
+    work: Path,
+    pairs: Sequence[Pair],
+    options: Sequence[str],
+    timeout_s: float,
+    tracing: bool,
 ) -> bool:
     """Whether it ended in time. The guest's output goes to our standard output as it comes."""
     reading, writing = os.pipe()
@@ -245,7 +260,7 @@ def _run_qemu(
         # Or it would load the modules of another QEMU that is installed.
         "QEMU_MODULE_DIR": str(HOST.root / "usr/lib" / TRIPLET / "qemu"),
     }
-    command = qemu_command(kernel, work, options, f"/dev/fd/{writing}")
+    command = qemu_command(kernel, work, options, f"/dev/fd/{writing}", tracing)
     with (work / "emulator").open("wb") as log:
         process = subprocess.Popen(
             [*WITH_US, *in_namespace(pairs, [*WITH_US, *command])],
@@ -304,17 +319,20 @@ def main() -> int:
     )
     boots.add_argument("--out", type=Path, help="directory for what the guest hands back")
     boots.add_argument("command", nargs="+")
+    for part in (make, boots):
+        part.add_argument("--tracing", action="store_true", help="with what ixnet trace needs")
     parts.add_parser("list", help="kernels at hand")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if given.part == "setup":
-            setup(given.refresh, given.kernel)
+            setup(given.refresh, given.kernel, given.tracing)
         elif given.part == "list":
             print("\n".join(path.name.removeprefix("kernel-") for path in kernels()))
         else:
-            setup(wanted=given.kernel)
-            return boot(given.command, given.nic, given.kernel, given.timeout, given.out)
+            setup(wanted=given.kernel, tracing=given.tracing)
+            how = (given.timeout, given.out, given.tracing)
+            return boot(given.command, given.nic, given.kernel, *how)
     except Unavailable as error:
         say(f"not available: {error}")
         return UNAVAILABLE

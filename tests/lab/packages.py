@@ -122,15 +122,22 @@ class Archive:
         (self.home / "sources.list").write_text("".join(lines))
         self._apt("apt-get", "-q", "update", what="read the mirror's lists of packages")
 
-    def closure(self, names: Iterable[str], backports: bool = False) -> list[Path]:
-        """Fetches packages and all that they depend on, the newest there are."""
+    def closure(
+        self, names: Iterable[str], backports: bool = False, without: Sequence[str] = ()
+    ) -> list[Path]:
+        """Fetches packages and all that they depend on, the newest there are; without: returns no
+        package that is in the closure of these."""
         suite = f"{self.release}-backports" if backports else self.release
         archives = self.home / "cache/archives"
         shutil.rmtree(archives, ignore_errors=True)
         (archives / "partial").mkdir(parents=True)
-        chosen = ["-q", "-y", "-t", suite, "--download-only", "install", *names]
-        self._apt("apt-get", *chosen, what=f"fetch {' '.join(names)}")
-        return sorted(archives.glob("*.deb"))
+        chosen = ["-q", "-y", "-t", suite, "install"]
+        what = f"fetch {' '.join(names)}"
+        # 'URI' FILE SIZE DIGEST
+        listed = self._apt("apt-get", *chosen, "--print-uris", *without, what=what)
+        there = {line.split()[1] for line in listed.splitlines() if line.startswith("'")}
+        self._apt("apt-get", *chosen, "--download-only", *names, what=what)
+        return sorted(path for path in archives.glob("*.deb") if path.name not in there)
 
     def names(self, pattern: str) -> list[str]:
         """Names of packages that match the whole pattern."""

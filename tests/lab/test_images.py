@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,8 @@ class Mirror:
         pass
 
     def names(self, pattern: str) -> list[str]:
-        return ["linux-image-7.3.4-amd64"]
+        there = ("linux-image-7.3.4-amd64", "linux-headers-7.3.4-amd64")
+        return [name for name in there if re.fullmatch(pattern, name)]
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     def maker(name: str, made: object) -> object:
         def make(*arguments: object) -> None:
             module.calls.append(name)
-            one = made(*arguments[1:]) if name == "kernel" else made()
-            if name == "guest":
+            one = made(*arguments[1:]) if name in ("kernel", "tracing") else made()
+            if name in ("guest", "tracing"):
                 one.place.touch()
             else:
                 one.place.mkdir(exist_ok=True)
@@ -52,6 +54,7 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
     monkeypatch.setattr(module, "_make_host", maker("host", module.made_host))
     monkeypatch.setattr(module, "_prepare_kernel", maker("kernel", module.made_kernel))
+    monkeypatch.setattr(module, "_make_tracing", maker("tracing", module.made_tracing))
     monkeypatch.setattr(module, "_make_kernel", lambda a, w: module._prepare_kernel(a, RELEASE))
     # Its own source is part of its recipe, so it is not replaced, only what it calls.
     guest = maker("guest", module.made_guest)
@@ -107,3 +110,24 @@ def test_setup_with_a_changed_list_removes_a_kernel_that_the_mirror_has_no_more(
     images.setup()
     assert not old.exists()
     assert images.calls == []
+
+
+def test_setup_makes_what_tracing_needs_when_asked_to(
+    images: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images.setup(tracing=True)
+    images.setup(tracing=True)
+    assert images.calls == ["tracing"], "made once"
+    monkeypatch.setattr(images, "HEADERS", (*images.HEADERS, "one-more"))
+    images.setup()
+    assert images.calls == ["tracing"], "nobody asked"
+    images.setup(tracing=True)
+    assert images.calls == ["tracing", "tracing"]
+
+
+def test_setup_for_tracing_removes_a_kernel_whose_headers_the_mirror_has_no_more(
+    images: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mirror, "names", lambda *_: [])
+    images.setup(tracing=True)
+    assert images.calls == ["kernel", "tracing"], "another one took its place"
