@@ -52,7 +52,22 @@ app.command()(memcached)
 
 def main() -> None:
     """The entry point."""
+    _fill_standard_streams()
     app()
+
+
+def _fill_standard_streams() -> None:
+    """Where 0, 1 or 2 is closed, nothing of ours is to get its number: applications print there."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == fd:  # else something has it already
+                os.set_inheritable(fd, True)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 # ---- errors ------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ class ControlPlane:
     def _refuse_second_instance(self) -> None:
         netns = os.stat("/proc/self/ns/net").st_ino
         for other in find_instances():
-            if (other.facts.get("interface"), other.facts.get("netns")) == (self.nic.name, netns):
+            # By number: interfaces can be renamed while an instance runs.
+            if (other.facts.get("ifindex"), other.facts.get("netns")) == (self.nic.ifindex, netns):
                 raise InterfaceTaken(
                     f"{self.nic.name} is run by the instance {other.name} (process {other.pid})",
                     f"stop it (kill {other.pid}), or use another interface",
@@ -182,6 +183,7 @@ class ControlPlane:
                 "started": time.time(),
                 "netns": os.stat("/proc/self/ns/net").st_ino,
                 "interface": nic.name,
+                "ifindex": nic.ifindex,
                 "driver": nic.driver,
                 "app": [str(config.program.path), *config.program.arguments],
                 "placement": config.placement,

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from ixnet.control.instance import process_start_ticks
 from ixnet.control.lab import LabConfig, lab_down, lab_status
+from ixnet.control.namespaces import in_netns
 from ixnet.control.stats import meanings
 from ixnet.dune import probe
 
@@ -55,6 +57,20 @@ def test_dune_placement_on_an_unfit_kvm_says_why() -> None:
     assert run.returncode == 2 and run.stdout == ""
     assert f"this machine's KVM is unfit: {report.reason}" in run.stderr
     assert "cure: " in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_as_dev_null(closed: str) -> None:
+    argv = [sys.executable, "-m", "ixnet", "lab", "status", "--name", f"no{os.getpid()}"]
+    to_null = closed.replace("&-", "/dev/null")
+    runs = [
+        subprocess.run(["sh", "-c", f'exec "$@" {how}', "sh", *argv], capture_output=True, cwd=ROOT)
+        for how in (closed, to_null)
+    ]
+    assert len({(run.returncode, run.stdout, run.stderr) for run in runs}) == 1
+    doctor = f'"{sys.executable}" -m ixnet doctor {closed.split()[0]}'
+    run = subprocess.run(["sh", "-c", doctor], capture_output=True, check=False, cwd=ROOT)
+    assert run.returncode in (0, 1) and b"unexpected" not in run.stdout + run.stderr
 
 
 def test_version_is_said() -> None:
@@ -224,6 +240,14 @@ def test_stat_shows_a_running_instance() -> None:
         for word in ("native copy", "tcp *:7000", "cycles", "shard 1"):
             assert word in shown.stdout
         assert "drop_tcp_csum" not in shown.stdout, "nothing was dropped"
+        with in_netns(cfg.server_netns), IPRoute() as ipr:
+            [index] = ipr.link_lookup(ifname=cfg.server_if)
+            ipr.link("set", index=index, state="down")
+            ipr.link("set", index=index, ifname="renamed0")
+            ipr.link("set", index=index, state="up")
+        again = subprocess.run([*argv[:6], "-i", "renamed0", str(app), "1"], capture_output=True,
+                               text=True, check=False, cwd=ROOT)  # fmt: skip
+        assert again.returncode == 2 and f"is run by the instance {name}" in again.stderr
         every = ixnet("stat", "--name", name, "--all").stdout.splitlines()
         rows = [line for line in every if line.startswith("drop_tcp_csum")]
         assert rows and meanings()["drop_tcp_csum"] in rows[0], "a row is a line, for grep"
