@@ -11,6 +11,7 @@ from typing import Any
 from ixnet.bench.errors import BenchError
 from ixnet.bench.histogram import Histogram
 from ixnet.bench.plots import COLOURS, Axis, Plot, Series, svg, usable
+from ixnet.bench.search import median_sweep
 from ixnet.bench.tables import place, remarks, rows_of
 
 Results = Sequence[tuple[str, dict[str, Any]]]
@@ -67,7 +68,9 @@ def _sweep(kind: str, peers: Results) -> Plot | None:
     series = [
         Series(
             f"{name}, p99",
-            tuple((r["per_second"], r["latency"]["us"]["p99"]) for r in entry["sweep"][0]),
+            tuple(
+                (r["per_second"], r["latency"]["us"]["p99"]) for r in median_sweep(entry["sweep"])
+            ),
         )
         for name, entry in _entries(peers, "sweep")
     ]

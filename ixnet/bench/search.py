@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from ixnet.bench.errors import BenchError
@@ -151,6 +152,22 @@ def median_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name in runs[0]["probes"]["latency"]["us"]
         }
     return made
+
+
+def median_sweep(rounds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Medians of each point of a curve over its rounds; the last round may have ended early."""
+    points = []
+    for runs in zip_longest(*rounds):
+        made = [run for run in runs if run is not None]
+        point: dict[str, Any] = {
+            key: statistics.median(run[key] for run in made) for key in ("offered", "per_second")
+        }
+        us = {
+            name: statistics.median(run["latency"]["us"][name] for run in made)
+            for name in made[0]["latency"]["us"]
+        }
+        points.append({**point, "latency": {"us": us}})
+    return points
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ixnet.bench.search import median_sweep
+
 
 def us(value: float) -> str:
     """A duration for people."""
@@ -75,7 +77,7 @@ def _sweep_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     titles = ["server", "offered/s", "achieved/s", "p50", "p99", "p99.9"]
     rows = []
     for entry in result["targets"]:
-        for run in entry["sweep"][0]:
+        for run in median_sweep(entry["sweep"]):
             latency = run["latency"]["us"]
             rows.append(
                 [entry["label"], f"{run['offered']:,.0f}", f"{run['per_second']:,.0f}"]

@@ -182,6 +182,19 @@ def test_objective_that_no_load_holds_is_not_held_by_a_run_without_replies() -> 
     assert tables.remarks(shown) == ["a: no load that was tried held p99 <= 1 us"]
 
 
+def test_curve_is_the_median_of_its_rounds() -> None:
+    def run(offered: float, p99: float) -> dict[str, Any]:
+        us = {"p50": p99 / 2, "p99": p99, "p999": p99 * 2}
+        return {"offered": offered, "per_second": offered - 1, "latency": {"us": us}}
+
+    rounds = [[run(10, 900), run(20, 40)], [run(12, 30), run(22, 50)], [run(11, 31)]]
+    shown = {"kind": "echo", "targets": [{"label": "a", "sweep": rounds}]}
+    assert tables.rows_of(shown)[1] == [
+        ["a", "11", "10", "15.5 us", "31.0 us", "62.0 us"],
+        ["a", "21", "20", "22.5 us", "45.0 us", "90.0 us"],
+    ]
+
+
 def test_objective_by_slices_is_that_of_the_median_one() -> None:
     objective = search.Objective("p99", 500, by_slices=True)
     paused = Server(1e5).measure(1000)
