@@ -187,11 +187,18 @@ def _writable_place() -> Path:
     )
 
 
+def _as_name(interface: str) -> str:
+    """An interface's name may have every letter but / and blanks, and begin with any."""
+    text = re.sub(r"[^A-Za-z0-9._-]", "-", interface)
+    return text if _NAME.match(text) else f"if{text}"
+
+
 def create_instance(name: str | None, default: str, facts: dict[str, Any]) -> InstanceDirectory:
     """Makes the directory of an instance called `name`, or `default`, or default-2 and so on.
 
     Errors: InstanceError if `name` is no name or is taken by a running instance.
     """
+    default = _as_name(default)
     wanted = name if name is not None else default
     if not _NAME.match(wanted):
         raise InstanceError(

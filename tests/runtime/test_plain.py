@@ -434,6 +434,11 @@ def test_instance_without_a_name_gets_a_free_one(place: Path) -> None:
         find_instance("x")
 
 
+def test_instance_on_an_interface_of_an_odd_name_has_one_that_can_be(place: Path) -> None:
+    names = [create_instance(None, odd, {}).name for odd in ("_x", "eth0@lan", "\xe9th0", "-")]
+    assert names == ["if_x", "eth0-lan", "if-th0", "if-"]
+
+
 def test_instance_of_a_name_in_use_is_refused(place: Path) -> None:
     create_instance("web", "eth9", {})
     with pytest.raises(InstanceError, match="'web' is running"):
