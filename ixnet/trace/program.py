@@ -157,8 +157,8 @@ class Program:
         return str(self._bpf.ksym(address).decode())
 
     def missed(self) -> int:
-        """Events that came while the CPU was inside a system call on another program's tables: the
-        kernel passes them over. Before Linux 6.7 it doesn't count them."""
+        """Events, whosesoever, that came while their CPU was in another's program, or in bpf(2) on
+        a table: the kernel passes them over. Before Linux 6.7 it doesn't count them."""
         infos = (Path(f"/proc/self/fdinfo/{f.fd}").read_text() for f in self._bpf.funcs.values())
         return sum(fdinfo_number(text, "recursion_misses") for text in infos)
 

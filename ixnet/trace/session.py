@@ -20,7 +20,7 @@ from ixnet.trace.tables import Sample, difference
 from ixnet.trace.target import Target, new_workers
 
 LIVE_CHECK_S = 1.0
-MISSED = "events were passed over by the kernel, which was busy with tables: counts may lack them"
+MISSED = "events of the machine's came while a CPU traced another one: counts may lack some"
 
 
 class Report(Protocol):

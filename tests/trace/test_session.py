@@ -88,7 +88,7 @@ def test_what_the_kernel_passed_over_is_told_if_there_was_any(
     tool = Counting()
     tool.late = 10
     said = trace(tool, Options(seconds=0.1, as_json=True), lines)
-    assert said[-1].startswith("ixnet: 3 events were passed over")
+    assert said[-1].startswith("ixnet: 3 events of the machine's came while")
     assert json.loads(capsys.readouterr().out)["missed"] == 3
 
 
