@@ -307,6 +307,33 @@ def test_peers_whose_bytes_nobody_takes_leave_a_part_for_the_others(hole: int) -
     assert stack.tcb(modest.handle).rcv_nxt == (modest.iss + 1 + 3000) % 2**32
 
 
+def test_greedy_peers_one_after_the_other_leave_frames_too() -> None:
+    """Each holds as many as its buffer is charged for, not half of what is left."""
+    stack = Stack(listen=80, pool=4096, rcvbuf_bytes=32768)
+    for i in range(12):
+        peer = Peer(stack, sport=50000 + i)
+        peer.connect()
+        for k in range(100):
+            send_stream(peer, k, k + 1)
+        assert stack.tcb(peer.handle).rcv_nxt == (peer.iss + 1 + 64) % 2**32
+        stack.sent.clear()
+        stack.events.clear()
+    assert stack.shard.frames.count[lib.IX_FRAME_APP] == 12 * 64
+
+
+def test_small_segments_are_charged_for_until_they_are_given_back() -> None:
+    stack, peer, handle = opened(pool=4096, rcvbuf_bytes=32768)
+    for i in range(0, 6500, 100):
+        send_stream(peer, i, i + 100)
+    assert stack.counter("drop_tcp_lend_limit") == 1
+    assert stack.tcb(handle).rcv_nxt == (peer.iss + 1 + 6400) % 2**32
+    assert stack.received() == stream(0, 6400)
+    for i in range(6400, 12800, 1000):
+        send_stream(peer, i, i + 1000)
+    assert stack.received() == stream(6400, 6400 + 600)
+    assert stack.tcb(handle).rcv_adv - stack.tcb(handle).rcv_nxt >= 16384
+
+
 # ---- SACK blocks ----------------------------------------------------------------------
 
 

@@ -2,7 +2,11 @@
  * window. */
 #include "tcp/tcp.h"
 
-enum { DELAYED_ACK_MS = 40 }; /* RFC 9293 3.8.6.3 allows 500; what Linux takes at least */
+enum {
+    DELAYED_ACK_MS = 40, /* RFC 9293 3.8.6.3 allows 500; what Linux takes at least */
+    FRAME_CHARGE = 512,  /* bytes */
+    FRAMES_LEAST = 32,
+};
 
 static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
 {
@@ -13,14 +17,24 @@ static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
 
 /* Of `most` frames that may be lent or kept those that are not. A connection is refused another one
  * when it holds as many as are left (the dynamic threshold of Choudhury and Hahne, INFOCOM '96):
- * alone it can have half of them, n greedy ones leave one part of n + 1 to all others. A window
- * doesn't see to that: it counts bytes, and a peer that sends them one by one and reads no answer
- * has a frame kept for each. */
+ * alone it can have half of them, n that are greedy at a time leave one part of n + 1 to all others.
+ * A window doesn't see to that: it counts bytes, and a peer that sends them one by one and reads no
+ * answer has a frame kept for each. */
 static uint32_t frames_left(const struct ix_tcp *tcp, uint32_t most)
 {
     const uint32_t *count = tcp->net->frames->count;
     uint32_t held = count[IX_FRAME_APP] + count[IX_FRAME_RX];
     return most > held ? most - held : 0;
+}
+
+/* Frames that the connection may hold: no more than are left, and as if each took FRAME_CHARGE of its
+ * buffer, or of those who come in turn each would take half of what the others left. A buffer that has grown counts as it was at first while less than a quarter of all is left. */
+static uint32_t frames_most(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t left)
+{
+    uint32_t bytes = tcb->rcvbuf_bytes;
+    if (left < tcp->net->frames->lend_max / 4)
+        bytes = IX_MIN(bytes, tcp->cfg->rcvbuf_bytes);
+    return IX_MIN(IX_MAX(bytes / FRAME_CHARGE, (uint32_t)FRAMES_LEAST), left);
 }
 
 /* What the connection could take now, from rcv_nxt on. */
@@ -29,10 +43,14 @@ static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
     const struct ix_frames *frames = tcp->net->frames;
     uint32_t space = tcb->rcvbuf_bytes > tcb->lent_bytes ? tcb->rcvbuf_bytes - tcb->lent_bytes : 0;
     uint32_t left = frames_left(tcp, frames->lend_max);
+    uint32_t held = tcb->held_frames, most = frames_most(tcp, tcb, left);
     /* Each that it takes is one more that it holds and one less that is left. */
-    uint32_t own = left > tcb->held_frames ? (left - tcb->held_frames + 1) / 2 : 0;
-    if (IX_UNLIKELY(own < space / ix_tcb_mss(tcb)))
-        space = own * ix_tcb_mss(tcb);
+    uint32_t own = most > held ? IX_MIN((left - held + 1) / 2, most - held) : 0;
+    uint32_t bytes = ix_tcb_mss(tcb);
+    if (IX_UNLIKELY(held > most / 4)) /* as long as what it has sent so far */
+        bytes = IX_MIN(bytes, tcb->lent_bytes / held + 1);
+    if (IX_UNLIKELY(own < space / bytes))
+        space = own * bytes;
     /* Few frames left: promise no more than one flow's fair part of them. */
     if (IX_UNLIKELY(left < frames->pool_frames / 4))
         space = IX_MIN(space, (left + 3) / 4 * ix_tcb_mss(tcb));
@@ -319,7 +337,7 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
      * or a few connections with holes could take all, and nothing that fills one could come in. */
     uint32_t left = frames_left(tcp, in_order ? frames->lend_max : frames->lend_max / 2);
-    if ((in_order ? tcb->held_frames : tcb->ooo_count) >= left) {
+    if (in_order ? tcb->held_frames >= frames_most(tcp, tcb, left) : tcb->ooo_count >= left) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
         (*(in_order ? &tcp->counters->drop_tcp_lend_limit : &tcp->counters->drop_tcp_ooo_limit))++;
         if (!in_order)
