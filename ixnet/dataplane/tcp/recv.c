@@ -27,8 +27,9 @@ static uint32_t frames_left(const struct ix_tcp *tcp, uint32_t most)
     return most > held ? most - held : 0;
 }
 
-/* Frames that the connection may hold: no more than are left, and as if each took FRAME_CHARGE of its
- * buffer, or of those who come in turn each would take half of what the others left. A buffer that has grown counts as it was at first while less than a quarter of all is left. */
+/* Frames that the connection may hold: no more than are left, and as if each took FRAME_CHARGE of
+ * its buffer; or of those who come in turn each would take half of what the others left. A buffer
+ * that has grown counts as it was at first while less than a quarter of all is left. */
 static uint32_t frames_most(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t left)
 {
     uint32_t bytes = tcb->rcvbuf_bytes;
