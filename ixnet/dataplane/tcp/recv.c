@@ -17,9 +17,9 @@ static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
 
 /* Of `most` frames that may be lent or kept those that are not. A connection is refused another one
  * when it holds as many as are left (the dynamic threshold of Choudhury and Hahne, INFOCOM '96):
- * alone it can have half of them, n that are greedy at a time leave one part of n + 1 to all others.
- * A window doesn't see to that: it counts bytes, and a peer that sends them one by one and reads no
- * answer has a frame kept for each. */
+ * alone it can have half of them, n that are greedy at a time leave one part of n + 1 to all
+ * others. A window doesn't see to that: it counts bytes, and a peer that sends them one by one and
+ * reads no answer has a frame kept for each. */
 static uint32_t frames_left(const struct ix_tcp *tcp, uint32_t most)
 {
     const uint32_t *count = tcp->net->frames->count;
