@@ -125,8 +125,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-class _Interrupted(BaseException):
-    """A signal asked the demo to end."""
+class _Interrupted(KeyboardInterrupt):
+    """A signal asked the demo to end. Of the exceptions of one's own, asyncio's loops (pyroute2
+    has them) let only those out that are a KeyboardInterrupt or a SystemExit."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)

@@ -3,6 +3,7 @@ there to find."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from bench import checks, compare, servers
+from bench import demo as demo_module
 from bench.common import BenchError
 from ixnet.control.lab import Lab, LabConfig, lab_down, lab_status
 from ixnet.control.namespaces import in_netns
@@ -28,18 +30,27 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need 
 # ---- the whole --------------------------------------------------------------------------------
 
 
+started: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture
 def tag() -> Any:
     made = f"d{os.getpid()}"
     yield made
+    while started:
+        demo = started.pop()
+        demo.kill()  # it may hold the lock of all labs
+        demo.wait()
     lab_down(LabConfig.named(made), kill=True)
 
 
 def start_demo(tag: str, *options: str) -> subprocess.Popen[str]:
     argv = [sys.executable, str(ROOT / "bench/demo.py"), "--server-only", "kernel", "--tag", tag]
-    return subprocess.Popen(
+    demo = subprocess.Popen(
         [*argv, "--quick", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    started.append(demo)
+    return demo
 
 
 def is_gone(tag: str) -> bool:
@@ -79,6 +90,16 @@ def test_demo_interrupted_leaves_nothing(tag: str, signum: int, after_s: float) 
     # At 0.3 s the interpreter may not have come as far as the demo itself.
     assert demo.returncode in (128 + signum, -signum, 1 if after_s < 1 else 128 + signum), out
     assert is_gone(tag)
+
+
+def test_a_signal_gets_out_of_an_event_loop() -> None:
+    """Netlink runs in one: an exception that it swallowed would leave the demo waiting for ever."""
+    loop = asyncio.new_event_loop()
+    loop.call_soon(demo_module._interrupted, signal.SIGTERM, None)
+    loop.call_later(5, loop.stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    loop.close()
 
 
 @as_root
