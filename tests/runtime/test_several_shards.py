@@ -352,7 +352,7 @@ def test_stat_and_doctor_say_which_worker_runs_which_shard(lab: Lab, start: Star
     run = start(PYTHON, *ARGS, options=workers(2)).wait_ready()
     assert any("0 on core" in line and "queues 0, 1" in line for line in run.said), run.said
     shown = stat_text(run)
-    for part in ("(q0, w0, (q1, w0, (q2, w1, (q3, w1,", "0 ready, 1 ready"):
+    for part in ("(q0, w0, c", "(q1, w0, c", "(q2, w1, c", "(q3, w1, c", "0 ready, 1 ready"):
         assert part in shown, shown
     found = [f["value"] for f in doctor_findings() if f["what"] == run.name]
     assert any("worker 0: shards 0, 1; worker 1: shards 2, 3" in text for text in found), found

@@ -32,7 +32,9 @@ static uint32_t frames_left(const struct ix_tcp *tcp, uint32_t most)
  * that has grown counts as it was at first while less than a quarter of all is left. */
 static uint32_t frames_most(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t left)
 {
-    uint32_t bytes = tcb->rcvbuf_bytes;
+    /* The buffer may have been made smaller than what it was offered for. */
+    uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt + tcb->lent_bytes;
+    uint32_t bytes = IX_MAX(tcb->rcvbuf_bytes, offered);
     if (left < tcp->net->frames->lend_max / 4)
         bytes = IX_MIN(bytes, tcp->cfg->rcvbuf_bytes);
     return IX_MIN(IX_MAX(bytes / FRAME_CHARGE, (uint32_t)FRAMES_LEAST), left);
