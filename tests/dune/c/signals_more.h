@@ -37,15 +37,19 @@ static void defaults(void)
 
 static void stops(void)
 {
-    struct timespec time = {0, 200000000}, left = {9, 9};
+    struct timespec time = {1, 0}, left = {9, 9};
+    char byte;
     int status;
     pid_t pid;
 
+    CHECK(pipe(pipe_fd) == 0);
     fflush(stdout);
     pid = fork();
-    if (pid == 0) {
+    if (pid == 0) { /* a stop wipes out a continuation that nobody has seen yet: one by one */
         raise(SIGSTOP);
+        CHECK(read(pipe_fd[0], &byte, 1) == 1);
         kill(getpid(), SIGSTOP);
+        CHECK(read(pipe_fd[0], &byte, 1) == 1);
         _exit(nanosleep(&time, &left) == 0 && left.tv_sec == 9 ? 5 : 6);
     }
     for (int i = 0; i < 3; i++) {
@@ -58,6 +62,7 @@ static void stops(void)
         kill(pid, SIGCONT);
         CHECK(waitpid(pid, &status, WCONTINUED) == pid);
         printf("%x\n", status);
+        CHECK(write(pipe_fd[1], "x", 1) == 1);
     }
     CHECK(waitpid(pid, &status, 0) == pid);
     printf("%x\n", status);
