@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -54,6 +55,14 @@ SNAPLEN_DEFAULT = 65_535
 
 class ConfigError(IxError):
     """An option's value can't be; the message says which and what could be."""
+
+
+def default_frames(queues: int, frame_shift: int) -> int:
+    """UMEM frames of a queue where nobody says how many: FRAMES_DEFAULT, fewer where they and half
+    as many to send from would be more than a sixteenth of the machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = memory // FRAMES_DEFAULT_SHARE // queues * 2 // 3 >> frame_shift
+    return max(FRAMES_DEFAULT_LEAST, min(FRAMES_DEFAULT, most))
 
 
 @dataclass(frozen=True)

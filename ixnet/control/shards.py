@@ -6,7 +6,6 @@ started again is a new one in the same memory, zeroed, with a new socket on its 
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
 from collections import deque
@@ -19,12 +18,10 @@ from ixnet._core import ffi, lib
 from ixnet.congestion import CONGESTION, ECN
 from ixnet.control.config import (
     FILL_FRAMES,
-    FRAMES_DEFAULT,
-    FRAMES_DEFAULT_LEAST,
-    FRAMES_DEFAULT_SHARE,
     RING_ENTRIES,
     SYN_COOKIES,
     RunConfig,
+    default_frames,
 )
 from ixnet.control.errors import IxError, from_errno
 from ixnet.control.guest import FRAMES_UNIT, GuestShard, PlacedRegion, PlacedUmem, ShardSize
@@ -49,14 +46,6 @@ class ShardPlan:
     ports: tuple[int, int]
     all_ports: tuple[int, int]
     stats_path: Path
-
-
-def default_frames(queues: int, frame_shift: int) -> int:
-    """UMEM frames of a queue where nobody says how many: FRAMES_DEFAULT, fewer where they and half
-    as many to send from would be more than a sixteenth of the machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = memory // FRAMES_DEFAULT_SHARE // queues * 2 // 3 >> frame_shift
-    return max(FRAMES_DEFAULT_LEAST, min(FRAMES_DEFAULT, most))
 
 
 def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from ixnet._core import ffi, lib
 from ixnet.address import ip_text
 from ixnet.control import instance as instances
-from ixnet.control.config import ConfigError, RunConfig
+from ixnet.control.config import ConfigError, RunConfig, default_frames
 from ixnet.control.cores import CoreError, assign_cores, format_cores, parse_cores, spare_cores
 from ixnet.control.doctor import FAIL, OK, WARN, Finding, instance_findings, worst
 from ixnet.control.errors import IxError, ModeUnavailable, PortTaken
@@ -117,6 +117,19 @@ def test_option_that_can_not_be_is_refused_with_its_cure(changes: dict[str, Any]
     with pytest.raises(ConfigError) as caught:
         config(**changes)
     assert caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("gib", "queues", "shift", "frames"),
+    [(64, 1, 11, 32_768), (64, 16, 11, 32_768), (3, 2, 11, 32_768), (3, 2, 12, 16_384),
+     (1, 1, 11, 21_845), (1, 8, 11, 8192)],
+)  # fmt: skip
+def test_frames_are_as_many_as_the_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, gib: int, queues: int, shift: int, frames: int
+) -> None:
+    pages = {"SC_PHYS_PAGES": gib << 18, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert default_frames(queues, shift) == frames
 
 
 def test_workers_that_share_a_core_do_not_spin() -> None:

@@ -338,7 +338,7 @@ static void record_slice(struct group *g, uint64_t now_ns, uint64_t took_ns)
     if (now_ns >= g->slice_to_ns) {
         if (g->slice.count && g->slices < SLICES_MAX)
             g->slice_p99_us[g->slices++] = (uint32_t)(histogram_quantile_ns(&g->slice, 0.99) / 1e3);
-        histogram_reset_used(&g->slice);
+        histogram_reset(&g->slice);
         g->slice_to_ns = now_ns + SLICE_NS;
     }
     histogram_add(&g->slice, took_ns);

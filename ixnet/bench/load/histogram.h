@@ -24,11 +24,6 @@ struct histogram {
     uint64_t buckets[HISTOGRAM_BUCKETS];
 };
 
-static inline void histogram_reset(struct histogram *h)
-{
-    memset(h, 0, sizeof *h);
-}
-
 static inline uint32_t histogram_index(uint64_t value_ns)
 {
     if (value_ns < HISTOGRAM_SUB)
@@ -40,8 +35,8 @@ static inline uint32_t histogram_index(uint64_t value_ns)
     return (shift + 1) * HISTOGRAM_SUB + (uint32_t)(value_ns >> shift) - HISTOGRAM_SUB;
 }
 
-/* As histogram_reset(), for one that holds little: only what it used is cleared. */
-static inline void histogram_reset_used(struct histogram *h)
+/* Clears what was used: it was all zeroes before its first sample. */
+static inline void histogram_reset(struct histogram *h)
 {
     memset(h, 0, offsetof(struct histogram, buckets) +
                      (histogram_index(h->max_ns) + 1) * sizeof h->buckets[0]);

@@ -57,7 +57,7 @@ static void begin_measuring(struct load *l)
 {
     for (int i = 0; i < GROUPS; i++) {
         histogram_reset(&l->groups[i].latency);
-        histogram_reset_used(&l->groups[i].slice);
+        histogram_reset(&l->groups[i].slice);
         l->groups[i].slice_to_ns = l->now_ns + SLICE_NS;
         l->groups[i].slices = 0;
         l->groups[i].completed = 0;
