@@ -35,6 +35,18 @@ def program(name: str) -> Path:
     return path
 
 
+def callgrind(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program under valgrind's callgrind: `words` are options and its command line, profiles
+    go to files that begin with `out`. Errors: BenchError."""
+    argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *words]
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise BenchError("valgrind is not there: apt-get install valgrind") from error
+    except subprocess.CalledProcessError as error:
+        raise BenchError(f"{' '.join(argv)} failed:\n{error.stderr}") from error
+
+
 @cache
 def slowness() -> float:
     """How many times slower this machine is than those that limits were chosen for; 1 at least.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script
 
-from bench.common import ROOT, BenchError, program
+from bench.common import ROOT, BenchError, callgrind, program
 
 SHIM = ROOT / "build/dune/shim.elf"
 MODULE = ROOT / "ixnet/ring0.elf"
@@ -34,17 +34,10 @@ _BRANCH = re.compile(r"^j(?!mp)\w+$")
 def measure(placement: str, workload: str, rounds: int) -> tuple[int, int, int]:
     """Instructions in the shard's cycles, messages, cycles. Errors: BenchError."""
     with tempfile.TemporaryDirectory() as place:
-        argv = [
-            "valgrind", "--tool=callgrind", f"--callgrind-out-file={place}/out",
-            f"--toggle-collect=measured_{placement}",
+        done = callgrind(
+            Path(place) / "out", f"--toggle-collect=measured_{placement}",
             str(program("gate_cost")), placement, workload, str(rounds),
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(argv, capture_output=True, text=True, check=True)
-        except FileNotFoundError as error:
-            raise BenchError("valgrind is not there: apt-get install valgrind") from error
-        except subprocess.CalledProcessError as error:
-            raise BenchError(f"{' '.join(argv)} failed:\n{error.stderr}") from error
+        )  # fmt: skip
     found = re.search(r"Collected : (\d+)", done.stderr)
     if found is None:
         raise BenchError(f"callgrind counted nothing:\n{done.stderr}")

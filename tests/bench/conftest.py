@@ -45,13 +45,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(needs_root)
 
 
+def _is_current(built: Path, source: Path) -> bool:
+    headers = (ROOT / "bench/limit").glob("*.h")
+    newest = max(p.stat().st_mtime for p in (source, *headers))
+    return built.exists() and built.stat().st_mtime > newest
+
+
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the C programs lie: build/bench if all are there and newer than their sources, else a
     directory that they are compiled into now."""
     built = ROOT / "build/bench"
-    sources = max(p.stat().st_mtime for p in (ROOT / "bench").rglob("*.[ch]"))
-    if all((built / p).exists() and (built / p).stat().st_mtime > sources for p in PROGRAMS):
+    if all(_is_current(built / p, ROOT / "bench" / f"{p}.c") for p in PROGRAMS):
         return built
     made = tmp_path_factory.mktemp("bench")
     (made / "limit").mkdir()
