@@ -107,12 +107,15 @@ class Exchange:
             if TCP in packet and packet[TCP].sport == CLOSED_PORT:
                 if packet[TCP].dport == probe:
                     return out
-            elif self._is_ours(packet):
+            elif self._is_new(packet):
                 out.append(packet[TCP])
 
     def _is_ours(self, packet: Any) -> bool:
+        return TCP in packet and packet[TCP].dport == self.peer_port
+
+    def _is_new(self, packet: Any) -> bool:
         """Of this connection, and not a SYN or FIN once more because the machine was slow."""
-        if TCP not in packet or packet[TCP].dport != self.peer_port:
+        if not self._is_ours(packet):
             return False
         flags = packet[TCP].flags
         old = self.ack and signed(int(packet[TCP].seq) - self.ack) < 0
@@ -129,7 +132,7 @@ class Exchange:
             got = self.stack.take()
             assert got is not None, "nothing comes"
             packet = IP(got[1])
-            if self._is_ours(packet):
+            if self._is_new(packet):
                 return packet[TCP]
 
     def show(self, tcp: Any) -> str:
