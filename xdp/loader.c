@@ -12,23 +12,17 @@
 #include <arpa/inet.h>
 #include <linux/bpf.h>
 #include <linux/if_link.h>
+#include <sys/mman.h>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 
-#include "steer.h"
+#include "handle.h"
 
 #define PROGRAM_NAME "ix_steer"
 #ifndef BPF_F_XDP_DEV_BOUND_ONLY /* since Linux 6.3 */
 #define BPF_F_XDP_DEV_BOUND_ONLY (1U << 6)
 #endif
-
-struct ix_steer {
-    struct bpf_object *object;
-    int prog_fd;
-    int link_fd; /* -1: not attached */
-    int xsks_fd, claims_fd, ranges_fd, local_addrs_fd, own_addrs_fd, present_fd, verdicts_fd;
-};
 
 /* ---- error text ------------------------------------------------------------------ */
 
@@ -99,7 +93,7 @@ static int find_parts(struct ix_steer *s)
     } maps[] = {
         {"xsks", &s->xsks_fd},       {"claims", &s->claims_fd},
         {"ranges", &s->ranges_fd},   {"local_addrs", &s->local_addrs_fd},
-        {"own_addrs", &s->own_addrs_fd}, {"present", &s->present_fd},
+        {"own_addrs", &s->own_addrs_fd}, {"table", &s->table_fd},
         {"verdicts", &s->verdicts_fd},
     };
     struct bpf_program *program = bpf_object__find_program_by_name(s->object, PROGRAM_NAME);
@@ -112,7 +106,8 @@ static int find_parts(struct ix_steer *s)
         if (*maps[i].fd < 0)
             return -ENOENT;
     }
-    return 0;
+    s->table = mmap(NULL, sizeof *s->table, PROT_READ | PROT_WRITE, MAP_SHARED, s->table_fd, 0);
+    return s->table == MAP_FAILED ? -errno : 0;
 }
 
 /* ifindex: of the device that the program is to be bound to, or 0. */
@@ -142,8 +137,10 @@ static int open_object(struct ix_steer *s, const char *path, uint32_t ifindex, s
         text_add(t, "load %s: %s", path, strerror(-e));
     } else {
         e = find_parts(s);
-        if (e)
+        if (e == -ENOENT)
             text_add(t, "%s lacks the program or a map that this build expects", path);
+        else if (e)
+            text_add(t, "map the table of %s: %s", path, strerror(-e));
     }
     if (e)
         bpf_object__close(s->object);
@@ -175,13 +172,19 @@ int ix_steer_open(const char *path, struct ix_steer **out, char *err, size_t err
     return ix_steer_open_bound(path, 0, out, err, err_bytes);
 }
 
+static void release(struct ix_steer *s)
+{
+    munmap(s->table, sizeof *s->table);
+    bpf_object__close(s->object);
+    free(s);
+}
+
 void ix_steer_close(struct ix_steer *steer)
 {
     if (!steer)
         return;
     ix_steer_detach(steer);
-    bpf_object__close(steer->object);
-    free(steer);
+    release(steer);
 }
 
 void ix_steer_forget(struct ix_steer *steer)
@@ -191,8 +194,7 @@ void ix_steer_forget(struct ix_steer *steer)
     /* Closing a descriptor detaches only if it is the last: the parent has its own. */
     if (steer->link_fd >= 0)
         close(steer->link_fd);
-    bpf_object__close(steer->object);
-    free(steer);
+    release(steer);
 }
 
 /* ---- attaching --------------------------------------------------------------------- */
@@ -336,210 +338,6 @@ int ix_steer_map_fd(const struct ix_steer *steer, const char *name)
     return bpf_object__find_map_fd_by_name(steer->object, name);
 }
 
-/* ---- what is steered ----------------------------------------------------------------- */
-
-static int add_key(int map_fd, const void *key)
-{
-    const __u32 present = 1;
-
-    return bpf_map_update_elem(map_fd, key, &present, BPF_NOEXIST) ? -errno : 0;
-}
-
-static int del_key(int map_fd, const void *key)
-{
-    return bpf_map_delete_elem(map_fd, key) ? -errno : 0;
-}
-
-/* After an entry of the kind was added or taken away: `e` says whether it was. */
-static int count(const struct ix_steer *s, __u32 kind, int e, int change)
-{
-    __u32 n = 0;
-
-    if (e)
-        return e;
-    if (!bpf_map_lookup_elem(s->present_fd, &kind, &n)) {
-        n += (__u32)change;
-        bpf_map_update_elem(s->present_fd, &kind, &n, BPF_ANY);
-    }
-    return 0;
-}
-
-int ix_steer_set_socket(struct ix_steer *steer, uint32_t queue, int fd)
-{
-    const __u32 value = (__u32)fd;
-
-    if (fd < 0)
-        return bpf_map_delete_elem(steer->xsks_fd, &queue) ? -errno : 0;
-    return bpf_map_update_elem(steer->xsks_fd, &queue, &value, BPF_ANY) ? -errno : 0;
-}
-
-static bool valid_family(uint8_t family)
-{
-    return family == IX_STEER_IPV4 || family == IX_STEER_IPV6;
-}
-
-static int make_flow(struct ix_steer_flow *flow, uint8_t family, uint8_t proto,
-                     const uint8_t *addr, uint16_t port)
-{
-    if (!valid_family(family) || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !port)
-        return -EINVAL;
-    *flow = (struct ix_steer_flow){.family = family, .proto = proto, .port = htons(port)};
-    memcpy(flow->addr, addr, sizeof flow->addr);
-    return 0;
-}
-
-static __u32 kind_of(const struct ix_steer_flow *flow)
-{
-    static const __u8 every[sizeof flow->addr];
-
-    return memcmp(flow->addr, every, sizeof every) ? IX_STEER_CLAIMS : IX_STEER_ANY_CLAIMS;
-}
-
-int ix_steer_add_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
-                       uint16_t port)
-{
-    struct ix_steer_flow flow;
-    int e = make_flow(&flow, family, proto, addr, port);
-
-    return e ? e : count(steer, kind_of(&flow), add_key(steer->claims_fd, &flow), 1);
-}
-
-int ix_steer_del_claim(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
-                       uint16_t port)
-{
-    struct ix_steer_flow flow;
-    int e = make_flow(&flow, family, proto, addr, port);
-
-    return e ? e : count(steer, kind_of(&flow), del_key(steer->claims_fd, &flow), -1);
-}
-
-static int make_addr(struct ix_steer_addr *key, uint8_t family, const uint8_t *addr)
-{
-    if (!valid_family(family))
-        return -EINVAL;
-    *key = (struct ix_steer_addr){.family = family};
-    memcpy(key->addr, addr, sizeof key->addr);
-    return 0;
-}
-
-int ix_steer_add_local_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
-{
-    struct ix_steer_addr key;
-    int e = make_addr(&key, family, addr);
-
-    return e ? e : add_key(steer->local_addrs_fd, &key);
-}
-
-int ix_steer_del_local_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
-{
-    struct ix_steer_addr key;
-    int e = make_addr(&key, family, addr);
-
-    return e ? e : del_key(steer->local_addrs_fd, &key);
-}
-
-int ix_steer_add_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
-{
-    struct ix_steer_addr key;
-    int e = make_addr(&key, family, addr);
-
-    return e ? e : count(steer, IX_STEER_OWN_ADDRS, add_key(steer->own_addrs_fd, &key), 1);
-}
-
-int ix_steer_del_own_addr(struct ix_steer *steer, uint8_t family, const uint8_t *addr)
-{
-    struct ix_steer_addr key;
-    int e = make_addr(&key, family, addr);
-
-    return e ? e : count(steer, IX_STEER_OWN_ADDRS, del_key(steer->own_addrs_fd, &key), -1);
-}
-
-/* ---- ranges ---------------------------------------------------------------------------- */
-
-static int read_range(const struct ix_steer *s, uint32_t i, struct ix_steer_range *out)
-{
-    return bpf_map_lookup_elem(s->ranges_fd, &i, out) ? -errno : 0;
-}
-
-static int write_range(struct ix_steer *s, uint32_t i, struct ix_steer_range *range, uint32_t state)
-{
-    range->state = state;
-    return bpf_map_update_elem(s->ranges_fd, &i, range, BPF_ANY) ? -errno : 0;
-}
-
-static bool same_range(const struct ix_steer_range *a, const struct ix_steer_range *b)
-{
-    return a->family == b->family && a->proto == b->proto && a->lo == b->lo && a->hi == b->hi &&
-           memcmp(a->addr, b->addr, sizeof a->addr) == 0;
-}
-
-static int make_range(struct ix_steer_range *range, uint8_t family, uint8_t proto,
-                      const uint8_t *addr, uint16_t lo, uint16_t hi)
-{
-    if (!valid_family(family) || (proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !lo || lo > hi)
-        return -EINVAL;
-    *range = (struct ix_steer_range){.family = family, .proto = proto, .lo = lo, .hi = hi};
-    memcpy(range->addr, addr, sizeof range->addr);
-    return 0;
-}
-
-/* The first entry that isn't LIVE, or the one equal to `range` (*found). -ENOSPC. */
-static int find_range(const struct ix_steer *s, const struct ix_steer_range *range, bool *found)
-{
-    int room = -ENOSPC;
-
-    *found = false;
-    for (uint32_t i = 0; i < IX_STEER_MAX_RANGES; i++) {
-        struct ix_steer_range at;
-        int e = read_range(s, i, &at);
-
-        if (e)
-            return e;
-        if (at.state == IX_STEER_RANGE_LIVE && same_range(&at, range)) {
-            *found = true;
-            return (int)i;
-        }
-        if (at.state != IX_STEER_RANGE_LIVE && room < 0)
-            room = (int)i;
-        if (at.state == IX_STEER_RANGE_END)
-            break;
-    }
-    return room;
-}
-
-int ix_steer_add_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
-                       uint16_t lo, uint16_t hi)
-{
-    struct ix_steer_range range;
-    bool found;
-    int i, e = make_range(&range, family, proto, addr, lo, hi);
-
-    if (e)
-        return e;
-    i = find_range(steer, &range, &found);
-    if (i < 0)
-        return i;
-    if (found)
-        return -EEXIST;
-    e = write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
-    return e ? e : write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_LIVE);
-}
-
-int ix_steer_del_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
-                       uint16_t lo, uint16_t hi)
-{
-    struct ix_steer_range range;
-    bool found;
-    int i, e = make_range(&range, family, proto, addr, lo, hi);
-
-    if (e)
-        return e;
-    i = find_range(steer, &range, &found);
-    if (!found)
-        return i < 0 && i != -ENOSPC ? i : -ENOENT;
-    return write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
-}
-
 /* ---- counters and tests ------------------------------------------------------------------ */
 
 int ix_steer_verdicts(const struct ix_steer *steer, uint64_t *frames, uint32_t n)
@@ -584,11 +382,14 @@ const char *ix_steer_verdict_text(uint32_t verdict)
     return verdict < IX_STEER_N_VERDICTS ? texts[verdict] : NULL;
 }
 
-int ix_steer_test_run(struct ix_steer *steer, const uint8_t *frame, uint32_t bytes)
+int ix_steer_test_run(struct ix_steer *steer, const uint8_t *frame, uint32_t bytes, uint32_t times,
+                      uint32_t *ns)
 {
-    LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = frame, .data_size_in = bytes, .repeat = 1);
+    LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = frame, .data_size_in = bytes,
+                .repeat = (int)times);
 
     if (bpf_prog_test_run_opts(steer->prog_fd, &opts))
         return -errno;
+    *ns = opts.duration;
     return (int)opts.retval;
 }

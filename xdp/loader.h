@@ -100,9 +100,11 @@ int ix_steer_verdicts(const struct ix_steer *steer, uint64_t *frames, uint32_t n
 const char *ix_steer_verdict_name(uint32_t verdict);
 const char *ix_steer_verdict_text(uint32_t verdict);
 
-/* Runs the program once over `frame` as if it came in on queue 0 of the loopback
- * interface (BPF_PROG_TEST_RUN). Returns the XDP action (2 pass, 4 redirect) or -errno;
- * the kernel refuses frames of less than 14 bytes (-EINVAL). */
-int ix_steer_test_run(struct ix_steer *steer, const uint8_t *frame, uint32_t bytes);
+/* Runs the program `times` times over `frame` as if it came in on queue 0 of the loopback
+ * interface (BPF_PROG_TEST_RUN). *ns: of one run, with what the kernel does around it. Returns the
+ * XDP action (2 pass, 4 redirect) or -errno; the kernel refuses frames of less than 14 bytes
+ * (-EINVAL). */
+int ix_steer_test_run(struct ix_steer *steer, const uint8_t *frame, uint32_t bytes, uint32_t times,
+                      uint32_t *ns);
 
 #endif

@@ -36,6 +36,7 @@ extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timest
 struct cursor {
     void *pos;
     void *end;
+    const struct ix_steer_table *table;
 };
 
 /* Takes `bytes` bytes; NULL, and the cursor stays, when the frame is too short.
@@ -70,29 +71,35 @@ static __always_inline void set_ipv6(struct ix_steer_flow *flow, const struct in
     __builtin_memcpy(flow->addr, addr, sizeof flow->addr);
 }
 
-static __always_inline int is_local(const struct ix_steer_flow *flow)
+static __always_inline int same_addr(const __u8 *a, const __u8 *b)
+{
+    __u64 x[2], y[2];
+
+    __builtin_memcpy(x, a, sizeof x);
+    __builtin_memcpy(y, b, sizeof y);
+    return x[0] == y[0] && x[1] == y[1];
+}
+
+static __always_inline int in_map(void *map, const struct ix_steer_flow *flow)
 {
     struct ix_steer_addr key = {.family = flow->family};
 
     __builtin_memcpy(key.addr, flow->addr, sizeof key.addr);
-    return bpf_map_lookup_elem(&local_addrs, &key) != NULL;
+    return bpf_map_lookup_elem(map, &key) != NULL;
 }
 
-static __always_inline int is_present(__u32 what)
+static __always_inline int is_local(const struct ix_steer_table *t,
+                                    const struct ix_steer_flow *flow)
 {
-    const __u32 *count = bpf_map_lookup_elem(&present, &what);
-
-    return count && *count;
+    for (int i = 0; i < IX_STEER_NEAR; i++)
+        if (t->near[i].family == flow->family && same_addr(t->near[i].addr, flow->addr))
+            return 1;
+    return t->far && in_map(&local_addrs, flow);
 }
 
-static __always_inline int is_own(const struct ix_steer_flow *flow)
+static __always_inline int is_own(const struct ix_steer_table *t, const struct ix_steer_flow *flow)
 {
-    struct ix_steer_addr key = {.family = flow->family};
-
-    if (!is_present(IX_STEER_OWN_ADDRS))
-        return 0;
-    __builtin_memcpy(key.addr, flow->addr, sizeof key.addr);
-    return bpf_map_lookup_elem(&own_addrs, &key) != NULL;
+    return t->own_addrs && in_map(&own_addrs, flow);
 }
 
 static __always_inline int is_any(const __u8 *addr)
@@ -101,15 +108,6 @@ static __always_inline int is_any(const __u8 *addr)
 
     __builtin_memcpy(half, addr, sizeof half);
     return (half[0] | half[1]) == 0;
-}
-
-static __always_inline int same_addr(const __u8 *a, const __u8 *b)
-{
-    __u64 x[2], y[2];
-
-    __builtin_memcpy(x, a, sizeof x);
-    __builtin_memcpy(y, b, sizeof y);
-    return x[0] == y[0] && x[1] == y[1];
 }
 
 static __always_inline int in_range(const struct ix_steer_flow *flow, int local)
@@ -134,17 +132,21 @@ static __always_inline int in_range(const struct ix_steer_flow *flow, int local)
 /* The exact claim first, then the same port on any local address, then the
  * ranges. A wildcard covers the host's own addresses only: frames that the host
  * forwards carry claimed port numbers too, and are none of our business. */
-static __always_inline enum ix_steer_verdict claimed(struct ix_steer_flow *flow)
+static __always_inline enum ix_steer_verdict claimed(const struct ix_steer_table *t,
+                                                     const struct ix_steer_flow *flow)
 {
-    struct ix_steer_flow any = {.family = flow->family, .proto = flow->proto, .port = flow->port};
+    __u32 kind = ix_steer_kind(flow->family, flow->proto) & (IX_STEER_KINDS - 1);
+    __u8 wants = t->wants[kind][flow->port];
     int local;
 
-    if (is_present(IX_STEER_CLAIMS) && bpf_map_lookup_elem(&claims, flow))
+    if (!wants)
+        return IX_STEER_PASS_UNCLAIMED;
+    if (wants & IX_STEER_WANT_SOMEWHERE && bpf_map_lookup_elem(&claims, flow))
         return IX_STEER_REDIRECT_CLAIM;
-    local = is_local(flow);
-    if (local && is_present(IX_STEER_ANY_CLAIMS) && bpf_map_lookup_elem(&claims, &any))
+    local = is_local(t, flow);
+    if (local && wants & IX_STEER_WANT_EVERYWHERE)
         return IX_STEER_REDIRECT_CLAIM;
-    if (in_range(flow, local))
+    if (wants & IX_STEER_WANT_RANGE && in_range(flow, local))
         return IX_STEER_REDIRECT_RANGE;
     return IX_STEER_PASS_UNCLAIMED;
 }
@@ -165,7 +167,7 @@ static __always_inline enum ix_steer_verdict on_transport(struct cursor *cur,
     if (!ports)
         return IX_STEER_PASS_TRUNCATED;
     flow->port = ports->dest;
-    return claimed(flow);
+    return claimed(cur->table, flow);
 }
 
 enum piece { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
@@ -207,7 +209,8 @@ static __always_inline enum ix_steer_verdict on_quoted(struct cursor *cur,
     if (!ports)
         return IX_STEER_PASS_TRUNCATED;
     flow->port = ports->source;
-    return claimed(flow) == IX_STEER_PASS_UNCLAIMED ? IX_STEER_PASS_ICMP : IX_STEER_REDIRECT_ICMP;
+    return claimed(cur->table, flow) == IX_STEER_PASS_UNCLAIMED ? IX_STEER_PASS_ICMP
+                                                                : IX_STEER_REDIRECT_ICMP;
 }
 
 /* Steps over an IPv4 header with its options. NULL, and *why set, if it can't. */
@@ -281,7 +284,7 @@ static __always_inline enum ix_steer_verdict on_neighbour(struct cursor *cur)
     if (!target)
         return IX_STEER_PASS_TRUNCATED;
     set_ipv6(&flow, target);
-    return is_own(&flow) ? IX_STEER_REDIRECT_ND : IX_STEER_PASS_ICMP;
+    return is_own(cur->table, &flow) ? IX_STEER_REDIRECT_ND : IX_STEER_PASS_ICMP;
 }
 
 static __always_inline enum ix_steer_verdict on_icmp6(struct cursor *cur)
@@ -333,7 +336,7 @@ static __always_inline enum ix_steer_verdict on_ipv4(struct cursor *cur)
         return why;
     /* Before the look at fragments: the kernel has no use for any of it. */
     set_ipv4(&flow, ip->daddr);
-    if (is_own(&flow))
+    if (is_own(cur->table, &flow))
         return IX_STEER_REDIRECT_OWN;
     flow.proto = ip->protocol;
     if (ip->frag_off & bpf_htons(IPV4_OFFSET_MASK | IPV4_MORE))
@@ -412,7 +415,7 @@ static __always_inline enum ix_steer_verdict on_ipv6(struct cursor *cur)
     if (ip->version != 6)
         return IX_STEER_PASS_MALFORMED;
     set_ipv6(&flow, &ip->daddr);
-    if (is_own(&flow))
+    if (is_own(cur->table, &flow))
         return IX_STEER_REDIRECT_OWN;
     next = ip->nexthdr;
     if (!take_extensions(cur, &next, &piece, &datagram.id, &why))
@@ -463,7 +466,7 @@ static __always_inline enum ix_steer_verdict on_arp(struct cursor *cur)
         return IX_STEER_PASS_ARP;
     __builtin_memcpy(&target, arp->target_ip, sizeof target);
     set_ipv4(&flow, target);
-    return is_own(&flow) ? IX_STEER_REDIRECT_ARP : IX_STEER_PASS_ARP;
+    return is_own(cur->table, &flow) ? IX_STEER_REDIRECT_ARP : IX_STEER_PASS_ARP;
 }
 
 /* ---- link ----------------------------------------------------------------- */
@@ -534,25 +537,25 @@ static __always_inline void stamp(struct xdp_md *ctx)
 }
 
 /* The only way out: counts the verdict and acts on it. A claimed frame whose
- * queue has no socket would be lost in a redirect, so the socket is looked up
- * first, and the kernel gets the frame (it answers with a reset or ICMP). */
+ * queue has no socket goes on to the kernel (it answers with a reset or ICMP). */
 static __always_inline int settle(struct xdp_md *ctx, enum ix_steer_verdict v)
 {
-    __u32 queue = ctx->rx_queue_index;
+    int action = XDP_PASS;
     __u32 key;
     __u64 *count;
 
-    if (v >= IX_STEER_REDIRECT_CLAIM && !bpf_map_lookup_elem(&xsks, &queue))
-        v = IX_STEER_PASS_NO_SOCKET;
+    if (v >= IX_STEER_REDIRECT_CLAIM) {
+        action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
+        if (action != XDP_REDIRECT)
+            v = IX_STEER_PASS_NO_SOCKET;
+    }
     key = v;
     count = bpf_map_lookup_elem(&verdicts, &key);
     if (count)
         *count += 1;
-    if (v < IX_STEER_REDIRECT_CLAIM)
-        return XDP_PASS;
-    if (IX_STEER_STAMPS)
+    if (IX_STEER_STAMPS && action == XDP_REDIRECT)
         stamp(ctx);
-    return bpf_redirect_map(&xsks, queue, XDP_PASS);
+    return action;
 }
 
 SEC("xdp")
@@ -562,7 +565,11 @@ int ix_steer(struct xdp_md *ctx)
         .pos = (void *)(long)ctx->data,
         .end = (void *)(long)ctx->data_end,
     };
+    const __u32 only = 0;
 
+    cur.table = bpf_map_lookup_elem(&table, &only);
+    if (!cur.table) /* for the verifier: an array has all of its entries */
+        return XDP_PASS;
     return settle(ctx, classify(&cur));
 }
 

@@ -8,6 +8,7 @@
 #ifndef IX_XDP_STEER_H
 #define IX_XDP_STEER_H
 
+#include <linux/in.h>
 #include <linux/types.h>
 
 #define IX_STEER_MAX_QUEUES 256
@@ -28,8 +29,7 @@ struct ix_steer_addr {
     __u8 addr[16];
 };
 
-/* A local endpoint. Key of `claims`; an address of all zeros there means every
- * address in `local_addrs`. No padding: the kernel hashes all bytes. */
+/* A local endpoint. Key of `claims`. No padding: the kernel hashes all bytes. */
 struct ix_steer_flow {
     __u8 family; /* IX_STEER_IPV4 or IX_STEER_IPV6 */
     __u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
@@ -37,14 +37,29 @@ struct ix_steer_flow {
     __u8 addr[16];
 };
 
-/* Keys of `present`: how many entries the program may find there. A hash of a key costs more than
- * all else that it does with a frame, so it does not look where there is nothing. */
-enum ix_steer_present {
-    IX_STEER_OWN_ADDRS,
-    IX_STEER_CLAIMS,     /* of one address */
-    IX_STEER_ANY_CLAIMS, /* of every address in `local_addrs` */
-    IX_STEER_N_PRESENT
+/* What a local port is wanted for: bits of ix_steer_table.wants. */
+#define IX_STEER_WANT_EVERYWHERE 1 /* claimed on every address in `local_addrs` */
+#define IX_STEER_WANT_SOMEWHERE  2 /* in `claims`, with at least one address */
+#define IX_STEER_WANT_RANGE      4 /* in at least one of `ranges` */
+
+#define IX_STEER_KINDS 4 /* of ports: TCP and UDP of either family */
+#define IX_STEER_NEAR  8
+
+/* The one entry of `table`. A hash of a key costs more than all else that the program does with a
+ * frame, so what most frames need is here. The loader has it mapped, and is its only writer. */
+struct ix_steer_table {
+    __u8 wants[IX_STEER_KINDS][65536]; /* of ix_steer_kind(), by port in network byte order */
+    /* The first of `local_addrs`. The family is written last, and 0 first, so that the program
+     * acts on no half-written address; 0: this place is free. */
+    struct ix_steer_addr near[IX_STEER_NEAR];
+    __u32 far;       /* entries of `local_addrs` that aren't in `near` */
+    __u32 own_addrs; /* entries of `own_addrs` */
 };
+
+static inline __u32 ix_steer_kind(__u8 family, __u8 proto)
+{
+    return (family == IX_STEER_IPV6) * 2 + (proto == IPPROTO_UDP);
+}
 
 /* Entries of `ranges` are read in order up to the first END. The loader writes
  * an entry's bounds while it is FREE and makes it LIVE by a second update, so

@@ -46,10 +46,11 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, IX_STEER_N_PRESENT);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __uint(max_entries, 1);
     __type(key, __u32);
-    __type(value, __u32);
-} present SEC(".maps");
+    __type(value, struct ix_steer_table);
+} table SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);

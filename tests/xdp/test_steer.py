@@ -512,7 +512,7 @@ def test_claim_ended_frame_is_passed(fresh: Steering) -> None:
 
 
 def test_claim_stays_when_others_end_even_twice(fresh: Steering) -> None:
-    """The program looks into a map only where the loader's count says that there is something."""
+    """The program looks into `claims` only where the loader's table says so."""
     fresh.sync_local([HOST])
     for one, ip_of in ((CLAIMED, HOST), (CLAIMED + 2, None)):
         fresh.claim(Proto.TCP, ip_of, one)
@@ -533,11 +533,56 @@ def test_wildcard_claim_follows_the_local_addresses(fresh: Steering) -> None:
     assert verdict(fresh, ip(HOST2) / tcp(CLAIMED)) == "redirect_claim"
 
 
+def test_port_claimed_on_two_addresses_stays_with_the_second(fresh: Steering) -> None:
+    fresh.claim(Proto.TCP, HOST, CLAIMED)
+    fresh.claim(Proto.TCP, HOST2, CLAIMED)
+    fresh.unclaim(Proto.TCP, HOST, CLAIMED)
+    assert verdict(fresh, ip() / tcp(CLAIMED)) == "pass_unclaimed"
+    assert verdict(fresh, ip(HOST2) / tcp(CLAIMED)) == "redirect_claim"
+    fresh.unclaim(Proto.TCP, HOST2, CLAIMED)
+    assert verdict(fresh, ip(HOST2) / tcp(CLAIMED)) == "pass_unclaimed"
+
+
+def test_claim_is_of_one_family_and_protocol(fresh: Steering) -> None:
+    fresh.sync_local([HOST, HOST6])
+    fresh.claim(Proto.UDP, None, CLAIMED, family=6)
+    assert verdict(fresh, ip6() / udp(CLAIMED)) == "redirect_claim"
+    for frame in (ip() / udp(CLAIMED), ip() / tcp(CLAIMED), ip6() / tcp(CLAIMED)):
+        assert verdict(fresh, frame) == "pass_unclaimed"
+
+
+def test_more_local_addresses_than_the_table_has_room_for(fresh: Steering) -> None:
+    many = [ipaddress.IPv4Address("10.1.0.0") + n for n in range(20)]
+    fresh.claim(Proto.TCP, None, CLAIMED)
+    for present in (many, many[10:], [*many[:5], *many[12:]], many[19:], [], many[:9]):
+        fresh.sync_local(present)
+        for at in many:
+            expected = "redirect_claim" if at in present else "pass_unclaimed"
+            assert verdict(fresh, ip(at) / tcp(CLAIMED)) == expected, at
+
+
+def test_ranges_that_overlap_end_one_by_one(fresh: Steering) -> None:
+    fresh.sync_local([HOST])
+    fresh.add_range(Proto.TCP, None, 100, 200)
+    fresh.add_range(Proto.TCP, HOST, 150, 250)
+    fresh.add_range(Proto.UDP, None, 100, 200)
+    fresh.del_range(Proto.TCP, None, 100, 200)
+    for port, expected in ((100, "pass_unclaimed"), (150, "redirect_range"),
+                           (250, "redirect_range"), (251, "pass_unclaimed")):  # fmt: skip
+        assert verdict(fresh, ip() / tcp(port)) == expected, port
+    fresh.del_range(Proto.TCP, HOST, 150, 250)
+    assert verdict(fresh, ip() / tcp(150)) == "pass_unclaimed"
+    assert verdict(fresh, ip() / udp(150)) == "redirect_range"
+
+
 def test_claim_made_twice_is_refused(fresh: Steering) -> None:
     fresh.claim(Proto.TCP, HOST, CLAIMED)
     with pytest.raises(PortTaken):
         fresh.claim(Proto.TCP, HOST, CLAIMED)
     fresh.claim(Proto.UDP, HOST, CLAIMED)
+    fresh.claim(Proto.TCP, None, CLAIMED)
+    with pytest.raises(PortTaken):
+        fresh.claim(Proto.TCP, None, CLAIMED)
 
 
 def test_seventeenth_range_is_refused(fresh: Steering) -> None:
