@@ -137,7 +137,7 @@ static bool short_segment_ok(const struct ix_tcb *tcb, uint32_t bytes, uint32_t 
     return bytes > 0 && bytes >= tcb->max_wnd / 2;
 }
 
-/* After one new segment of `bytes` (and FIN): numbers, records, timer. */
+/* After one new segment of `bytes` (and FIN): numbers, records. */
 static void sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, bool fin)
 {
     ix_rec_sent(tcp, tcb, tcb->snd_max + bytes + fin);
@@ -145,17 +145,6 @@ static void sent_new(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, boo
         tcb->flags |= IX_TF_FIN_SENT;
     ix_recovery_sent_new(tcp, tcb, bytes);
     tcb->last_tx_ms = tcp->now_ms;
-    if (!timer_armed(tcp, tcb, IX_TIMER_RTX) || tcb->flags & IX_TF_PERSIST) {
-        tcb->flags &= ~IX_TF_PERSIST;
-        ix_tcp_arm_rtx(tcp, tcb);
-    }
-}
-
-/* After new data a probe is due before the timeout is (RFC 8985 7.2). */
-static void arm_probe(struct ix_tcp *tcp, struct ix_tcb *tcb)
-{
-    if (tcb->rtx_kind != IX_RTX_REORDER && ix_tlp_wait_us(tcb))
-        ix_tcp_arm_after_ack(tcp, tcb, 0);
 }
 
 static bool fin_due(const struct ix_tcb *tcb)
@@ -219,7 +208,7 @@ static bool send_stream(struct ix_tcp *tcp, struct ix_tcb *tcb)
                     send_lost(tcp, tcb, window);
     bool all = repaired && send_data(tcp, tcb, window);
     if (tcb->snd_max != before)
-        arm_probe(tcp, tcb);
+        ix_tcp_arm_after_new(tcp, tcb);
     if (IX_UNLIKELY(paced)) {
         bool more = tcb->lost_bytes || (peer_room(tcb) && unsent_bytes(tcb));
         ix_pace_sent(tcp, tcb, ix_tcb_pipe(tcb) - pipe, window, all && more);

@@ -295,9 +295,12 @@ void ix_tcp_black_hole(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_await_fin(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* The retransmission timer, for a timeout. */
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb);
-/* The same after an ACK or a first transmission: for looking for loss again in reorder_us (0: need
- * not), for a probe, or for a timeout. */
+/* The same after an ACK: for looking for loss again in reorder_us (0: need not), for a probe, or
+ * for a timeout. */
 void ix_tcp_arm_after_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t reorder_us);
+/* The same after new data: a probe is due before the timeout is (RFC 8985 7.2), and a timeout that
+ * runs goes on (RFC 6298 (5.1)). */
+void ix_tcp_arm_after_new(struct ix_tcp *tcp, struct ix_tcb *tcb);
 void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer);
 /* RTO with backoff, us, bounded. */
 uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb);

@@ -54,6 +54,20 @@ void ix_tcp_arm_after_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t reord
         ix_tcp_arm_rtx(tcp, tcb);
 }
 
+void ix_tcp_arm_after_new(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    bool armed = ix_wheel_armed(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)) &&
+                 !(tcb->flags & IX_TF_PERSIST); /* else for what waited, not for what has left */
+    tcb->flags &= ~IX_TF_PERSIST;
+    if (armed && tcb->rtx_kind == IX_RTX_REORDER)
+        return;
+    uint32_t probe_us = ix_tlp_wait_us(tcb);
+    if (probe_us)
+        set_rtx(tcp, tcb, IX_RTX_PROBE, probe_us);
+    else if (!armed)
+        ix_tcp_arm_rtx(tcp, tcb);
+}
+
 void ix_tcp_arm_rtx(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t wait_us =
