@@ -40,11 +40,24 @@ static uint32_t frames_most(const struct ix_tcp *tcp, const struct ix_tcb *tcb, 
     return IX_MIN(IX_MAX(bytes / FRAME_CHARGE, (uint32_t)FRAMES_LEAST), left);
 }
 
+/* Does it hold so many already? */
+static bool holds_most(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t left)
+{
+    uint32_t held = tcb->held_frames;
+    return held >= left || (held >= FRAMES_LEAST && held >= frames_most(tcp, tcb, left));
+}
+
+/* What the buffer has room for: no window_space() is more. */
+static uint32_t buffer_space(const struct ix_tcb *tcb)
+{
+    return tcb->rcvbuf_bytes > tcb->lent_bytes ? tcb->rcvbuf_bytes - tcb->lent_bytes : 0;
+}
+
 /* What the connection could take now, from rcv_nxt on. */
 static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     const struct ix_frames *frames = tcp->net->frames;
-    uint32_t space = tcb->rcvbuf_bytes > tcb->lent_bytes ? tcb->rcvbuf_bytes - tcb->lent_bytes : 0;
+    uint32_t space = buffer_space(tcb);
     uint32_t left = frames_left(tcp, frames->lend_max);
     uint32_t held = tcb->held_frames, most = frames_most(tcp, tcb, left);
     /* Each that it takes is one more that it holds and one less that is left. */
@@ -63,6 +76,11 @@ static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
+    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
+     */
+    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, (uint32_t)tcb->mss);
+    if (IX_LIKELY(offered && buffer_space(tcb) < offered + step))
+        return offered; /* most segments: no need to look closer */
     uint32_t space = window_space(tcp, tcb);
     if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_SYN_RCVD)
         space = IX_MIN(space, 65535u); /* SYNs carry it unscaled */
@@ -70,9 +88,6 @@ uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
         space = space >> tcb->rcv_wscale << tcb->rcv_wscale;
     if (space <= offered) /* the right edge never moves left (RFC 9293 3.8.6) */
         return offered;
-    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
-     */
-    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, (uint32_t)tcb->mss);
     if (space - offered < step && offered)
         return offered;
     if (space < step)
@@ -84,6 +99,8 @@ uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
 bool ix_tcp_window_update_due(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
+    if (IX_LIKELY(offered > tcb->rcvbuf_bytes - tcb->rcvbuf_bytes / 2))
+        return false; /* the rest of the buffer is less than half of it */
     uint32_t space = window_space(tcp, tcb);
     if (space <= offered || !ix_tcb_receives(tcb))
         return false;
@@ -340,7 +357,7 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
      * or a few connections with holes could take all, and nothing that fills one could come in. */
     uint32_t left = frames_left(tcp, in_order ? frames->lend_max : frames->lend_max / 2);
-    if (in_order ? tcb->held_frames >= frames_most(tcp, tcb, left) : tcb->ooo_count >= left) {
+    if (in_order ? holds_most(tcp, tcb, left) : tcb->ooo_count >= left) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
         (*(in_order ? &tcp->counters->drop_tcp_lend_limit : &tcp->counters->drop_tcp_ooo_limit))++;
         if (!in_order)
