@@ -105,6 +105,12 @@ def test_copy_into_larger_region_leaves_the_rest(core: Any) -> None:
         assert bytes(ffi.buffer(whole, size + 64)) == b"\xee" * 32 + data + b"\xee" * 32
 
 
+def test_sum_of_20_bytes_matches_model() -> None:
+    rng = random.Random(10)
+    for data in [bytes(20), b"\xff" * 20, *(rng.randbytes(20) for _ in range(200))]:
+        assert lib.ix_csum_finish(lib.ix_csum_20(exact(data))) == checksum(data)
+
+
 def test_parts_of_any_even_split_add_up() -> None:
     data = random.Random(7).randbytes(151)
     for split in range(0, 151, 2):

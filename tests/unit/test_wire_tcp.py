@@ -295,6 +295,26 @@ def test_random_options_match_model() -> None:
             assert options_of(data) == expected, options.hex()
 
 
+def test_usual_syn_with_any_byte_changed_matches_model() -> None:
+    usual = bytes.fromhex(LINUX_SYN[0][0])
+    for flags in (SYN, SYN | ACK, ACK):
+        for at in range(len(usual)):
+            for byte in range(256):
+                options = usual[:at] + bytes([byte]) + usual[at + 1 :]
+                expected = model_options(options, flags)
+                data = segment(options, flags=flags)
+                if expected is None:
+                    assert parse(data)[0] == HEADER, options.hex()
+                else:
+                    assert options_of(data) == expected, options.hex()
+
+
+@pytest.mark.parametrize("more", [b"\x00" * 4, NOP * 4, b"\x02\x04\x00\x09"])
+def test_options_after_those_of_the_usual_syn_are_read(more: bytes) -> None:
+    options = bytes.fromhex(LINUX_SYN[0][0]) + more
+    assert options_of(segment(options, flags=SYN)) == model_options(options, SYN)
+
+
 # ---- writing -------------------------------------------------------------------------------
 
 # As Linux 6.18 wrote them on its loopback with the sysctls tcp_timestamps, tcp_sack and

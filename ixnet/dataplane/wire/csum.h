@@ -22,6 +22,14 @@ static inline uint32_t ix_csum_fold(uint64_t sum)
     return (uint32_t)sum + (uint32_t)(sum >> 32);
 }
 
+/* The sum of 20 bytes: an IPv4 header without options. */
+static inline uint32_t ix_csum_20(const void *data)
+{
+    uint32_t w[5];
+    __builtin_memcpy(w, data, sizeof w);
+    return ix_csum_fold((uint64_t)w[0] + w[1] + w[2] + w[3] + w[4]);
+}
+
 /* Adds two sums. */
 static inline uint32_t ix_csum_combine(uint32_t a, uint32_t b)
 {

@@ -31,7 +31,9 @@ enum ix_parse ix_ipv4_parse(const uint8_t *packet, size_t bytes, struct ix_ipv4 
         return IX_PARSE_HEADER;
     if (total_bytes > bytes)
         return IX_PARSE_SHORT;
-    if (ix_csum_finish(ix_csum_add(packet, header_bytes, 0)) != 0)
+    uint32_t sum = IX_LIKELY(header_bytes == IX_IPV4_BYTES) ? ix_csum_20(packet)
+                                                            : ix_csum_add(packet, header_bytes, 0);
+    if (ix_csum_finish(sum) != 0)
         return IX_PARSE_CSUM;
 
     uint16_t fragment = ix_load_be16(packet + FRAGMENT_AT);

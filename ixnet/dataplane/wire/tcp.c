@@ -40,6 +40,9 @@ enum {
 /* A timestamp as nearly every segment of a connection carries it (RFC 7323 appendix A), and
  * its two no-operations apart. */
 #define WORD_NOP_NOP_TS ((uint32_t)KIND_NOP << 24 | KIND_NOP << 16 | KIND_TS << 8 | TS_BYTES)
+/* The same in a SYN, where SACK-permitted takes the place of the no-operations. */
+#define WORD_SACK_OK_TS                                                                            \
+    ((uint32_t)KIND_SACK_OK << 24 | SACK_OK_BYTES << 16 | KIND_TS << 8 | TS_BYTES)
 
 IX_STATIC_ASSERT(SACK_HEAD_BYTES + IX_SACK_BLOCKS_RX * SACK_BLOCK_BYTES <= OPTIONS_MAX &&
                      SACK_HEAD_BYTES + (IX_SACK_BLOCKS_RX + 1) * SACK_BLOCK_BYTES > OPTIONS_MAX,
@@ -114,6 +117,23 @@ static bool parse_options(const uint8_t *options, size_t bytes, struct ix_tcp_hd
     return true;
 }
 
+/* Are these the options of a SYN as Linux and we write them: MSS, SACK-permitted, timestamp, window
+ * scale? Then all four are set. */
+static bool parse_usual_syn(const uint8_t *options, size_t bytes, struct ix_tcp_hdr *hdr)
+{
+    if (bytes != MSS_BYTES + TS_PADDED_BYTES + 1 + WSCALE_BYTES ||
+        ix_load_be16(options) != (KIND_MSS << 8 | MSS_BYTES) ||
+        ix_load_be32(options + 4) != WORD_SACK_OK_TS ||
+        ix_load_be32(options + 16) >> 8 != (KIND_NOP << 16 | KIND_WSCALE << 8 | WSCALE_BYTES))
+        return false;
+    hdr->mss = ix_load_be16(options + 2);
+    hdr->sack_ok = hdr->has_ts = true;
+    hdr->ts_val = ix_load_be32(options + 8);
+    hdr->ts_ecr = ix_load_be32(options + 12);
+    hdr->wscale = (int8_t)IX_MIN(options[19], WSCALE_MAX);
+    return true;
+}
+
 /* All but the options, which are set to absent. */
 static inline void read_fields(const uint8_t *segment, size_t header_bytes, struct ix_tcp_hdr *hdr)
 {
@@ -157,7 +177,9 @@ enum ix_parse ix_tcp_parse(const uint8_t *segment, size_t bytes, uint32_t src, u
      * copy reads narrow stores in wide loads, and waits for them. */
     struct ix_tcp_hdr hdr;
     read_fields(segment, header_bytes, &hdr);
-    if (!parse_options(options, header_bytes - IX_TCP_BYTES, &hdr))
+    size_t option_bytes = header_bytes - IX_TCP_BYTES;
+    if (!(hdr.flags & IX_TCP_SYN && parse_usual_syn(options, option_bytes, &hdr)) &&
+        !parse_options(options, option_bytes, &hdr))
         return IX_PARSE_HEADER;
     *out = hdr;
     return IX_PARSE_OK;
