@@ -47,8 +47,9 @@ void ix_flowtab_del(struct ix_flowtab *t, uint64_t hash, uint32_t flow);
  *     while ((flow = ix_flowtab_next(t, &it)) != IX_NONE) if (equal(flow)) ...
  */
 struct ix_flow_iter {
-    uint32_t bucket;
-    uint32_t way;
+    uint32_t bucket; /* the next one to look into */
+    uint32_t ways;   /* those of `flow` that are left: a bit for each byte of their tags */
+    const uint32_t *flow;
     uint16_t tag;
 };
 
@@ -59,22 +60,32 @@ static inline uint16_t ix_flowtab_tag(uint64_t hash)
 }
 static inline struct ix_flow_iter ix_flowtab_iter(const struct ix_flowtab *t, uint64_t hash)
 {
-    return (struct ix_flow_iter){
-        .bucket = (uint32_t)hash & t->bucket_mask, .way = 0, .tag = ix_flowtab_tag(hash)};
+    return (struct ix_flow_iter){.bucket = (uint32_t)hash & t->bucket_mask,
+                                 .tag = ix_flowtab_tag(hash)};
+}
+/* The ways of a bucket that have this tag, as ix_flow_iter.ways has them. */
+static inline uint32_t ix_flowtab_ways(const struct ix_flow_bucket *b, uint16_t tag)
+{
+    typedef uint16_t tags __attribute__((vector_size(16)));
+    typedef char bytes __attribute__((vector_size(16)));
+    tags have, want = (tags){0} + tag;
+    __builtin_memcpy(&have, b->tag, sizeof have);
+    return (uint32_t)__builtin_ia32_pmovmskb128((bytes)(have == want));
 }
 static inline uint32_t ix_flowtab_next(const struct ix_flowtab *t, struct ix_flow_iter *it)
 {
-    while (it->bucket != IX_NONE) {
+    while (it->ways == 0) {
+        if (it->bucket == IX_NONE)
+            return IX_NONE;
         const struct ix_flow_bucket *b = &t->buckets[it->bucket];
-        while (it->way < IX_FLOWTAB_WAYS) {
-            uint32_t way = it->way++;
-            if (b->tag[way] == it->tag)
-                return b->flow[way];
-        }
+        it->ways = ix_flowtab_ways(b, it->tag);
+        it->flow = b->flow;
         it->bucket = b->next;
-        it->way = 0;
     }
-    return IX_NONE;
+    uint32_t bit = (uint32_t)__builtin_ctz(it->ways);
+    it->ways &= it->ways - 1; /* both bits of a tag */
+    it->ways &= it->ways - 1;
+    return it->flow[bit / 2];
 }
 
 /* What lookups cost: a walk over the whole table, for tests and diagnosis. */
