@@ -23,10 +23,8 @@ struct ix_listener *ix_tcp_listener(struct ix_tcp *tcp, const struct ix_flow_key
 
 uint8_t ix_tcp_scale_for(uint32_t bytes)
 {
-    uint8_t shift = 0;
-    while (shift < 14 && bytes >> shift > 65535)
-        shift++;
-    return shift;
+    uint32_t beyond = bytes >> 16;
+    return beyond ? (uint8_t)IX_MIN(32 - __builtin_clz(beyond), 14) : 0;
 }
 
 void ix_tcp_set_iss(struct ix_tcb *tcb, uint32_t iss)
@@ -186,8 +184,8 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
     if ((call->bytes && !ix_cc_known(call->bytes)) || call->open.zero ||
         !ix_tcp_rcvbuf_ok(call->open.rcvbuf_bytes) || !ix_tcp_mss_ok(call->open.mss))
         return -IX_EINVAL;
-    if (ix_tcp_find(tcp, &key, hash))
-        return -IX_EADDRINUSE;
+    if (call->local_port && ix_tcp_find(tcp, &key, hash))
+        return -IX_EADDRINUSE; /* one that was chosen is free */
     struct ix_tcb *tcb = ix_tcp_new(tcp, &key, hash);
     if (!tcb)
         return -IX_ENOBUFS;
