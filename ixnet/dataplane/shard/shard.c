@@ -127,10 +127,11 @@ static uint32_t receive(struct ix_shard *shard)
         uint32_t frame = ix_frame_of(&shard->frames, desc->addr);
         if (desc->addr >= link->umem_bytes || !ix_frame_from_rx(&shard->frames, frame))
             continue;
-        struct ix_packet pkt = {.data = ix_link_ptr(link, desc->addr),
-                                .bytes = desc->len,
-                                .frame = frame,
-                                .flags = desc->flags};
+        struct ix_packet pkt; /* not zeroed for each frame: the layers fill in what they find */
+        pkt.data = ix_link_ptr(link, desc->addr);
+        pkt.bytes = desc->len;
+        pkt.frame = frame;
+        pkt.flags = desc->flags;
         shard->counters.rx_frames++;
         shard->counters.rx_bytes += desc->len;
         if (input_one(shard, &pkt) == IX_VERDICT_DROP)
