@@ -14,6 +14,7 @@ static inline uint64_t rotate_left(uint64_t v, int bits)
 
 static inline void sip_rounds(struct sip_state *s, int rounds)
 {
+#pragma GCC unroll 4
     for (int i = 0; i < rounds; i++) {
         s->v0 += s->v1;
         s->v2 += s->v3;

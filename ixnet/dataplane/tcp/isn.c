@@ -1,10 +1,21 @@
 /* Numbers that a stranger must not guess: initial sequence numbers, ports, timestamp offsets. */
 #include "tcp/tcp.h"
 
+/* A secret's hash of a connection, or of a part of its key (the rest 0). The hash costs by the
+ * word, and twelve bytes are all that differs between keys of IPv4. */
+static uint64_t keyed(const struct ix_key *secret, const struct ix_flow_key *key)
+{
+    if (IX_UNLIKELY(key->family != 4))
+        return ix_siphash(secret, key, sizeof *key);
+    const uint32_t words[] = {key->peer.v4, key->local.v4,
+                              (uint32_t)key->peer_port << 16 | key->local_port};
+    return ix_siphash(secret, words, sizeof words);
+}
+
 uint32_t ix_tcp_isn(struct ix_tcp *tcp, const struct ix_flow_key *key)
 {
     /* RFC 6528 section 3: ISN = M + F(connection, secret), M a clock of 4 us. */
-    return (uint32_t)(tcp->now_ns >> 12) + (uint32_t)ix_siphash(&tcp->isn_key, key, sizeof *key);
+    return (uint32_t)(tcp->now_ns >> 12) + (uint32_t)keyed(&tcp->isn_key, key);
 }
 
 uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key)
@@ -13,7 +24,7 @@ uint32_t ix_tcp_ts_offset(struct ix_tcp *tcp, const struct ix_flow_key *key)
      * addresses count, so that timestamps of a reused 4-tuple keep rising (RFC 6191). */
     struct ix_flow_key addresses = *key;
     addresses.peer_port = addresses.local_port = 0;
-    return (uint32_t)ix_siphash(&tcp->ts_key, &addresses, sizeof addresses);
+    return (uint32_t)keyed(&tcp->ts_key, &addresses);
 }
 
 /* The Toeplitz hash that NICs spread flows with (Microsoft, "RSS hashing types"): over source
@@ -57,7 +68,7 @@ uint16_t ix_tcp_choose_port(struct ix_tcp *tcp, const struct ix_flow_key *key)
     probe.local_port = 0;
     /* RFC 6056 algorithm 4: with one counter for all a peer would learn how many connections went
      * to others between two of his. */
-    uint64_t hash = ix_siphash(&tcp->port_key, &probe, sizeof probe);
+    uint64_t hash = keyed(&tcp->port_key, &probe);
     uint32_t offset = (uint32_t)hash;
     uint32_t *counter = &tcp->port_counters[(hash >> 32) % IX_PORT_COUNTERS];
     for (uint32_t tries = 0; tries < count; tries++) {
