@@ -5,9 +5,15 @@ the kernel's client, up to 1,000 connections ---- two shards, or one with small 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import random
 import selectors
 import socket
+import struct
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -204,6 +210,46 @@ def test_application_holds_what_some_send_and_others_are_served(
             assert flow.got.decode() == digest(bytes(sent[i]) + flow.data) + "\n"
         service.wait_quiet()
         echo_streams(narrow, 4, MIB // 4)
+        service.wait_quiet()
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Bytes that were sent and are not acknowledged."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def test_those_who_use_up_the_frames_in_turn_are_reset_and_others_served(
+    narrow: Lab, tmp_path: Path
+) -> None:
+    """Each takes half of what the others have left, until there is nothing. Those that hold the
+    most have to go then; their peers and the application are told."""
+    with (
+        Service(narrow, tmp_path, options=["--frames", "1024"]) as service,
+        ExitStack() as stack,
+    ):
+        holders: list[socket.socket] = []
+        while not service.counters()["tcp_pressure_resets"]:
+            assert len(holders) < 100
+            holders.append(stack.enter_context(connect(narrow, "hold enough")))
+            holders[-1].setblocking(False)
+            holders[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            taken = time.monotonic()
+            while time.monotonic() < taken + 0.1:  # then it has what it can have
+                if unacknowledged(holders[-1]) < 8:
+                    holders[-1].send(b"x")
+                    taken = time.monotonic()
+        with connect(narrow, "echo") as late:
+            late.sendall(b"served all the same")
+            assert receive(late, 19) == b"served all the same"
+        counters = service.counters()
+        assert 1 <= counters["tcp_pressure_resets"] < len(holders) / 2
+        gone = 0
+        for sock in holders:
+            gone += sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        assert gone == counters["tcp_pressure_resets"]
+        (tmp_path / "enough").touch()
+        for sock in holders:
+            sock.close()
         service.wait_quiet()
 
 

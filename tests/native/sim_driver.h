@@ -72,6 +72,7 @@ struct ix_simd_case {
     uint32_t pause_ppm;       /* chance that an end stops reading for a while */
     uint32_t chunk_max;       /* most bytes per SENDV; 0: each end draws its own */
     uint32_t pattern;         /* of every connection: enum sim_pattern + 1; 0: each draws its own */
+    bool greedy;        /* connections may use up the frames, and be reset for it */
     bool plain;         /* nothing is held back, and options stay as they are: for judging speed */
     uint64_t spread_ns; /* connections start within this time */
     uint64_t bytes;     /* of all streams together, about */

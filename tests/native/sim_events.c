@@ -277,6 +277,12 @@ static void on_sent(struct sim_world *w, struct sim_side *side, struct sim_end *
         sim_end_of(w, i)->blocked = false;
 }
 
+/* Was a connection of the end's side reset because frames were used up? */
+static bool pressed(const struct sim_world *w, const struct sim_end *end)
+{
+    return w->c->greedy && w->side[end->side].shard->counters.tcp_pressure_resets;
+}
+
 /* May the connection have ended so? */
 static bool end_is_right(const struct sim_world *w, const struct sim_conn *conn,
                          const struct sim_end *end, const struct sim_end *peer)
@@ -285,6 +291,10 @@ static bool end_is_right(const struct sim_world *w, const struct sim_conn *conn,
         end->tx_sent == end->tx_accepted && (end->eof || (end->close_rd && end->close_wr));
     if (end->status == 0)
         return complete && end->close_wr;
+    if (end->status == -IX_ENOBUFS)
+        return pressed(w, end);
+    if (end->status == -IX_ECONNRESET && pressed(w, peer))
+        return true;
     if (conn->kind == SIM_ORDERLY || conn->kind == SIM_SIMOPEN) {
         /* Our last FIN was repeated after the peer's TIME_WAIT had ended: answered by RST. */
         bool forgotten = peer->state == SIM_OVER && peer->status == 0 && end->close_wr &&

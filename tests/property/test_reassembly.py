@@ -179,3 +179,45 @@ def test_small_buffer_never_takes_more_than_it_offered(
         assert info.lent_bytes + info.rcv_wnd <= rcvbuf
         assert shard_next(stack, peer) <= edge
     assert got == stream(0, len(got))
+
+
+@SETTINGS
+@given(
+    pieces=st.lists(
+        st.tuples(st.integers(0, SIZE - 1), st.integers(1, 300)).map(
+            lambda p: (p[0], min(p[0] + p[1], SIZE))
+        ),
+        max_size=80,
+    ),
+    offers=offers,
+    keeps=st.integers(0, 20),
+)
+def test_short_of_frames_loses_nothing_that_was_acknowledged(
+    pieces: list[tuple[int, int]], offers: dict[str, Any], keeps: int
+) -> None:
+    """The application keeps what it has got until it has so many events: what comes is copied
+    together, refused, and given up again."""
+    stack, peer, _handle = opened(pool=64, fill_target=16, **offers)
+    model, got = Model(), b""
+    todo = [*pieces, *((i, min(i + 100, SIZE)) for i in range(0, SIZE, 100))]
+    for start, end in todo:
+        model.take(start, end)
+        peer.put("A", stream(start, end - start), seq=start)
+        stack.poll()
+        if len(stack.events) > keeps:
+            got += take_payload(stack)
+    while shard_next(stack, peer) < SIZE:
+        got += take_payload(stack)
+        stack.poll()
+        before = shard_next(stack, peer)
+        peer.put("A", stream(before, min(100, SIZE - before)), seq=before)
+        stack.poll()
+        assert shard_next(stack, peer) > before
+        for segment in peer.take_all():
+            assert segment.ack <= shard_next(stack, peer)
+            for start, end in segment.sack[1:]:
+                assert model.holds(start, end)
+    got += take_payload(stack)
+    assert got == stream(0, SIZE)
+    stack.poll()
+    assert stack.stats.frames_rx == stack.stats.frames_app == 0

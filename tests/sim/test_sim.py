@@ -217,3 +217,21 @@ def test_same_seed_runs_the_same_way() -> None:
     for seed in (3, 14, 15):
         first, second = run(plan(seed)), run(plan(seed))
         assert bytes(ffi.buffer(first)) == bytes(ffi.buffer(second))
+
+
+def test_connections_that_use_up_the_frames_stop_nobody() -> None:
+    """Echo servers with few frames, each byte of a stream in a frame of its own, and half of the
+    peers stop reading for a while: as many as hold too much are reset, all others get through."""
+    resets = orderly = 0
+    for seed in range(1, 37):
+        case = plan(seed, conns=20, bytes=60_000, chunk_max=16, pause_ppm=500_000, greedy=True)
+        case.pattern = 1 + lib.SIM_ECHO
+        case.odd_ppm = case.nonsense_ppm = case.upset_count = 0
+        for side in case.side:
+            side.pool_frames, side.fill_target, side.max_flows = (64 << seed % 3), 16, 160
+        result = run(case)
+        assert not failure(result), explain(case, result)
+        resets += result.counters.tcp_pressure_resets
+        orderly += result.orderly
+    print(f"{orderly} of {36 * 20} connections in order, {resets} reset")
+    assert resets >= 3 and orderly + resets == 36 * 20

@@ -57,7 +57,8 @@ struct ix_event {
     uint64_t cookie; /* what the application gave with ACCEPT, CONNECT, TIMER_SET or the listener */
     union {
         uint32_t frame; /* RECV, UDP_*: index of the UMEM frame */
-        int32_t status; /* CONNECTED, DEAD: 0 or -errno */
+        int32_t status; /* CONNECTED, DEAD: 0 or -errno; -ENOBUFS: reset as the one that held the
+                         * most frames when none were left for others */
     };
     uint16_t peer_port;  /* host byte order */
     uint16_t local_port; /* host byte order */

@@ -126,6 +126,9 @@
     X(drop_tcp_paws, "segments with an old timestamp (PAWS, RFC 7323)")                       \
     X(drop_tcp_ooo_limit, "out-of-order segments beyond the limit")                           \
     X(drop_tcp_lend_limit, "segments dropped because the application holds too many frames")  \
+    X(tcp_collapsed, "small segments copied behind the one before: a frame less was held")     \
+    X(tcp_ooo_pruned, "out-of-order segments given up again for want of frames")               \
+    X(tcp_pressure_resets, "connections reset: held the most frames when others found none left") \
     X(drop_tcp_wnd, "payload bytes beyond the receive window, cut off")                       \
     X(drop_tcp_closed, "segments to a connection that takes no more data")                    \
     /* application */                                                                         \

@@ -105,6 +105,7 @@ void ix_frame_lend(struct ix_frames *f, uint32_t frame, uint64_t handle, uint16_
     struct ix_frame *m = &f->meta[frame];
     move(f, frame, IX_FRAME_APP);
     m->next = IX_NONE;
+    m->flow = IX_NONE;
     m->handle = handle;
     m->offset = offset;
     m->bytes = bytes;

@@ -40,8 +40,9 @@ struct ix_frame {
     uint16_t lent_bytes; /* APP: not yet given back by RECV_DONE; 0 when not lent */
     uint8_t owner;       /* enum ix_frame_owner */
     uint8_t tx_refs;     /* descriptors on TX that point into this frame */
-    uint32_t flow;       /* the flow that wants to know when tx_refs becomes 0, or IX_NONE. The
-                          * caller sets and clears it; a frame that becomes FREE forgets it */
+    uint32_t flow;       /* the flow that wants to know when tx_refs becomes 0, or IX_NONE; RX, in
+                          * a queue: whose it is. The caller sets and clears it; a frame that
+                          * becomes FREE, or is lent, forgets it */
 };
 IX_STATIC_ASSERT(sizeof(struct ix_frame) == 32, "two records to a cache line");
 

@@ -225,6 +225,7 @@ int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
     if (n_calls)
         ix_shard_run_calls(shard, n_calls);
     work += run_timers(shard);
+    ix_tcp_relieve(&shard->tcp);
     uint32_t received = receive(shard);
     output(shard);
     uint32_t sent = ix_net_flush(&shard->net);
@@ -267,5 +268,6 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
     uint64_t timer_ns = ix_wheel_next_ns(&shard->wheel);
     uint64_t reclaim_ns = next_reclaim_ns(shard, now_ns);
     uint64_t net_ns = IX_MIN(shard->net.reass.next_ns, shard->net.nd_doubt_ns);
+    net_ns = IX_MIN(net_ns, ix_tcp_relief_ns(&shard->tcp));
     return IX_MIN(IX_MIN(timer_ns, reclaim_ns), net_ns);
 }

@@ -60,6 +60,8 @@ static int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
         ix_tcp_tune_receive(tcp, tcb);
         if (ix_tcp_window_update_due(tcp, tcb))
             ix_tcp_ack_now(tcp, tcb);
+    } else if (tcp->pressure.owed) {
+        tcp->pressure.owed--;
     }
     return 0;
 }

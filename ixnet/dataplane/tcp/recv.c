@@ -6,6 +6,8 @@ enum {
     DELAYED_ACK_MS = 40, /* RFC 9293 3.8.6.3 allows 500; what Linux takes at least */
     FRAME_CHARGE = 512,  /* bytes */
     FRAMES_LEAST = 32,
+    FRAMES_FEW = 4, /* a connection that holds fewer is always to be served */
+    COPY_MOST = 256, /* bytes; what a frame less is worth */
 };
 
 static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
@@ -15,12 +17,11 @@ static struct ix_frame *meta_of(const struct ix_tcp *tcp, uint32_t frame)
 
 /* ---- window ------------------------------------------------------------- */
 
-/* Of `most` frames that may be lent or kept those that are not. A connection is refused another one
- * when it holds as many as are left (the dynamic threshold of Choudhury and Hahne, INFOCOM '96):
- * alone it can have half of them, n that are greedy at a time leave one part of n + 1 to all
- * others. A window doesn't see to that: it counts bytes, and a peer that sends them one by one and
- * reads no answer has a frame kept for each. */
-static uint32_t frames_left(const struct ix_tcp *tcp, uint32_t most)
+/* A connection is refused another frame when it holds as many as are left (the dynamic threshold of
+ * Choudhury and Hahne, INFOCOM '96): alone it can have half of them, n that are greedy at a time
+ * leave one part of n + 1 to all others. A window doesn't see to that: it counts bytes, and a peer
+ * that sends them one by one and reads no answer has a frame kept for each. */
+uint32_t ix_tcp_frames_left(const struct ix_tcp *tcp, uint32_t most)
 {
     const uint32_t *count = tcp->net->frames->count;
     uint32_t held = count[IX_FRAME_APP] + count[IX_FRAME_RX];
@@ -58,7 +59,7 @@ static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     const struct ix_frames *frames = tcp->net->frames;
     uint32_t space = buffer_space(tcb);
-    uint32_t left = frames_left(tcp, frames->lend_max);
+    uint32_t left = ix_tcp_frames_left(tcp, frames->lend_max);
     uint32_t held = tcb->held_frames, most = frames_most(tcp, tcb, left);
     /* Each that it takes is one more that it holds and one less that is left. */
     uint32_t own = most > held ? IX_MIN((left - held + 1) / 2, most - held) : 0;
@@ -78,7 +79,7 @@ uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
     uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
     /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
      */
-    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, (uint32_t)tcb->mss);
+    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, ix_tcb_mss(tcb));
     if (IX_LIKELY(offered && buffer_space(tcb) < offered + step))
         return offered; /* most segments: no need to look closer */
     uint32_t space = window_space(tcp, tcb);
@@ -90,8 +91,12 @@ uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
         return offered;
     if (space - offered < step && offered)
         return offered;
-    if (space < step)
+    if (space < step) {
+        if (offered == 0 && tcb->held_frames < FRAMES_FEW &&
+            ix_tcp_frames_left(tcp, tcp->net->frames->lend_max) <= tcb->held_frames)
+            ix_tcp_starved(tcp, true);
         return offered;
+    }
     tcb->rcv_adv = tcb->rcv_nxt + space;
     return space;
 }
@@ -152,28 +157,80 @@ static void cut_head(struct ix_frame *meta, uint32_t cut)
     meta->bytes = (uint16_t)(meta->bytes - cut);
 }
 
+uint32_t ix_tcp_prune(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t most)
+{
+    uint32_t *link = &tcb->ooo_head, pruned = 0;
+    /* What lies nearer to rcv_nxt is of use sooner. The peer keeps what it was told by SACK until
+     * it is acknowledged (RFC 2018 section 8). */
+    for (uint32_t keep = tcb->ooo_runs / 2; keep; keep--)
+        link = after_run(tcp, *link);
+    while (*link != IX_NONE && pruned < most) {
+        uint32_t first = *link, last = (uint32_t)meta_of(tcp, first)->handle;
+        ix_frame_free(tcp->net->frames, ooo_take(tcp, tcb, link));
+        pruned++;
+        if (first == last)
+            tcb->ooo_runs--;
+        else
+            meta_of(tcp, *link)->handle = last;
+    }
+    return pruned;
+}
+
+/* Is a frame worth more than a copy? */
+static bool frames_dear(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    const struct ix_frames *frames = tcp->net->frames;
+    return tcb->held_frames + tcb->ooo_count >= FRAMES_LEAST ||
+           ix_tcp_frames_left(tcp, frames->lend_max) < frames->lend_max / 4;
+}
+
+/* Copies a small frame's payload behind that of the one before, which has not been lent either. */
+static bool collapse(struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t into, uint32_t frame)
+{
+    struct ix_frame *to = meta_of(tcp, into);
+    const struct ix_frame *from = meta_of(tcp, frame);
+    uint32_t end = to->offset + to->bytes;
+    if (from->bytes > COPY_MOST || !frames_dear(tcp, tcb) ||
+        from->bytes > (1u << tcp->net->frames->frame_shift) - end)
+        return false;
+    __builtin_memcpy(ix_net_frame_ptr(tcp->net, into) + end,
+                     ix_net_frame_ptr(tcp->net, frame) + from->offset, from->bytes);
+    to->bytes = (uint16_t)(to->bytes + from->bytes);
+    tcp->counters->tcp_collapsed++;
+    return true;
+}
+
+/* The run that ends where the next one begins is one with it. */
+static void join_runs(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t run)
+{
+    uint32_t after = *after_run(tcp, run);
+    if (after != IX_NONE && meta_of(tcp, after)->seq == run_end(tcp, run)) {
+        meta_of(tcp, run)->handle = meta_of(tcp, after)->handle;
+        tcb->ooo_runs--;
+    }
+}
+
 /* Links a frame in at *link; `before` is the run that it continues, or IX_NONE. */
 static void ooo_link(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, uint32_t *link,
                      uint32_t before)
 {
     struct ix_frame *new = meta_of(tcp, frame);
-    uint32_t after = *link, last = frame;
-    tcb->ooo_runs++;
-    if (after != IX_NONE && meta_of(tcp, after)->seq == new->seq + new->bytes) {
-        last = (uint32_t)meta_of(tcp, after)->handle;
-        tcb->ooo_runs--;
-    }
-    new->next = after;
+    new->handle = frame;
+    new->flow = ix_tcb_index(tcp, tcb);
+    new->next = *link;
     *link = frame;
     tcb->ooo_count++;
+    tcb->ooo_runs++;
+    join_runs(tcp, tcb, frame);
     if (before != IX_NONE)
-        tcb->ooo_runs--;
-    meta_of(tcp, before != IX_NONE ? before : frame)->handle = last;
+        join_runs(tcp, tcb, before);
 }
 
+enum ooo_insert { OOO_OLD, OOO_KEPT, OOO_COPIED };
+
 /* Puts a frame (seq, offset, bytes set) into the queue; overlaps are cut off the new one, and runs
- * that it covers wholly go. Returns false if nothing of it is new. */
-static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
+ * that it covers wholly go. OOO_OLD: nothing of it is new. OOO_COPIED: the frame is not needed. */
+static enum ooo_insert ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 {
     struct ix_frame *new = meta_of(tcp, frame);
     uint32_t *link = &tcb->ooo_head, before = IX_NONE, end = new->seq + new->bytes;
@@ -184,7 +241,7 @@ static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
         if (ix_seq_lt(stop, new->seq)) {
             link = after_run(tcp, run);
         } else if (ix_seq_leq(start, new->seq) && ix_seq_geq(stop, end)) {
-            return false;
+            return OOO_OLD;
         } else if (ix_seq_leq(new->seq, start) && ix_seq_geq(end, stop)) {
             free_run(tcp, tcb, link);
         } else if (ix_seq_lt(new->seq, start)) { /* its tail is there already */
@@ -196,8 +253,13 @@ static bool ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
             link = after_run(tcp, run);
         }
     }
+    if (before != IX_NONE &&
+        collapse(tcp, tcb, (uint32_t)meta_of(tcp, before)->handle, frame)) {
+        join_runs(tcp, tcb, before);
+        return OOO_COPIED;
+    }
     ooo_link(tcp, tcb, frame, link, before);
-    return true;
+    return OOO_KEPT;
 }
 
 uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
@@ -223,20 +285,24 @@ uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
 
 /* ---- data --------------------------------------------------------------- */
 
-/* Appends a frame that continues the stream at rcv_nxt. */
-static void accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
+/* Appends a frame that continues the stream at rcv_nxt. False if it is not needed: copied. */
+static bool accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
+    tcb->rcv_nxt += meta->bytes;
+    tcb->lent_bytes += meta->bytes;
+    ix_tcp_want_event(tcp, tcb, 0);
+    if (tcb->wait_tail != IX_NONE && collapse(tcp, tcb, tcb->wait_tail, frame))
+        return false;
     meta->next = IX_NONE;
+    meta->flow = ix_tcb_index(tcp, tcb);
     if (tcb->wait_tail == IX_NONE)
         tcb->wait_head = frame;
     else
         meta_of(tcp, tcb->wait_tail)->next = frame;
     tcb->wait_tail = frame;
-    tcb->rcv_nxt += meta->bytes;
-    tcb->lent_bytes += meta->bytes;
     tcb->held_frames++;
-    ix_tcp_want_event(tcp, tcb, 0);
+    return true;
 }
 
 /* Moves what has become contiguous out of the reassembly queue: whole runs. */
@@ -250,12 +316,11 @@ static void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
             struct ix_frame *meta = meta_of(tcp, frame);
             uint32_t cut = tcb->rcv_nxt - meta->seq;
             meta->handle = 0;
-            if (cut < meta->bytes) {
+            bool new = cut < meta->bytes;
+            if (new)
                 cut_head(meta, cut);
-                accept_frame(tcp, tcb, frame);
-            } else {
+            if (!new || !accept_frame(tcp, tcb, frame))
                 ix_frame_free(tcp->net->frames, frame);
-            }
         } while (frame != last);
     }
 }
@@ -298,10 +363,11 @@ void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t st
 static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, bool *kept)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
+    enum ooo_insert inserted;
     if (tcb->ooo_runs >= IX_OOO_RUNS_MAX || tcb->ooo_count == UINT16_MAX) {
         tcp->counters->drop_tcp_ooo_limit++;
-    } else if (ooo_insert(tcp, tcb, frame)) {
-        *kept = true;
+    } else if ((inserted = ooo_insert(tcp, tcb, frame)) != OOO_OLD) {
+        *kept = inserted == OOO_KEPT;
         tcb->ooo_last_seq = meta->seq;
         tcp->counters->tcp_ooo++;
     } else {
@@ -356,14 +422,18 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     bool in_order = seq == tcb->rcv_nxt;
     /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
      * or a few connections with holes could take all, and nothing that fills one could come in. */
-    uint32_t left = frames_left(tcp, in_order ? frames->lend_max : frames->lend_max / 2);
+    uint32_t left = ix_tcp_frames_left(tcp, in_order ? frames->lend_max : frames->lend_max / 2);
     if (in_order ? holds_most(tcp, tcb, left) : tcb->ooo_count >= left) {
         /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
         (*(in_order ? &tcp->counters->drop_tcp_lend_limit : &tcp->counters->drop_tcp_ooo_limit))++;
+        if (tcb->held_frames + tcb->ooo_count < FRAMES_FEW)
+            ix_tcp_starved(tcp, in_order);
         if (!in_order)
             ix_tcp_ack_now(tcp, tcb);
         return IX_VERDICT_DROP;
     }
+    if (IX_UNLIKELY(tcp->pressure.since_ns) && in_order && tcb->held_frames < FRAMES_FEW)
+        tcp->pressure.taken++;
     struct ix_frame *meta = meta_of(tcp, pkt->frame);
     meta->seq = seq;
     meta->offset = (uint16_t)(payload - ix_net_frame_ptr(tcp->net, pkt->frame));
@@ -374,13 +444,13 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
         return kept ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
     }
     bool filled_hole = tcb->ooo_head != IX_NONE;
-    accept_frame(tcp, tcb, pkt->frame);
+    bool kept = accept_frame(tcp, tcb, pkt->frame);
     drain_ooo(tcp, tcb);
     if (filled_hole) /* RFC 5681 4.2: at once when it fills a gap */
         ix_tcp_ack_now(tcp, tcb);
     else
         schedule_ack(tcp, tcb);
-    return IX_VERDICT_KEPT;
+    return kept ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
 }
 
 enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,

@@ -359,6 +359,15 @@ static inline bool ix_listener_full(const struct ix_listener *listener)
     return listener->max_connections && listener->connections >= listener->max_connections;
 }
 
+/* Connections that hold few frames are refused one (pressure.c). */
+struct ix_pressure {
+    uint64_t since_ns; /* when this began; 0: it has not */
+    uint32_t refused, taken; /* segments of such connections since, in order; windows kept shut */
+    uint32_t owed; /* frames lent to connections that were reset for it, not yet given back */
+    uint32_t hand; /* the frame that was looked at last */
+    bool prune;    /* what waits out of order is to be given up */
+};
+
 /* A list of flows linked by an index field. */
 struct ix_flow_list {
     uint32_t head, tail;
@@ -391,6 +400,8 @@ struct ix_tcp {
     struct ix_flow_list output; /* have something to send */
     struct ix_flow_list events; /* have something to tell */
     struct ix_flow_list tw;     /* TIME_WAIT, oldest first */
+
+    struct ix_pressure pressure;
 
     struct ix_key flow_key, isn_key, port_key, ts_key, cookie_key;
     uint32_t port_counters[IX_PORT_COUNTERS];

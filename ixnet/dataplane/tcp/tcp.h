@@ -257,6 +257,19 @@ uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
 /* [start, end) came twice: the next ACK says so (D-SACK, RFC 2883). */
 void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t start, uint32_t end);
 void ix_tcp_drop_queues(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Of `most` frames that may be lent or kept those that are not. */
+uint32_t ix_tcp_frames_left(const struct ix_tcp *tcp, uint32_t most);
+/* Gives up frames that wait out of order, at most `most`. Returns how many. */
+uint32_t ix_tcp_prune(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t most);
+
+/* ---- pressure.c: no frames are left */
+/* A segment of a connection that holds few frames found none left, or its window stays shut for
+ * want of them. */
+void ix_tcp_starved(struct ix_tcp *tcp, bool in_order);
+/* Once a cycle, after the application's calls: what can be had back. */
+void ix_tcp_relieve(struct ix_tcp *tcp);
+/* When that has to be called again, ns; UINT64_MAX: need not. */
+uint64_t ix_tcp_relief_ns(const struct ix_tcp *tcp);
 
 /* ---- output.c: everything that a flow has to send */
 /* False if it has to go on in the next cycle (TX full, no frame). */
