@@ -43,11 +43,12 @@ BUSY_POLL_US = 20
 # kernel service is taken away; and of an address that only the dataplane has.
 SHARED_PORTS = (61000, 65535)
 OWN_PORTS = (16384, 65535)
-RING_ENTRIES = 2048
+RING_ENTRIES = 4096
 # Frames that wait on FILL for what arrives. They are used in turn, so with many of them each is one
 # that the caches have forgotten; with few a worker that is not run for a moment loses what comes:
 # 1,024 are 2 ms of the fastest echo. Of 256 to 2,048 the best in bench/figures: connrate gained 10%
-# over 2,048, streams 4%; with 256 and 512 streams lost 7% and more.
+# over 2,048, streams 4%; with 256 and 512 streams lost 7% and more. There are up to RING_ENTRIES of
+# them for a while when they were too few (shard/shard.c).
 FILL_FRAMES = 1024
 # Of each frame recorded: all, as a frame is never longer.
 SNAPLEN_DEFAULT = 65_535

@@ -61,6 +61,7 @@ def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:
     if config.placement == "dune":  # so that the arena begins at a huge page
         c.pool_frames = -(-frames // FRAMES_UNIT) * FRAMES_UNIT
     c.fill_target = min(frames // 2, FILL_FRAMES)
+    c.fill_max = min(frames // 2, RING_ENTRIES)
     c.mtu = nic.mtu
     c.mac = nic.mac
     c.port_lo, c.port_hi = plan.ports

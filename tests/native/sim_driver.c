@@ -59,6 +59,9 @@ static void configure(struct sim_world *w, uint32_t i)
         .arena_frames = plan->arena_frames,
         .batch = plan->batch,
         .fill_target = plan->fill_target,
+        .fill_max = plan->fill_target && w->c->grow
+                        ? IX_MAX(plan->fill_target, plan->pool_frames / 2)
+                        : 0,
         .rcvbuf_bytes = plan->rcvbuf_bytes,
         .sndbuf_bytes = plan->sndbuf_bytes,
         .rcvbuf_max_bytes = plan->rcvbuf_bytes * (w->c->grow ? 8 : 1),

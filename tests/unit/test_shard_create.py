@@ -49,6 +49,8 @@ def test_defaults_are_put_into_the_configuration() -> None:
         {"arena_frames": lib.IX_FRAMES_MAX + 1},
         {"batch": 257},
         {"fill_target": 1024 - 64 + 1},
+        {"fill_max": 1024 - 64 + 1},
+        {"fill_target": 100, "fill_max": 99},
         {"rcvbuf_bytes": 535},
         {"rcvbuf_bytes": 2**30 + 1},
         {"sndbuf_bytes": 535},

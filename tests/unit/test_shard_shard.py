@@ -217,6 +217,36 @@ def test_fill_is_kept_at_its_target() -> None:
     assert stack.stats.frames_fill == 200
 
 
+def test_fill_that_ran_dry_is_fuller_for_a_while() -> None:
+    stack = Stack(listen=80, fill_target=8, fill_max=40, batch=8)
+    for expected in (16, 32, 40, 40):
+        stack.inject(*noise(stack.stats.frames_fill))
+        stack.settle()
+        assert stack.stats.frames_fill == expected
+    assert stack.counter("fill_grown") == 3
+    # Not after a moment, and by half at a time; what is there stays until it is used.
+    for ms, expected in ((9_999, 40), (1, 20), (9_999, 20), (1, 10), (10_000, 8), (10_000, 8)):
+        stack.poll(ms)
+        stack.inject(*noise(stack.stats.frames_fill - 2))
+        stack.settle()
+        assert stack.stats.frames_fill == expected
+    assert stack.counter("fill_grown") == 3
+
+
+def test_fill_that_is_not_dry_stays_at_its_target() -> None:
+    stack = Stack(listen=80, fill_target=8, fill_max=64)
+    for _ in range(5):
+        stack.inject(*noise(7))
+        stack.settle()
+    assert (stack.stats.frames_fill, stack.counter("fill_grown")) == (8, 0)
+
+
+def test_fill_that_ran_dry_is_filled_in_one_cycle() -> None:
+    stack = Stack(listen=80, fill_target=300, fill_max=600, pool=2048, ring=1024, batch=1)
+    stack.inject(*noise(300))
+    assert stack.stats.frames_fill == 600
+
+
 def test_pool_that_the_application_holds_leaves_frames_to_answer_with() -> None:
     stack, peer, handle = opened(fill_target=512)
     for i in range(700):
@@ -234,11 +264,11 @@ def test_fill_starved_is_counted_and_ends() -> None:
     stack = Stack(listen=80, fill_target=4, ring=512)
     peer = Peer(stack)
     peer.connect()
-    stack.shard.cfg.fill_target = 0
+    stack.shard.fill_target = 0
     stack.inject(*noise(4))
     assert stack.stats.frames_fill == 0
     assert stack.counter("fill_starved") >= 1
-    stack.shard.cfg.fill_target = 4
+    stack.shard.fill_target = 4
     stack.poll()
     peer.send("PA", b"data")
     stack.expect("RECV", data=b"data")

@@ -30,6 +30,7 @@ struct ix_config {
     uint32_t arena_frames; /* UMEM frames of the application's send arena (may be 0) */
     uint32_t batch;        /* 1..256 frames a cycle (64) */
     uint32_t fill_target;  /* frames kept on FILL (half of pool_frames, at most 2,048) */
+    uint32_t fill_max;     /* and at most, after it ran dry (fill_target) */
     uint32_t rcvbuf_bytes; /* receive window of a connection, at first (262,144) */
     uint32_t sndbuf_bytes; /* most bytes of a connection borrowed at a time, at first (1,048,576) */
     /* How far these grow when a connection has use for it. Where the first value is the default: a

@@ -22,6 +22,7 @@
     X(tx_no_frame, "frames not built for want of a free frame")                               \
     X(tx_inplace, "segments sent from where their payload lies (zero copy)")                  \
     X(tx_copied, "segments whose payload was copied into a frame")                            \
+    X(fill_grown, "times that FILL had run dry and is kept fuller since")                     \
     X(fill_starved, "cycles in which FILL could not be refilled: the pool is empty")          \
     /* ethernet, arp */                                                                       \
     X(drop_eth_short, "frames shorter than an Ethernet header")                               \

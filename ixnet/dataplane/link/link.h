@@ -63,6 +63,7 @@ struct ix_link {
     uint64_t umem_bytes;  /* its length, a multiple of the frame size */
     uint32_t frame_shift; /* log2 of the frame size in bytes: 11 or 12 */
     uint32_t rx_headroom; /* bytes the link leaves free before a received frame, at least */
+    uint32_t fill_entries; /* what fill_room() says when every frame given is taken; 0: not told */
     uint32_t tx_metadata_bytes; /* before each frame on TX, the driver's; 0: there are none */
 };
 

@@ -503,6 +503,7 @@ int ix_sim_wire_init(struct ix_sim_wire *wire, const struct ix_sim_setup *setup,
             .umem_bytes = from->umem_bytes,
             .frame_shift = from->frame_shift,
             .rx_headroom = from->rx_headroom,
+            .fill_entries = from->fill_entries,
         };
         e->wire = wire;
         e->index = i;

@@ -252,6 +252,7 @@ void ix_xsk_init(struct ix_xsk *x)
     take_indices(&x->tx);
     take_indices(&x->fill);
     take_indices(&x->completion);
+    x->link.fill_entries = x->fill.mask + 1;
     x->tx_waited = 0;
     x->rx_waited = 0;
     x->stats = (struct ix_xsk_stats){0};

@@ -37,6 +37,7 @@ static void apply_defaults(struct ix_config *cfg)
     cfg->max_extents = or_default(cfg->max_extents, 4 * cfg->pool_frames);
     cfg->batch = or_default(cfg->batch, IX_BATCH_DEFAULT);
     cfg->fill_target = or_default(cfg->fill_target, IX_MIN(cfg->pool_frames / 2, 2048u));
+    cfg->fill_max = or_default(cfg->fill_max, cfg->fill_target);
     buffer_defaults(cfg);
     cfg->time_wait_ms = or_default(cfg->time_wait_ms, 60000);
     cfg->mtu = or_default(cfg->mtu, 1500);
@@ -52,7 +53,8 @@ static bool valid(const struct ix_config *cfg)
            cfg->max_calls <= 1u << 20 && cfg->max_timers <= IX_APP_TIMERS_MAX &&
            cfg->pool_frames >= IX_POOL_FRAMES_MIN && cfg->pool_frames <= IX_FRAMES_MAX &&
            cfg->arena_frames <= IX_FRAMES_MAX && cfg->batch <= IX_BATCH_MAX &&
-           cfg->fill_target <= cfg->pool_frames - cfg->pool_frames / 16 &&
+           cfg->fill_target <= cfg->fill_max &&
+           cfg->fill_max <= cfg->pool_frames - cfg->pool_frames / 16 &&
            cfg->rcvbuf_bytes >= IX_MSS_DEFAULT && cfg->rcvbuf_bytes <= cfg->rcvbuf_max_bytes &&
            cfg->sndbuf_bytes >= IX_MSS_DEFAULT && cfg->sndbuf_bytes <= cfg->sndbuf_max_bytes &&
            cfg->rcvbuf_max_bytes <= 1u << 30 && cfg->sndbuf_max_bytes <= 1u << 30 &&
@@ -215,6 +217,7 @@ struct ix_shard *ix_shard_create(void *memory, size_t bytes, struct ix_config *c
     shard->tcp.now_ms = (uint32_t)(shard->now_ns / 1000000);
     shard->tcp.now_us = (uint32_t)(shard->now_ns / 1000);
     ix_tcp_init(&shard->tcp, &shard->cfg, base + l.tcp);
+    shard->fill_target = cfg->fill_target;
     for (uint32_t i = 0; fill && i < cfg->fill_target; i++)
         fill[i] = ix_frame_addr(&shard->frames, ix_frame_take_fill(&shard->frames));
     ix_shard_update_stats(shard);

@@ -52,25 +52,38 @@ static uint32_t run_timers(struct ix_shard *shard)
     return n;
 }
 
-/* 5. Empty frames for the NIC. */
-static void refill(struct ix_shard *shard, uint32_t received)
+#define FILL_GROWN_NS 10000000000ull
+
+/* Frames on FILL are used in turn: the fewer there are, the likelier caches remember each. But a
+ * worker that wasn't run for a moment loses what comes when they are used up, or what a NIC's own
+ * ring has no frames for. So there are more for a while once the link has taken all that it was
+ * given. True if it has. */
+static bool follow_dryness(struct ix_shard *shard, uint32_t room)
+{
+    const struct ix_config *cfg = &shard->cfg;
+    bool dry = room == shard->link->fill_entries && shard->frames.count[IX_FRAME_FILL];
+    if (IX_LIKELY(!dry && shard->fill_target == cfg->fill_target))
+        return false;
+    if (dry && shard->fill_target < cfg->fill_max) {
+        shard->fill_target = IX_MIN(2 * shard->fill_target, cfg->fill_max);
+        shard->counters.fill_grown++;
+    }
+    if (dry) {
+        shard->fill_dry_ns = shard->now_ns;
+    } else if (shard->now_ns - shard->fill_dry_ns >= FILL_GROWN_NS) {
+        shard->fill_target = IX_MAX(shard->fill_target / 2, cfg->fill_target);
+        shard->fill_dry_ns = shard->now_ns;
+    }
+    return dry;
+}
+
+/* At most a burst; how many. */
+static uint32_t give_frames(struct ix_shard *shard, uint32_t want)
 {
     uint64_t addrs[IX_BATCH_MAX];
     struct ix_frames *frames = &shard->frames;
-    /* Those that this cycle took from RX still count as FILL: they are looked at later. */
-    uint32_t have = frames->count[IX_FRAME_FILL] - IX_MIN(received, frames->count[IX_FRAME_FILL]);
-    uint32_t want = have < shard->cfg.fill_target ? shard->cfg.fill_target - have : 0;
-    /* Asked once, and not inside IX_MIN: the kernel makes room meanwhile, and the second of two
-     * answers may be larger than addrs. */
-    uint32_t room = shard->link->ops->fill_room(shard->link);
-    want = IX_MIN(IX_MIN(want, (uint32_t)IX_BATCH_MAX), room);
-    /* Frames to answer with come first: an ACK that can't leave holds more than one that can't
-     * arrive. At most half of what is never lent, or with all the rest lent none would be left to
-     * receive into. */
-    uint32_t spare = frames->count[IX_FRAME_FREE];
-    uint32_t keep = IX_MIN(frames->pool_frames / 16, (uint32_t)IX_FRAMES_RESERVE / 2);
-    want = IX_MIN(want, spare > keep ? spare - keep : 0);
     uint32_t n = 0;
+    want = IX_MIN(want, (uint32_t)IX_BATCH_MAX);
     while (n < want) {
         uint32_t frame = ix_frame_take_fill(frames);
         if (frame == IX_NONE)
@@ -80,6 +93,28 @@ static void refill(struct ix_shard *shard, uint32_t received)
     uint32_t taken = n ? shard->link->ops->fill(shard->link, addrs, n) : 0;
     for (uint32_t i = taken; i < n; i++)
         ix_frame_untake_fill(frames, ix_frame_of(frames, addrs[i]));
+    return taken;
+}
+
+/* 5. Empty frames for the NIC. */
+static void refill(struct ix_shard *shard, uint32_t received)
+{
+    struct ix_frames *frames = &shard->frames;
+    /* Those that this cycle took from RX still count as FILL: they are looked at later. */
+    uint32_t have = frames->count[IX_FRAME_FILL] - IX_MIN(received, frames->count[IX_FRAME_FILL]);
+    uint32_t room = shard->link->ops->fill_room(shard->link);
+    bool dry = follow_dryness(shard, room);
+    uint32_t want = have < shard->fill_target ? shard->fill_target - have : 0;
+    want = IX_MIN(want, room);
+    /* Frames to answer with come first: an ACK that can't leave holds more than one that can't
+     * arrive. At most half of what is never lent, or with all the rest lent none would be left to
+     * receive into. */
+    uint32_t spare = frames->count[IX_FRAME_FREE];
+    uint32_t keep = IX_MIN(frames->pool_frames / 16, (uint32_t)IX_FRAMES_RESERVE / 2);
+    want = IX_MIN(want, spare > keep ? spare - keep : 0);
+    uint32_t taken = want ? give_frames(shard, want) : 0;
+    for (uint32_t n = taken; dry && n && taken < want; taken += n)
+        n = give_frames(shard, want - taken);
     if (have + taken == 0)
         shard->counters.fill_starved++;
 }

@@ -39,6 +39,8 @@ struct ix_shard {
     bool tx_pending; /* the last flush left work with the kernel side */
     uint32_t tx_out; /* frames handed to the link and not yet completed */
     uint64_t tx_moved_ns; /* when that number last changed */
+    uint32_t fill_target; /* frames kept on FILL now: cfg.fill_target to cfg.fill_max */
+    uint64_t fill_dry_ns; /* when that was last found too few, or halved */
 
     struct ix_frames frames;
     struct ix_wheel wheel;
