@@ -67,6 +67,8 @@ void ix_posix_sysctls(struct ix_config *cfg)
         cfg->ecn = ecn[value];
     if (number_of("tcp_syncookies", &value) && value < sizeof cookies)
         cfg->syn_cookies = cookies[value];
+    if (number_of("tcp_min_tso_segs", &value))
+        cfg->run_min = (uint8_t)(value < UINT8_MAX ? value : UINT8_MAX);
     if (line_of("tcp_congestion_control", name, sizeof name))
         cfg->congestion = !strncmp(name, "reno", 4)    ? IX_CC_NEWRENO
                           : !strncmp(name, "dctcp", 5) ? IX_CC_DCTCP

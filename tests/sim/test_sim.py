@@ -145,7 +145,7 @@ def built() -> None:
 @pytest.mark.usefixtures("built")
 def test_fault_of_the_core_is_found(canary: str) -> None:
     program, found = ROOT / "build/sim" / canary, Outcome()
-    for first in range(1, 401, 50):
+    for first in range(1, 1001, 50):
         found.add(play_here(program, first, first + 49))
         if found.failures:
             break

@@ -16,17 +16,17 @@ def test_initial_window_follows_rfc_6928(mss: int, window: int) -> None:
 
 
 @pytest.mark.parametrize("cc", [CUBIC, NEWRENO, DCTCP])
-def test_slow_start_counts_bytes_up_to_eight_segments_an_ack(cc: int) -> None:
+def test_slow_start_counts_all_bytes_of_an_ack(cc: int) -> None:
     tcp = struct_at_line("ix_tcp")
     tcb = struct_at_line("ix_tcb", mss=1000, cwnd=10_000, ssthresh=2**32 - 1)
     lib.ix_cc_choose(tcb, cc)
     lib.ix_cc_acked(tcp, tcb, 500, 0)
     assert tcb.cwnd == 10_500
     lib.ix_cc_acked(tcp, tcb, 50_000, 0)
-    assert tcb.cwnd == 18_500
+    assert tcb.cwnd == 60_500
     tcb.flags = lib.IX_TF_RTO
     lib.ix_cc_acked(tcp, tcb, 5000, 0)
-    assert tcb.cwnd == 19_500
+    assert tcb.cwnd == 61_500
 
 
 @pytest.mark.parametrize("cc, left, left_of_1", [(CUBIC, 7, 7), (NEWRENO, 5, 2), (DCTCP, 5, 2)])

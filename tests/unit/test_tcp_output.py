@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.peer import MSS, Peer, Stack, opened, stream
-from tests.unit.san import lib
+from tests.unit.san import ffi, lib
 
 
 def segments(start: int, count: int, size: int = MSS) -> list[tuple[int, int]]:
@@ -147,7 +147,7 @@ def test_more_is_ended_by_close() -> None:
     stack, peer, handle = opened()
     stack.stream(handle, 0, 100, flags=lib.IX_SEND_MORE)
     stack.close(handle)
-    peer.expect("FPA", stream(0, 100))
+    peer.expect("FA", stream(0, 100))
 
 
 # ---- flags ----------------------------------------------------------------------------
@@ -308,10 +308,82 @@ def test_idle_connection_starts_again_with_the_initial_window() -> None:
     assert len(peer.take_all()) == 10
 
 
-def test_burst_that_the_window_ends_is_pushed_and_a_lone_segment_is_not() -> None:
+def flags(peer: Peer) -> list[str]:
+    return [s.flags for s in peer.take_all()]
+
+
+def test_run_that_the_window_ends_is_pushed_and_a_lone_segment_is_not() -> None:
     # RFC 9293 3.9.1.2 leaves it open; receivers that merge segments go by it.
     stack, peer, handle = opened(window=2 * MSS + 100)
     stack.stream(handle, 0, 6 * MSS)
-    assert [s.flags for s in peer.take_all()] == ["A", "PA"]
+    assert flags(peer) == ["A", "PA"]
     peer.send("A", window=MSS)
-    assert [s.flags for s in peer.take_all()] == ["A"]
+    assert flags(peer) == ["A"]
+
+
+def test_run_is_half_of_the_window_where_the_path_is_short() -> None:
+    stack, peer, handle = opened()
+    stack.stream(handle, 0, 9 * MSS + 1)
+    assert flags(peer) == ["A"] * 4 + ["PA"] + ["A"] * 4 + ["PA"]
+
+
+def test_run_is_what_leaves_in_a_millisecond_and_two_segments_at_least() -> None:
+    stack, peer, handle = opened(rtt_ms=100)
+    stack.stream(handle, 0, 5 * MSS)
+    assert flags(peer) == ["A", "PA", "A", "PA", "PA"]
+    tcb = stack.tcb(handle)
+    tcb.cwnd, tcb.srtt_us = 100 * MSS, 50_000  # 292 KB twice in 50 ms: 3.9 segments in 2^-10 s
+    assert lib.ix_pace_run(ffi.addressof(stack.shard.tcp), ffi.addressof(tcb), MSS) == 3
+
+
+def test_run_has_the_configured_number_of_segments() -> None:
+    stack, peer, handle = opened(rtt_ms=100, run_min=4)
+    stack.stream(handle, 0, 6 * MSS)
+    assert flags(peer) == ["A", "A", "A", "PA", "A", "PA"]
+
+
+def test_run_of_one_segment_where_the_window_is_less_than_four() -> None:
+    stack, peer, handle = opened(rtt_ms=100)
+    stack.tcb(handle).cwnd = 3 * MSS
+    stack.stream(handle, 0, 6 * MSS)
+    assert flags(peer) == ["A", "A", "A"]
+
+
+def test_end_of_a_write_is_pushed_again_and_other_segments_are_not() -> None:
+    stack, peer, handle = opened(rtt_ms=100)
+    for start, count in ((0, 1), (1, 3), (4, 1)):
+        stack.stream(handle, start * MSS, count * MSS)
+        stack.sleep(ms=1)
+    assert flags(peer) == ["PA", "A", "PA", "PA", "PA"]
+    while not stack.counter("tcp_rexmit"):
+        stack.sleep(ms=10)
+    assert flags(peer) == ["PA"]
+    for acked, expected in ((1, ["A", "PA"]), (3, ["PA", "PA"])):
+        peer.send("A", ack=acked * MSS)
+        assert flags(peer) == expected
+
+
+def test_end_of_a_long_write_does_not_wait_behind_full_segments() -> None:
+    # Minshall's change of Nagle's algorithm
+    stack, peer, handle = opened()
+    stack.option(handle, "NODELAY", 0)
+    stack.stream(handle, 0, MSS + 10)
+    peer.expect_stream((0, MSS), (MSS, MSS + 10))
+    stack.stream(handle, MSS + 10, 10)
+    peer.expect_nothing()
+    peer.send("A", ack=MSS)
+    peer.expect_nothing()
+    peer.send("A", ack=MSS + 10)
+    peer.expect_stream((MSS + 10, MSS + 20))
+
+
+def test_more_ends_with_an_ack_and_cork_does_not() -> None:
+    for cork in (0, lib.IX_SEND_CORKED):
+        stack, peer, handle = opened()
+        stack.stream(handle, 0, 2 * MSS + 10, flags=lib.IX_SEND_MORE | cork)
+        peer.expect_stream(*segments(0, 2))
+        peer.send("A", ack=MSS)
+        if cork:
+            peer.expect_nothing()
+        else:
+            peer.expect("A", stream(2 * MSS, 10), seq=2 * MSS)

@@ -62,6 +62,7 @@ struct ix_config {
     uint32_t challenge_acks;  /* challenge ACKs a second, about (1,000) */
     uint8_t syn_cookies;      /* enum ix_cookies */
     uint8_t without;          /* enum ix_without */
+    uint8_t run_min;          /* segments that PSH ends, at least (2) */
     uint8_t pacing;           /* 1: connections that say nothing else are paced (IX_OPT_PACING) */
 };
 

@@ -110,8 +110,11 @@ static void follow_up(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ac
         ix_tcp_arm_after_ack(tcp, tcb, reorder_us); /* (5.3) */
     }
     if (tcb->lost_bytes || ix_tcb_data_end(tcb) != tcb->snd_max ||
-        tcb->flags & (IX_TF_CLOSED_WR | IX_TF_RECOVERY))
+        tcb->flags & (IX_TF_CLOSED_WR | IX_TF_RECOVERY)) {
+        if (tcb->flags & IX_TF_NO_PUSH) /* MSG_MORE holds until the next ACK, TCP_CORK longer */
+            tcb->flags &= ~IX_TF_MORE;
         ix_tcp_want_output(tcp, tcb);
+    }
 }
 
 void ix_tcp_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,

@@ -105,7 +105,7 @@ static int call_close(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ca
     default:
         break;
     }
-    tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~(IX_TF_MORE | IX_TF_NO_PUSH);
+    tcb->flags = (tcb->flags | IX_TF_CLOSED_WR) & ~IX_TF_MORE;
     arm_linger(tcp, tcb);
     ix_tcp_want_output(tcp, tcb);
     return 0;

@@ -44,11 +44,11 @@ static void end_first_slow_start(struct ix_tcb *tcb)
 
 static void slow_start(struct ix_tcb *tcb, uint32_t bytes, uint32_t rtt_us)
 {
-    /* One ACK counts for L segments at most. L = 2 (RFC 3465 2.2) would slow a peer down that
-     * answers a batch with one ACK, as we do; 8 without pacing, any with it (RFC 9406 4.3), 1 after
-     * a timeout. */
-    if (!(tcb->flags & IX_TF_PACED) || tcb->flags & IX_TF_RTO)
-        bytes = IX_MIN(bytes, (tcb->flags & IX_TF_RTO ? 1 : 8) * ix_tcb_mss(tcb));
+    /* RFC 3465 2.2 would have one ACK count for two segments at most: that slows a connection down
+     * whose peer answers a batch with one ACK, as we do. As on Linux it counts for what it says
+     * (RFC 9406 4.3: without pacing 8 at most), but for one after a timeout. */
+    if (tcb->flags & IX_TF_RTO)
+        bytes = IX_MIN(bytes, ix_tcb_mss(tcb));
     bool first = tcb->ssthresh == UINT32_MAX;
     if (first && tcb->cc == IX_CC_CUBIC)
         bytes = ix_hystart_acked(tcb, bytes, rtt_us);

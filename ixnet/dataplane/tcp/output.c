@@ -51,21 +51,52 @@ static uint32_t unsent_bytes(const struct ix_tcb *tcb)
     return ix_seq_lt(tcb->snd_max, end) ? end - tcb->snd_max : 0;
 }
 
+/* A run: segments that leave one after the other and that Linux would have given to its device as
+ * one packet (GSO). PSH ends a run of two or more, so that receivers that merge segments hand them
+ * on then; RFC 9293 3.9.1.2 leaves it open. A segment that is alone is better delayed: it has PSH
+ * only where a SENDV ended. */
+struct run {
+    uint32_t count; /* segments of it that have left */
+    uint32_t most;  /* 0: not yet reckoned */
+};
+
+/* One more segment of it leaves; more: another of it follows. Is it the last, and not alone? */
+static bool ends_run(struct run *run, bool more)
+{
+    uint32_t count = ++run->count;
+    if (more)
+        return false;
+    run->count = 0;
+    return count > 1;
+}
+
 /* A place in the records: r begins at `at`; r NULL: behind the last. */
 struct place {
     struct ix_tx_rec *r;
     uint32_t at;
+    struct run run; /* what was sent again just before it */
 };
 
+/* A run that is sent again ends where it ended the first time: as if all were as long as the
+ * latest. */
+static bool run_ended(const struct ix_tcp *tcp, const struct ix_tcb *tcb, struct run *run,
+                      uint32_t at, uint32_t max)
+{
+    uint32_t off = ix_seq_lt(at, tcb->run_start) ? tcb->run_start - at : at - tcb->run_start;
+    if (run->most == 0)
+        run->most = ix_pace_run(tcp, tcb, max);
+    return off % (run->most * max) == 0;
+}
+
 /* Sends again what the record at `place` holds: at most one segment; the FIN counts as one. Moves
- * the place behind it. False if nothing went. */
-static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
+ * the place behind it. False if nothing went. room: what may go now, this segment included. */
+static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place, uint32_t room)
 {
     struct ix_tx_rec *r = place->r;
     uint32_t at = place->at;
     uint32_t bytes = r->end - at, end = ix_tcb_data_end(tcb);
     uint32_t left = ix_seq_lt(at, end) ? end - at : 0;
-    uint32_t data = IX_MIN(IX_MIN(bytes, left), segment_max(tcb));
+    uint32_t max = segment_max(tcb), data = IX_MIN(IX_MIN(bytes, left), max);
     if (ix_seq_gt(at + data, window_end(tcb))) /* the peer took some of it back */
         data = ix_seq_lt(at, window_end(tcb)) ? window_end(tcb) - at : 0;
     bool record = false;
@@ -75,8 +106,12 @@ static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
         data = IX_MIN(data, whole);
     }
     bool fin = data == left && data < bytes && (tcb->flags & IX_TF_FIN_SENT);
-    uint8_t flags =
-        IX_TCP_ACK | (record || (data && data == left) ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
+    bool push = record || (data == bytes && r->pushed) ||
+                (data && data == left && !(tcb->flags & IX_TF_NO_PUSH));
+    bool more = data < bytes && data < left && data + max <= room;
+    more = more && !record && !run_ended(tcp, tcb, &place->run, at + data, max);
+    push |= ends_run(&place->run, more);
+    uint8_t flags = IX_TCP_ACK | (push ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
     if (data + fin == 0 || !ix_tcp_send_segment(tcp, tcb, at, data, flags, false))
         return false;
     if (data + fin < bytes) {
@@ -93,28 +128,8 @@ static bool resend(struct ix_tcp *tcp, struct ix_tcb *tcb, struct place *place)
     ix_recovery_resent(tcp, tcb, data + fin);
     if (at == tcb->snd_una && tcb->rtx_kind == IX_RTX_TIMEOUT)
         ix_tcp_arm_rtx(tcp, tcb); /* its answer deserves a whole timeout */
-    *place = (struct place){ix_rec_next(tcp, tcb, r), r->end};
-    return true;
-}
-
-/* What is lost, as far as the window has room for it; the first segment of a recovery whatever the
- * window says (RFC 6675 section 5 step 4.3). */
-static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
-{
-    struct place place = {ix_rec_first(tcp, tcb), tcb->snd_una};
-    if (tcb->flags & IX_TF_REXMIT_ONE && place.r && place.r->state != IX_TX_SACKED &&
-        !resend(tcp, tcb, &place))
-        return ix_seq_leq(window_end(tcb), place.at); /* the peer has no room: it will tell */
-    tcb->flags &= ~IX_TF_REXMIT_ONE;
-    if (tcb->flags & IX_TF_RTO &&
-        ix_recovery_waits(tcp, tcb, unsent_bytes(tcb) && peer_room(tcb)))
-        return true;
-    while (place.r && tcb->lost_bytes && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) <= window) {
-        if (place.r->state != IX_TX_LOST)
-            place = (struct place){ix_rec_next(tcp, tcb, place.r), place.r->end};
-        else if (!resend(tcp, tcb, &place))
-            return ix_seq_leq(window_end(tcb), place.at);
-    }
+    place->r = ix_rec_next(tcp, tcb, r);
+    place->at = r->end;
     return true;
 }
 
@@ -126,13 +141,37 @@ static uint32_t congestion_room(const struct ix_tcb *tcb, uint32_t window)
     return window > pipe ? window - pipe : 0;
 }
 
+/* What is lost, as far as the window has room for it; the first segment of a recovery whatever the
+ * window says (RFC 6675 section 5 step 4.3). */
+static bool send_lost(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
+{
+    struct place place = {ix_rec_first(tcp, tcb), tcb->snd_una, {0, 0}};
+    if (tcb->flags & IX_TF_REXMIT_ONE && place.r && place.r->state != IX_TX_SACKED &&
+        !resend(tcp, tcb, &place, congestion_room(tcb, window)))
+        return ix_seq_leq(window_end(tcb), place.at); /* the peer has no room: it will tell */
+    tcb->flags &= ~IX_TF_REXMIT_ONE;
+    if (tcb->flags & IX_TF_RTO &&
+        ix_recovery_waits(tcp, tcb, unsent_bytes(tcb) && peer_room(tcb)))
+        return true;
+    while (place.r && tcb->lost_bytes && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) <= window) {
+        if (place.r->state != IX_TX_LOST)
+            place = (struct place){ix_rec_next(tcp, tcb, place.r), place.r->end, {0, 0}};
+        else if (!resend(tcp, tcb, &place, congestion_room(tcb, window)))
+            return ix_seq_leq(window_end(tcb), place.at);
+    }
+    return true;
+}
+
 /* May a segment that is not full go now? Nagle's algorithm and the sender's side of silly window
- * avoidance (RFC 9293 3.7.4 and 3.8.6.2.1). idle: nothing is in flight. */
-static bool short_segment_ok(const struct ix_tcb *tcb, uint32_t bytes, uint32_t unsent, bool idle)
+ * avoidance (RFC 9293 3.7.4 and 3.8.6.2.1). As on Linux only a short segment in flight holds the
+ * next (Minshall's change): the end of what is longer than a segment leaves at once. */
+static inline __attribute__((always_inline)) bool
+short_segment_ok(const struct ix_tcb *tcb, uint32_t bytes, uint32_t unsent)
 {
     if (bytes == unsent && (tcb->flags & IX_TF_CLOSED_WR))
         return true;
-    if (bytes == unsent && !(tcb->flags & IX_TF_MORE) && (idle || !(tcb->flags & IX_TF_NAGLE)))
+    if (bytes == unsent && !(tcb->flags & IX_TF_MORE) &&
+        (!(tcb->flags & IX_TF_NAGLE) || tcb->short_end - tcb->snd_una - 1 >= ix_tcb_flight(tcb)))
         return true;
     return bytes > 0 && bytes >= tcb->max_wnd / 2;
 }
@@ -152,20 +191,25 @@ static bool fin_due(const struct ix_tcb *tcb)
     return (tcb->flags & (IX_TF_CLOSED_WR | IX_TF_FIN_SENT)) == IX_TF_CLOSED_WR;
 }
 
-/* Does a burst of two segments or more end with this one, because the window does? RFC 9293 3.9.1.2
- * leaves PSH to us there; Linux sets it on each such burst, and receivers that merge segments hand
- * them on then. One segment alone, of limited transmit say, is better delayed. */
-static bool ends_burst(const struct ix_tcb *tcb, uint32_t sent, uint32_t unsent, uint32_t room,
-                       uint32_t max)
+/* A segment that ends no SENDV leaves: does it end a run? unsent, room: behind it. New data leaves
+ * in two runs a window at least. */
+static bool new_ends_run(const struct ix_tcp *tcp, struct ix_tcb *tcb, struct run *run,
+                         uint32_t unsent, uint32_t room, uint32_t max)
 {
     uint32_t next = IX_MIN(IX_MIN(unsent, max), room);
-    return sent && next < max && (next == 0 || !short_segment_ok(tcb, next, unsent, false));
+    if (run->count == 0)
+        tcb->run_start = tcb->snd_max;
+    bool more = next && (next == max || short_segment_ok(tcb, next, unsent));
+    if (more && run->most == 0)
+        run->most = IX_MIN(ix_pace_run(tcp, tcb, max), tcb->cwnd / max / 2);
+    return ends_run(run, more && run->count + 1 < run->most);
 }
 
 /* New data. */
 static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
 {
-    for (uint32_t sent = 0;; sent++) {
+    struct run run = {0, 0};
+    for (;;) {
         uint32_t unsent = unsent_bytes(tcb);
         bool fin = fin_due(tcb);
         if (unsent == 0 && !fin)
@@ -182,14 +226,21 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
         }
         fin = fin && bytes == unsent;
         if (bytes < max && !record && !(fin && unsent == 0) &&
-            (bytes == 0 || !short_segment_ok(tcb, bytes, unsent, ix_tcb_flight(tcb) == 0)))
+            (bytes == 0 || !short_segment_ok(tcb, bytes, unsent)))
             return true;
-        bool push = bytes && (record || (bytes == unsent && !(tcb->flags & IX_TF_NO_PUSH)) ||
-                              ends_burst(tcb, sent, unsent - bytes, room - bytes, max));
+        bool pushed = record || (bytes && bytes == unsent && !(tcb->flags & IX_TF_NO_PUSH));
+        bool push = pushed;
+        if (pushed)
+            run.count = 0;
+        else if (bytes)
+            push = new_ends_run(tcp, tcb, &run, unsent - bytes, room - bytes, max);
         uint8_t flags = IX_TCP_ACK | (push ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
         if (!ix_tcp_send_segment(tcp, tcb, tcb->snd_max, bytes, flags, true))
             return false;
         sent_new(tcp, tcb, bytes, fin);
+        tcb->last.pushed = pushed;
+        if (bytes < max)
+            tcb->short_end = tcb->snd_max;
         if (probe)
             ix_tlp_sent(tcp, tcb, false);
     }
@@ -234,12 +285,13 @@ static void probe_again(struct ix_tcp *tcp, struct ix_tcb *tcb)
         return;
     bool fin_too = tcb->flags & IX_TF_FIN_SENT;
     if (r->end - at > max + fin_too) {
-        at = r->end - max - fin_too;
+        uint32_t bytes = r->end - fin_too - tcb->run_start; /* the last of them may be short */
+        at = bytes ? tcb->run_start + (bytes - 1) / max * max : r->end - max - fin_too;
         if (!ix_rec_split(tcp, tcb, r, at))
             return;
     }
-    struct place place = {r, at};
-    if (resend(tcp, tcb, &place)) /* else the timeout, which is armed, will see to it */
+    struct place place = {r, at, {0, 0}};
+    if (resend(tcp, tcb, &place, 0)) /* else the timeout, which is armed, will see to it */
         ix_tlp_sent(tcp, tcb, true);
 }
 

@@ -19,6 +19,11 @@ enum {
     HELD_MAX_US = 1000000, /* whatever the limit: one pass a second leaves */
     SLOW_START_PERCENT = 200,
     AVOIDANCE_PERCENT = 120,
+    /* A run of segments (output.c), as Linux has it: what leaves in 2^-10 s at the pace, and more
+     * where the path is short (tcp_tso_rtt_log). */
+    RUN_US = 1000000 >> 10,
+    RUN_MAX = 65536 - 321, /* a packet of segmentation offload, without the room for headers */
+    RUN_RTT_SHIFT = 9,
 };
 
 void ix_pace_choose(struct ix_tcb *tcb, uint32_t max)
@@ -29,7 +34,7 @@ void ix_pace_choose(struct ix_tcb *tcb, uint32_t max)
 
 static bool limited(const struct ix_tcb *tcb)
 {
-    return tcb->pace_max != IX_PACE_BY_WINDOW;
+    return tcb->pace_max && tcb->pace_max != IX_PACE_BY_WINDOW;
 }
 
 /* Bytes that leave in `us` at this time's rate. */
@@ -95,6 +100,14 @@ void ix_pace_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, uint32
     }
     if (more && window < tcb->cwnd && ix_tcb_pipe(tcb) + ix_tcb_mss(tcb) > window)
         hold(tcp, tcb);
+}
+
+uint32_t ix_pace_run(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t max)
+{
+    uint64_t bytes = IX_MIN(bytes_in(tcb, RUN_US), (uint64_t)RUN_MAX);
+    uint32_t shift = tcb->min_rtt_us >> RUN_RTT_SHIFT;
+    bytes = IX_MIN(bytes + (shift < 32 ? RUN_MAX >> shift : 0), (uint64_t)RUN_MAX);
+    return IX_MAX((uint32_t)bytes / max, IX_MAX(tcp->cfg->run_min, 2u));
 }
 
 uint32_t ix_pace_spare(const struct ix_tcb *tcb)

@@ -113,7 +113,8 @@ uint32_t ix_rack_detect(struct ix_tcp *tcp, struct ix_tcb *tcb)
         tcp->counters->tcp_lost_rexmits += r->again;
         ix_rec_set_state(tcb, r, r->end - at, IX_TX_LOST);
     }
-    return wait_us;
+    /* As on Linux somewhat later: what is late by a little more is not sent again for nothing. */
+    return wait_us + IX_MIN(wait_us / 8, (uint32_t)PTO_SPARE_US);
 }
 
 void ix_rack_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb, bool forget)

@@ -286,9 +286,10 @@ static uint32_t detect(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_t
 
 static void grow(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ack *a)
 {
-    /* RFC 7661's point: a window that is not used says nothing of the network. */
+    /* RFC 7661's point: a window that is not used says nothing of the network. What was SACKed
+     * before is not counted again: limited transmit has sent in its place. */
     if (a->acked && tcb->flags & IX_TF_CWND_LIMITED && !(tcb->ecn & IX_ECNF_REDUCED))
-        ix_cc_acked(tcp, tcb, a->acked, a->last_rtt_us);
+        ix_cc_acked(tcp, tcb, IX_MIN(a->acked, a->delivered), a->last_rtt_us);
 }
 
 /* Recovery's beginning and end, and the window. */

@@ -144,7 +144,7 @@ struct ix_tx_rec {
     uint8_t state;    /* enum ix_tx_state */
     bool again;       /* sent more than once */
     bool coarse;      /* ... in part, for want of a record */
-    uint8_t pad;
+    bool pushed;      /* its last segment ended a SENDV, and had PSH for it */
 };
 IX_STATIC_ASSERT(sizeof(struct ix_tx_rec) == 16, "four records to a cache line");
 
@@ -326,6 +326,8 @@ struct ix_tcb {
     uint32_t fin_wait_ms;  /* 0: default */
     uint32_t pace_us;      /* when what was sent has left at the pace; 0: nothing was yet */
     uint32_t pace_max;     /* bytes a second; IX_PACE_BY_WINDOW: as the window has it */
+    uint32_t short_end;    /* where the latest segment ended that was not full */
+    uint32_t run_start;    /* where the latest run of several segments began (output.c) */
     uint16_t own_mss;      /* what our SYN says */
     uint8_t tos;           /* without the ECN bits */
     uint16_t accepted_by;  /* listener that counts it among its connections, plus 1; 0: none */

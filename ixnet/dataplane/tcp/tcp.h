@@ -226,6 +226,8 @@ uint32_t ix_pace_window(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
 void ix_pace_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes, uint32_t window,
                   bool more);
 /* A flow that its pace holds back uses its window as well as one with so many bytes less. */
+/* How many segments of at most `max` bytes Linux would give to its device as one packet. */
+uint32_t ix_pace_run(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t max);
 uint32_t ix_pace_spare(const struct ix_tcb *tcb);
 /* IX_TF_PACE_HELD, and the timer fired: more may go, or it is set again. */
 void ix_pace_fired(struct ix_tcp *tcp, struct ix_tcb *tcb);

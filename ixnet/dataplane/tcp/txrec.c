@@ -75,6 +75,7 @@ void ix_rec_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t end)
     last->state = IX_TX_OUT;
     last->again = again;
     last->coarse = coarse;
+    last->pushed = false;
 }
 
 uint32_t ix_rec_last_start(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
@@ -108,10 +109,12 @@ struct ix_tx_rec *ix_rec_split(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix
     *new = *r;
     if (r == &tcb->last) { /* it stays the last: the new one is the part before */
         new->end = at;
+        new->pushed = false;
         append(tcp, tcb, i);
         return new;
     }
     r->end = at;
+    r->pushed = false;
     r->next = i;
     if (new->next == IX_NONE)
         tcb->rec_tail = i;
@@ -131,7 +134,7 @@ void ix_rec_drop_first(struct ix_tcp *tcp, struct ix_tcb *tcb)
 /* May two neighbours be one record? When a SACKed one was sent does not matter any more. */
 static bool alike(const struct ix_tx_rec *a, const struct ix_tx_rec *b)
 {
-    return a->state == b->state &&
+    return a->state == b->state && (a->state == IX_TX_SACKED || !a->pushed) &&
            (a->state == IX_TX_SACKED ||
             (a->sent_us == b->sent_us && a->again == b->again && a->coarse == b->coarse));
 }
