@@ -101,6 +101,17 @@ def test_route_is_masked_replaced_and_deleted() -> None:
     assert net.route("10.9.9.9") is None
 
 
+def test_addresses_of_many_hosts_are_told_from_those_of_one() -> None:
+    net = Net()
+    for cidr in ["9.0.0.0/8", *(f"10.0.{prefix}.0/{prefix}" for prefix in (22, 30, 31, 32))]:
+        net.route_set(cidr)
+    net.route_set("10.1.0.0/24", gateway="10.0.22.1")
+    many = ["9.255.255.255", "10.0.23.255", "10.0.30.3", "224.0.0.1", "255.255.255.255"]
+    one = ["9.255.255.254", "9.0.0.255", "10.0.22.255", "10.0.31.1", "10.0.32.0", "10.1.0.255"]
+    assert [ip for ip in many + one if lib.ix_net_is_many(net.net, 4, ix_ip(ip))] == many
+    assert lib.ix_net_is_many(net.net, 6, ffi.new("struct ix_ip *", {"b": [0xFF, 2]}))
+
+
 def test_routes_have_a_limit() -> None:
     net = Net()
     assert net.route_set("10.0.0.0/33") == -EINVAL

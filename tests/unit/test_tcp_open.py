@@ -354,8 +354,8 @@ def test_connect_from_a_port_of_the_applications_choice() -> None:
         ({"family": 0}, EINVAL),
         ({"peer_port": 0}, EINVAL),
         ({"peer": "0.0.0.0"}, EINVAL),
-        ({"peer": "224.0.0.1"}, EINVAL),
-        ({"peer": "255.255.255.255"}, EINVAL),
+        ({"peer": "224.0.0.1"}, ENETUNREACH),
+        ({"peer": "255.255.255.255"}, ENETUNREACH),
         ({"peer": LOCAL}, EINVAL),
         ({"local": "10.9.9.9"}, EADDRNOTAVAIL),
     ],
@@ -366,6 +366,32 @@ def test_connect_refuses_what_makes_no_sense(fields: dict[str, object], error: i
     assert stack.is_idle()
     assert not stack.sent
     assert stack.counter("call_errors") == 1
+
+
+def test_connect_to_a_networks_broadcast_address_is_refused_as_by_linux() -> None:
+    """RFC 1122 4.2.3.10."""
+    stack = Stack()
+    stack.ctl("ROUTE_SET", ip="10.0.0.0", prefix=24)
+    stack.ctl("ROUTE_SET", ip="10.1.0.0", prefix=24, gateway=REMOTE)
+    stack.poll()
+    assert stack.connect_call(peer="10.0.0.255").result == -ENETUNREACH
+    stack.expect_no_event()
+    assert not stack.sent
+    assert stack.connect_call(peer="10.0.0.254").result == 0
+    assert stack.connect_call(peer="10.1.0.255").result == 0, "a router knows better"
+
+
+def test_syn_from_or_to_a_broadcast_address_is_dropped() -> None:
+    stack = Stack(listen=80)
+    stack.ctl("ROUTE_SET", ip="10.0.0.0", prefix=24)
+    stack.poll()
+    Peer(stack, ip="10.0.0.255").send("S")
+    syn = Peer(stack).segment("S")
+    stack.inject(b"\xff" * 6 + syn[6:])
+    assert not stack.sent
+    assert stack.counter("drop_tcp_many") == 2
+    Peer(stack, ip="10.0.0.254").send("S")
+    assert stack.counter("drop_tcp_many") == 2
 
 
 def test_connect_without_route_or_address_is_refused() -> None:

@@ -116,6 +116,7 @@
     X(drop_partial_csum, "bad checksums that look like partial ones: turn tx off at the peer")  \
     X(drop_tcp_flags, "impossible TCP flag combinations")                                     \
     X(drop_tcp_no_listener, "segments to a port that nobody listens on")                      \
+    X(drop_tcp_many, "SYNs from a broadcast address, or to a broadcast MAC (RFC 1122 4.2.3.10)") \
     X(drop_tcp_foreign, "segments for an outgoing port of another shard")                     \
     X(drop_tcp_backlog, "SYNs dropped because the listener's backlog is full")                \
     X(drop_tcp_accept_full, "handshakes not begun or completed: too many wait for ACCEPT")     \

@@ -130,6 +130,9 @@ int ix_net_route_set(struct ix_net *net, uint8_t family, const struct ix_ip *dst
 void ix_net_route_del(struct ix_net *net, uint8_t family, const struct ix_ip *dst, uint8_t prefix);
 const struct ix_route *ix_net_route(const struct ix_net *net, uint8_t family,
                                     const struct ix_ip *dst);
+/* Is it all hosts' of a network on link, or of any (RFC 1122 3.2.1.3: {N, -1}, {-1, -1}), or a
+ * group's? */
+bool ix_net_is_many(const struct ix_net *net, uint8_t family, const struct ix_ip *ip);
 void ix_net_neigh_set(struct ix_net *net, uint8_t family, const struct ix_ip *ip,
                       const struct ix_mac *mac);
 /* The same from ARP or ND: at most half of the table, so that a liar can't keep the kernel's out.

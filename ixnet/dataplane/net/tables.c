@@ -124,6 +124,22 @@ const struct ix_route *ix_net_route(const struct ix_net *net, uint8_t family,
     return NULL;
 }
 
+bool ix_net_is_many(const struct ix_net *net, uint8_t family, const struct ix_ip *ip)
+{
+    if (ix_ip_is_group(ip, family))
+        return true;
+    if (family != 4 || (ip->b[3] & 3) != 3)
+        return false;
+    const struct ix_route *route = ix_net_route(net, family, ip);
+    if (!route || !ix_ip_is_zero(&route->gateway) || route->prefix == 0 ||
+        route->prefix > 30) /* RFC 3021: of two addresses none is for all */
+        return false;
+    for (uint32_t i = 0; i < 4; i++)
+        if ((ip->b[i] | route->mask.b[i]) != 0xff)
+            return false;
+    return true;
+}
+
 /* fe80::/10, the only scope of unicast but the global one (RFC 6724 3.1). */
 static bool link_local6(const struct ix_ip *ip)
 {

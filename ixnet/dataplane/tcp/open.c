@@ -125,6 +125,10 @@ void ix_tcp_passive_open(struct ix_tcp *tcp, struct ix_listener *listener,
                          const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr,
                          const struct ix_flow_key *key, uint64_t hash)
 {
+    if (ix_mac_is_group(&pkt->eth.dst) || ix_net_is_many(tcp->net, key->family, &key->peer)) {
+        tcp->counters->drop_tcp_many++;
+        return;
+    }
     if (listener->complete >= listener->backlog) {
         tcp->counters->drop_tcp_accept_full++;
         return;
@@ -157,8 +161,10 @@ static int pick_addresses(struct ix_tcp *tcp, const struct ix_call *call, struct
         return -IX_EINVAL;
     __builtin_memcpy(key->peer.b, call->peer, family == 6 ? 16 : 4);
     __builtin_memcpy(key->local.b, call->local, family == 6 ? 16 : 4);
-    if (key->peer_port == 0 || ix_ip_is_zero(&key->peer) || ix_ip_is_group(&key->peer, family))
+    if (key->peer_port == 0 || ix_ip_is_zero(&key->peer))
         return -IX_EINVAL;
+    if (ix_net_is_many(tcp->net, family, &key->peer)) /* RFC 1122 4.2.3.10; as Linux says it */
+        return -IX_ENETUNREACH;
     if (ix_ip_is_zero(&key->local))
         key->local = ix_net_source_for(tcp->net, family, &key->peer);
     if (!ix_net_is_local(tcp->net, family, &key->local))
