@@ -364,24 +364,27 @@ class Listener:
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
         options = [
-            (lib.IX_OPT_CONGESTION, congestion_number(congestion) or None),
-            (lib.IX_OPT_CONNECTIONS, connections or None),
-            (lib.IX_OPT_PACING, None if pacing is None else pacing_number(pacing)),
+            ("congestion", lib.IX_OPT_CONGESTION, congestion_number(congestion) or None),
+            ("connections", lib.IX_OPT_CONNECTIONS, connections or None),
+            ("pacing", lib.IX_OPT_PACING, None if pacing is None else pacing_number(pacing)),
         ]
         self._base = base
         self._callback = callback
         self.address = address
         self._id = base._next_id()
         self._ip = listen_ip(address[0], v6only)
-        for i, part in enumerate(base._parts):
-            try:
-                self._listen(part.app, backlog, options)
-            except BaseException:
-                self._unlisten(base._parts[:i])
-                raise
+        begun: list[_Part] = []
+        try:
+            for part in base._parts:
+                self._listen(part.app, backlog)
+                begun.append(part)
+                self._set(part.app, options)
+        except BaseException:
+            self._unlisten(begun)
+            raise
         base._listeners[self._id] = self
 
-    def _listen(self, app: Any, backlog: int, options: Iterable[tuple[int, int | None]]) -> None:
+    def _listen(self, app: Any, backlog: int) -> None:
         why = ffi.new("char[]", _WHY_BYTES)
         ip, port = self._ip, self.address[1]
         cookie = lib.IX_EVLOOP_LISTENER | self._id
@@ -390,9 +393,16 @@ class Listener:
             text, _, cure = ffi.string(why).decode(errors="replace").partition(" (cure: ")
             what = f"listen on port {port}" + (f": {text}" if text else "")
             raise from_errno(code, what, cure.removesuffix(")"))
-        for option, value in options:
-            if value is not None:
-                lib.ix_app_listen_option(app, ip, port, option, value)
+
+    def _set(self, app: Any, options: Iterable[tuple[str, int, int | None]]) -> None:
+        for name, option, value in options:
+            if value is None:
+                continue
+            if not 0 <= value < 1 << 64:
+                raise ValueError(f"{name}={value} is out of range")
+            code = lib.ix_app_listen_option(app, self._ip, self.address[1], option, value)
+            if code < 0:
+                raise from_errno(code, f"listen on port {self.address[1]} with {name}={value}")
 
     def _unlisten(self, parts: Iterable[_Part]) -> None:
         for part in parts:

@@ -513,18 +513,22 @@ class Shard:
         Errors: PortTaken and others of ixnet.control.errors, with the reason.
         """
         options = [
-            (OPT_CONGESTION, congestion_number(congestion) or None),
-            (OPT_CONNECTIONS, connections or None),
-            (OPT_PACING, None if pacing is None else pacing_number(pacing)),
+            ("congestion", OPT_CONGESTION, congestion_number(congestion) or None),
+            ("connections", OPT_CONNECTIONS, connections or None),
+            ("pacing", OPT_PACING, None if pacing is None else pacing_number(pacing)),
         ]
         why = ffi.new("char[]", _REASON_BYTES)
         address = listen_ip(ip, v6only)
         code = lib.ix_app_listen(self.app, address, port, cookie, backlog, why, _REASON_BYTES)
         _check(code, f"listen on port {port}", why)
-        for option, value in options:
-            if value is not None:
-                code = lib.ix_app_listen_option(self.app, address, port, option, value)
-                _check(code, f"set option {option} of port {port}")
+        try:
+            for name, option, value in options:
+                if value is not None:
+                    code = lib.ix_app_listen_option(self.app, address, port, option, value)
+                    _check(code, f"listen on port {port} with {name}={value}")
+        except BaseException:
+            lib.ix_app_unlisten(self.app, address, port)
+            raise
 
     def unlisten(self, port: int, ip: str | None = None, v6only: bool = False) -> None:
         """Ends what `listen` began; established connections stay."""

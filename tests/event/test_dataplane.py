@@ -329,6 +329,18 @@ def test_a_listener_that_one_shard_refuses_listens_on_none() -> None:
     pair.end()
 
 
+@pytest.mark.parametrize("connections", [1 << 30, -1, 1 << 70])
+def test_a_listener_with_an_option_that_is_refused_listens_on_none(connections: int) -> None:
+    pair = Pair()
+    pair.join()
+    with pytest.raises(Exception, match=f"connections={connections}"):
+        event.Listener(pair.base[0], ("", PORT), lambda *_: None, connections=connections)
+    assert not pair.base[0]._listeners
+    for app in pair.app:
+        assert pair.lib.ix_app_listen(app, b"", PORT, 1, 0, pair.ffi.NULL, 0) == 0
+    pair.end()
+
+
 def test_timer_and_input_of_both_shards_are_due_in_one_dispatch() -> None:
     pair = Pair()
     pair.join()
