@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
 from ixnet._core import ffi
+from ixnet.control.errors import IxError
 
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2
 # native/app.h: IX_APP_V6ONLY
@@ -32,6 +34,13 @@ def ip_text(raw: Any, family: int) -> str:
     if family & 7 == 6:
         return socket.inet_ntop(socket.AF_INET6, bytes(ffi.buffer(raw, 16)))
     return socket.inet_ntop(socket.AF_INET, bytes(ffi.buffer(raw, 4)))
+
+
+def listen_port(port: int) -> int:
+    """The same. Errors: IxError if it is none."""
+    if not 0 < port <= 65535:
+        raise IxError(f"{port} is no port", "use 1 to 65535", errno.EINVAL)
+    return port
 
 
 def listen_ip(ip: str | None, v6only: bool = False) -> Any:

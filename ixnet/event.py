@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ixnet._core import ffi, lib
-from ixnet.address import ip_text, listen_ip, pack_ip
+from ixnet.address import ip_text, listen_ip, listen_port, pack_ip
 from ixnet.congestion import congestion_number, pacing_number
 from ixnet.control.errors import from_errno
 from ixnet.evbuffer import (
@@ -373,6 +373,7 @@ class Listener:
         self.address = address
         self._id = base._next_id()
         self._ip = listen_ip(address[0], v6only)
+        listen_port(address[1])
         begun: list[_Part] = []
         try:
             for part in base._parts:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from ixnet._memcached import ffi, lib
 from ixnet.control.config import FLOWS_DEFAULT, ConfigError, RunConfig
 from ixnet.control.errors import IxError
+from ixnet.control.nic import IpAddress, Nic
 from ixnet.runtime import Program
 
 LIBRARY = Path(__file__).parent / "app_memcached.so"
@@ -244,6 +246,20 @@ def program(store: Store) -> Program:
     return Program(LIBRARY, (f"{store.address:x}",), store.recover)
 
 
+def check_listen(text: str, interface: str, ips: Collection[IpAddress]) -> None:
+    """-l: is it one that the interface has? Errors: ConfigError names those there are."""
+    cure = (
+        f"give one of {', '.join(map(str, ips)) or 'its addresses'}; without -l every one is served"
+    )
+    try:
+        ip = ip_address(text)
+    except ValueError as error:
+        raise ConfigError(f"-l {text} is not an address", cure) from error
+    plain = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    if not ip.is_unspecified and (plain or ip) not in ips:
+        raise ConfigError(f"-l {text} is not an address of {interface}", cure)
+
+
 def serve(
     config: MemcachedConfig,
     interface: str,
@@ -258,10 +274,12 @@ def serve(
     threads: how many NIC queues, None all. more: other fields of RunConfig.
     """
     from ixnet.control.cores import parse_cores
-    from ixnet.control.nic import Nic
     from ixnet.control.server import run_instance
 
-    workers = threads if threads is not None else len(Nic.find(interface).queues)
+    nic = Nic.find(interface)
+    if config.listen is not None:
+        check_listen(config.listen, interface, nic.ips)
+    workers = threads if threads is not None else len(nic.queues)
     store = Store(config, workers)
     try:
         run = RunConfig(

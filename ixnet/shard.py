@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ixnet._core import ffi, lib
-from ixnet.address import ip_text, listen_ip, pack_ip
+from ixnet.address import ip_text, listen_ip, listen_port, pack_ip
 from ixnet.congestion import congestion_number, pacing_number
 from ixnet.control.errors import IxError, from_errno
 
@@ -519,7 +519,9 @@ class Shard:
         ]
         why = ffi.new("char[]", _REASON_BYTES)
         address = listen_ip(ip, v6only)
-        code = lib.ix_app_listen(self.app, address, port, cookie, backlog, why, _REASON_BYTES)
+        code = lib.ix_app_listen(
+            self.app, address, listen_port(port), cookie, backlog, why, _REASON_BYTES
+        )
         _check(code, f"listen on port {port}", why)
         try:
             for name, option, value in options:
@@ -544,7 +546,9 @@ class Shard:
         why = ffi.new("char[]", _REASON_BYTES)
         handle = ffi.new("uint64_t *")
         address = listen_ip(ip, v6only)
-        code = lib.ix_app_udp_bind(self.app, address, port, cookie, handle, why, _REASON_BYTES)
+        code = lib.ix_app_udp_bind(
+            self.app, address, listen_port(port), cookie, handle, why, _REASON_BYTES
+        )
         _check(code, f"bind UDP port {port}", why)
         return int(handle[0])
 

@@ -484,6 +484,7 @@ class ControlPlane:
         claimed: list[IpAddress | None] = []
         try:
             for ip in self._claimed_ips(endpoint):
+                self._check_address(ip)
                 self._claims.claim(endpoint.proto, ip, endpoint.port, endpoint.family)
                 claimed.append(ip)
         except BaseException:
@@ -494,6 +495,17 @@ class ControlPlane:
     def _end_claim(self, endpoint: Endpoint) -> None:
         for ip in self._claimed_ips(endpoint):
             self._claims.unclaim(endpoint.proto, ip, endpoint.port, endpoint.family)
+
+    def _check_address(self, ip: IpAddress | None) -> None:
+        """What comes to an address of another interface's would be taken here and dropped."""
+        ips = sorted(str(address.ip) for address in self._board.addresses)
+        if ip is None or self.config.own_addresses or str(ip) in ips:
+            return
+        raise IxError(
+            f"{ip} is not an address of {self.nic.name}",
+            f"listen on {' or '.join([*ips, 'every address'])}",
+            errno.EADDRNOTAVAIL,
+        )
 
     def _claimed_ips(self, endpoint: Endpoint) -> Sequence[IpAddress | None]:
         """Every address means those that the dataplane has, if it has some of its own."""

@@ -136,6 +136,9 @@ def test_errors_carry_their_reason_and_cure(report: dict[str, Any]) -> None:
     assert found["zero"][0] == errno.EINVAL
     assert found["foreign"][0] == errno.EADDRNOTAVAIL
     assert found["foreign"][2], "a cure"
+    assert "127.0.0.1 is not an address of " in found["elsewhere"][1]
+    assert "every address" in found["elsewhere"][2]
+    assert found["beyond"] == [errno.EINVAL, "70000 is no port", "use 1 to 65535"]
     assert found["unbound"][0] == errno.ENOENT
 
 

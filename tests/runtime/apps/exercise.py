@@ -157,6 +157,8 @@ def errors(shard: Shard) -> dict[str, Any]:
         ("text", lambda: shard.listen(4001, "localhost")),
         ("zero", lambda: shard.listen(0)),
         ("foreign", lambda: shard.listen(4001, "192.0.2.1")),
+        ("elsewhere", lambda: shard.listen(4001, "127.0.0.1")),
+        ("beyond", lambda: shard.listen(70_000)),
         ("unbound", lambda: shard.unlisten(4002)),
     ):
         try:
