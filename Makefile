@@ -82,6 +82,9 @@ PATHS := -ffile-prefix-map=$(CURDIR)/=
 FREESTANDING := -ffreestanding -fno-stack-protector -mno-red-zone -fcf-protection=none \
 	-fno-common -fno-tree-loop-distribute-patterns -fno-asynchronous-unwind-tables
 PIC := -fPIC -fno-semantic-interposition
+# A message takes many small functions of many files: the core that is used is compiled as one
+# program, with the limit for inlining that gcc has at -O3.
+LTO := -flto=$(JOBS) -fno-fat-lto-objects --param max-inline-insns-auto=30
 CORE_CFLAGS := $(WARN) $(OPT) $(PIC) $(FREESTANDING) $(PATHS) -Iixnet/dataplane
 HOSTED_CFLAGS := $(WARN) $(OPT) $(PIC) $(PATHS) -D_GNU_SOURCE -Iixnet/dataplane -Iixnet -Ixdp -I.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -92,6 +95,9 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -I/usr/include/$
 LIBS := -lxdp -lbpf -lpthread
 
 CORE_OBJ := $(CORE_SRC:%.c=$(B)/core/%.o)
+# gcc itself calls memcpy and the like, and would find them gone from a program that didn't.
+MEMOPS_OBJ := $(B)/core/ixnet/dataplane/base/memops.o
+LTO_OBJ := $(patsubst %.c,$(B)/lto/%.o,$(filter-out %/memops.c,$(CORE_SRC)))
 HOSTED_OBJ := $(HOSTED_SRC:%.c=$(B)/hosted/%.o)
 SAN_CORE_OBJ := $(CORE_SRC:%.c=$(B)/san/core/%.o)
 SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(APP_DIR_SRC) $(TEST_NATIVE_SRC))
@@ -251,6 +257,10 @@ $(B)/core/%.o: %.c Makefile
 	$(call say,CC  )
 	$(Q)$(CC) $(CORE_CFLAGS) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
 
+$(B)/lto/%.o: %.c Makefile
+	$(call say,CC  )
+	$(Q)$(CC) $(CORE_CFLAGS) $(LTO) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
+
 $(B)/hosted/%.o: %.c Makefile
 	$(call say,CC  )
 	$(Q)$(CC) $(HOSTED_CFLAGS) $(DEPS) -c $< -o $@ $(call orskip,$(EMPTY_OBJECT))
@@ -272,9 +282,10 @@ FORCE:
 
 # The whole core as one object. Its own memcpy and the like are hidden, and become local here:
 # they must not take the place of libc's in the hosted code it is linked with.
-$(B)/core/ixcore.o: $(CORE_OBJ) $(B)/sources.list
-	$(call say,LD  )
-	$(Q)$(if $(CORE_OBJ),ld -r -o $@ $(CORE_OBJ) && objcopy --localize-hidden $@,$(EMPTY_OBJECT))
+$(B)/core/ixcore.o: $(LTO_OBJ) $(MEMOPS_OBJ) $(B)/sources.list
+	$(call say,LTO )
+	$(Q)$(CC) $(CORE_CFLAGS) $(LTO) -r -flinker-output=nolto-rel -nostdlib -o $@ $(filter %.o,$^) && \
+		objcopy --localize-hidden $@
 
 $(B)/libixnet.a: $(B)/core/ixcore.o $(HOSTED_OBJ) $(B)/sources.list
 	$(call say,AR  )

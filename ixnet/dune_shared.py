@@ -37,7 +37,8 @@ class Symbols:
         words = [line.split() for line in lines]
         known = sorted((int(w[0], 16), w[2]) for w in words if len(w) == 3 and w[1] in "tTwW")
         self._offsets = [offset for offset, _ in known]
-        self._names = [name for _, name in known]
+        # gcc calls what it made of a function NAME.part.0 and the like.
+        self._names = [name.partition(".")[0] for _, name in known]
 
     @classmethod
     def load(cls, path: Path) -> Symbols:
