@@ -361,6 +361,7 @@ $(APPS): $(B)/%.so: %.c $(LIBRARY) Makefile
 	$(Q)$(CC) $(HOSTED_CFLAGS) $(DEPS) -MF $(B)/$*.d -shared -o $@ $< -Lixnet -lixnet \
 		-Wl,-rpath,'$$ORIGIN/../../ixnet' $(call orskip,rm -f $@)
 
+$(LOAD_OBJ): HOSTED_CFLAGS += $(LTO)
 $(LOAD_PROGRAM): $(filter-out %/dataplane.o,$(LOAD_OBJ))
 $(LOAD_APP): $(filter-out %/kernel.o,$(LOAD_OBJ))
 $(PING_PROGRAM): $(filter-out %/plane.o,$(PING_OBJ))
@@ -368,11 +369,11 @@ $(PING_APP): $(filter-out %/sockets.o,$(PING_OBJ))
 
 $(LOAD_PROGRAM) $(PING_PROGRAM): Makefile
 	$(call say,PROG)
-	$(Q)$(CC) -o $@ $(filter %.o,$^) -lm
+	$(Q)$(CC) $(HOSTED_CFLAGS) $(LTO) -o $@ $(filter %.o,$^) -lm
 
 $(LOAD_APP) $(PING_APP): $(LIBRARY) Makefile
 	$(call say,APP )
-	$(Q)$(CC) -shared -o $@ $(filter %.o,$^) -Wl,-Bsymbolic -lm -Lixnet -lixnet -Wl,-rpath,'$$ORIGIN/..'
+	$(Q)$(CC) $(HOSTED_CFLAGS) $(LTO) -shared -o $@ $(filter %.o,$^) -Wl,-Bsymbolic -lm -Lixnet -lixnet -Wl,-rpath,'$$ORIGIN/..'
 
 define app_library
 ixnet/app_$(1).so: $(patsubst %.c,$(B)/hosted/%.o,$(wildcard apps/$(1)/*.c)) $(LIBRARY) $(B)/sources.list

@@ -56,10 +56,11 @@ IX_STATIC_ASSERT(sizeof(struct ix_flow_key) == 40, "no holes: keys are compared 
 
 static inline bool ix_flow_key_equal(const struct ix_flow_key *a, const struct ix_flow_key *b)
 {
-    uint64_t x[5], y[5];
-    __builtin_memcpy(x, a, sizeof x);
-    __builtin_memcpy(y, b, sizeof y);
-    return ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4])) == 0;
+    uint64_t x, y; /* ports and family */
+    __builtin_memcpy(&x, (const uint8_t *)a + offsetof(struct ix_flow_key, peer_port), sizeof x);
+    __builtin_memcpy(&y, (const uint8_t *)b + offsetof(struct ix_flow_key, peer_port), sizeof y);
+    return ((a->peer.q[0] ^ b->peer.q[0]) | (a->peer.q[1] ^ b->peer.q[1]) |
+            (a->local.q[0] ^ b->local.q[0]) | (a->local.q[1] ^ b->local.q[1]) | (x ^ y)) == 0;
 }
 
 static inline uint64_t ix_flow_hash(const struct ix_key *secret, const struct ix_flow_key *key)
