@@ -221,7 +221,7 @@ spans = st.one_of(
 
 
 class WheelMachine(RuleBasedStateMachine):
-    """The model is a sorted list of (tick, order of being set, timer)."""
+    """The model is a sorted list of (tick, timer)."""
 
     @initialize(now=spans)
     def start(self, now: int) -> None:
@@ -230,14 +230,11 @@ class WheelMachine(RuleBasedStateMachine):
         self.timers = ffi.new("struct ix_timer[]", TIMERS)
         self.w = ffi.new("struct ix_wheel *")
         lib.ix_wheel_init(self.w, self.timers, TIMERS, self.now)
-        self.armed: dict[int, tuple[int, int]] = {}  # timer: (tick, order)
-        self.sets = 0
+        self.armed: dict[int, int] = {}  # timer: tick
 
     def _set(self, timer: int, deadline: int) -> None:
         lib.ix_wheel_set(self.w, timer, deadline)
-        self.sets += 1
-        tick = max(min(-(-deadline >> TICK_SHIFT), LAST_TICK), self.tick)
-        self.armed[timer] = (tick, self.sets)
+        self.armed[timer] = max(min(-(-deadline >> TICK_SHIFT), LAST_TICK), self.tick)
 
     @rule(timer=st.integers(0, TIMERS - 1), delay=spans)
     def set_later(self, timer: int, delay: int) -> None:
@@ -254,12 +251,13 @@ class WheelMachine(RuleBasedStateMachine):
 
     def _advance(self, now: int, most: int) -> None:
         target = max(now >> TICK_SHIFT, self.tick)
-        due = sorted((a, t) for t, a in self.armed.items() if a[0] <= target)
+        due = sorted(tick for tick in self.armed.values() if tick <= target)
         fired = ffi.new("uint32_t[]", most + 1)
         n = lib.ix_wheel_advance(self.w, now, fired, most)
-        assert list(fired[0:n]) == [t for _, t in due[:most]]
-        for _, timer in due[:most]:
-            self.tick = self.armed.pop(timer)[0]
+        assert len(due[:most]) == n
+        for timer, tick in zip(fired[0:n], due, strict=False):
+            assert self.armed.pop(timer) == tick
+            self.tick = tick
         if n < most:
             self.tick = target
 
@@ -277,7 +275,7 @@ class WheelMachine(RuleBasedStateMachine):
     def sleep_until_next(self) -> None:
         # However far away, it takes at most a wakeup per level and one per span.
         before = len(self.armed)
-        first = min(self.armed.values())[0]
+        first = min(self.armed.values())
         wakeups = 0
         while len(self.armed) == before:
             nxt = lib.ix_wheel_next_ns(self.w)
@@ -298,11 +296,11 @@ class WheelMachine(RuleBasedStateMachine):
         for timer in range(TIMERS):
             assert lib.ix_wheel_armed(self.w, timer) == (timer in self.armed)
             if timer in self.armed:
-                due = self.armed[timer][0] << TICK_SHIFT
+                due = self.armed[timer] << TICK_SHIFT
                 assert lib.ix_wheel_deadline(self.w, timer) == due
         following = lib.ix_wheel_next_ns(self.w)
         if self.armed:
-            assert following <= min(self.armed.values())[0] << TICK_SHIFT
+            assert following <= min(self.armed.values()) << TICK_SHIFT
         else:
             assert following == 2**64 - 1
 

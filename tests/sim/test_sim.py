@@ -131,7 +131,7 @@ CORE_CANARIES = {
     "csum": "of the stream is wrong",
     "rtx": "without a retransmission timer",
     "reuse": "misuse|nothing left to wait for",
-    "armed": "their count differ",
+    "armed": "their counts differ",
     "hole": "not over",
 }
 

@@ -180,10 +180,76 @@ def test_deadline_at_the_end_of_time_fires_there() -> None:
     assert wheel.advance(2**64 - 1) == [0]
 
 
+def test_moved_later_stays_in_its_place_until_time_reaches_that() -> None:
+    wheel = Wheel()
+    for timer in range(3):
+        wheel.set(timer, 300 * TICK)
+    place = wheel.timers[1].slot
+    for tick in (5000, 301, 256):
+        wheel.set(1, tick * TICK)
+        assert wheel.timers[1].slot == place
+        assert lib.ix_wheel_deadline(wheel.w, 1) == tick * TICK
+    wheel.set(1, 255 * TICK)  # before its slot's turn
+    assert wheel.timers[1].slot != place
+    assert wheel.advance(255 * TICK) == [1]
+    wheel.set(0, 70000 * TICK)
+    assert wheel.timers[0].slot == place
+    assert wheel.advance(69999 * TICK) == [2]
+    assert wheel.advance(70000 * TICK) == [0]
+    assert wheel.w.linked == 0
+
+
+def test_cancelled_keeps_its_place_and_can_be_set_again_there() -> None:
+    wheel = Wheel()
+    wheel.set(0, 300 * TICK)
+    place = wheel.timers[0].slot
+    lib.ix_wheel_cancel(wheel.w, 0)
+    wheel.check()
+    assert not lib.ix_wheel_armed(wheel.w, 0)
+    assert wheel.next_ns() == 2**64 - 1
+    wheel.set(0, 400 * TICK)
+    assert wheel.timers[0].slot == place
+    assert wheel.advance(399 * TICK) == []
+    assert wheel.advance(400 * TICK) == [0]
+
+
+@pytest.mark.parametrize("first", [3, 300, 70000, 2**24, SPAN + 1])
+def test_cancelled_leaves_the_wheel_when_time_reaches_its_place(first: int) -> None:
+    wheel = Wheel()
+    wheel.set(0, first * TICK)
+    lib.ix_wheel_cancel(wheel.w, 0)
+    assert wheel.advance((first - 1) // 256 * TICK) == []
+    assert wheel.w.linked == 1
+    assert wheel.advance(first * TICK) == []
+    assert wheel.w.linked == 0
+
+
+@pytest.mark.parametrize("moved", [SPAN - 1, 5, SPAN + 5, 5 * SPAN])
+def test_parked_and_moved_fires_at_the_new_time(moved: int) -> None:
+    wheel = Wheel()
+    wheel.set(0, 2 * SPAN * TICK)
+    wheel.set(0, moved * TICK)
+    assert wheel.advance((moved - 1) * TICK) == []
+    assert wheel.advance(moved * TICK) == [0]
+
+
+def test_fewer_asked_for_than_due_with_moved_ones_between() -> None:
+    wheel = Wheel()
+    for timer in range(6):
+        wheel.set(timer, 10 * TICK)
+    for timer in (0, 3, 5):
+        wheel.set(timer, 20 * TICK)
+    lib.ix_wheel_cancel(wheel.w, 1)
+    assert wheel.advance(10 * TICK, most=1) == [2]
+    assert wheel.advance(30 * TICK, most=2) == [4, 0]
+    assert wheel.advance(30 * TICK) == [3, 5]
+
+
 def test_next_ns_is_exact_below_256_ticks_and_never_late_above() -> None:
     wheel = Wheel(now_ns=7 * TICK)
-    wheel.set(0, 200 * TICK)
+    wheel.set(1, 200 * TICK)
     assert wheel.next_ns() == 200 * TICK
+    assert wheel.advance(200 * TICK) == [1]
     wheel.set(0, 70000 * TICK)
     steps = 0
     while not (fired := wheel.advance(wheel.next_ns())):

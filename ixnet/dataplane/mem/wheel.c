@@ -7,6 +7,10 @@
  * order in which they were set. When time reaches a slot of a higher level, its timers are sorted
  * in again (cascade) and land lower.
  *
+ * A timer that is moved to a later tick, or cancelled, stays where it is linked, and is sorted out
+ * when time reaches that slot: most timers (retransmission, delayed ACK) are moved or cancelled
+ * many times before they would be due, and what a list costs is the cache lines of neighbours.
+ *
  * Ticks that differ above the last level are parked. Slot 0 of the last level is free for that: no
  * digit of a timer there can be 0, for it is greater than the wheel's own.
  */
@@ -32,6 +36,14 @@ static uint32_t place(uint64_t now, uint64_t tick)
     return level * IX_WHEEL_SLOTS + digit(tick, level);
 }
 
+/* When time reaches a slot in use. Not of PARKED. */
+static uint64_t slot_tick(const struct ix_wheel *w, uint32_t slot)
+{
+    uint32_t shift = slot / IX_WHEEL_SLOTS * IX_WHEEL_BITS;
+    uint64_t above = w->now >> shift >> IX_WHEEL_BITS << IX_WHEEL_BITS;
+    return (above | slot % IX_WHEEL_SLOTS) << shift;
+}
+
 static uint64_t *busy_word(struct ix_wheel *w, uint32_t slot)
 {
     return &w->busy[slot / IX_WHEEL_SLOTS][slot % IX_WHEEL_SLOTS / 64];
@@ -45,6 +57,7 @@ static void link_timer(struct ix_wheel *w, uint32_t id)
     uint32_t head = w->head[slot];
     t->slot = slot;
     t->next = IX_NONE;
+    w->linked++;
     if (head == IX_NONE) {
         w->head[slot] = t->prev = id;
         *busy_word(w, slot) |= 1ull << (slot % 64);
@@ -71,6 +84,7 @@ static void unlink_timer(struct ix_wheel *w, uint32_t id)
     else if (head != id)
         w->timers[head].prev = t->prev;
     t->slot = IX_NONE;
+    w->linked--;
 }
 
 void ix_wheel_init(struct ix_wheel *w, struct ix_timer *timers, uint32_t count, uint64_t now_ns)
@@ -96,20 +110,23 @@ void ix_wheel_set(struct ix_wheel *w, uint32_t id, uint64_t deadline_ns)
     if (deadline_ns & ((1ull << IX_WHEEL_TICK_SHIFT) - 1) && tick < TICK_MAX)
         tick++;
     tick = IX_MAX(tick, w->now);
-    if (t->slot != IX_NONE)
-        unlink_timer(w, id);
-    else
-        w->armed++;
+    w->armed += !t->armed;
+    t->armed = true;
     t->tick = tick;
+    if (t->slot != IX_NONE) {
+        if (t->slot != PARKED && tick >= slot_tick(w, t->slot))
+            return;
+        unlink_timer(w, id);
+    }
     link_timer(w, id);
 }
 
 void ix_wheel_cancel(struct ix_wheel *w, uint32_t id)
 {
     IX_ASSERT(id < w->count);
-    if (w->timers[id].slot == IX_NONE)
+    if (!w->timers[id].armed)
         return;
-    unlink_timer(w, id);
+    w->timers[id].armed = false;
     w->armed--;
 }
 
@@ -126,10 +143,10 @@ static uint32_t first_busy(const struct ix_wheel *w, uint32_t level, uint32_t fr
     return IX_WHEEL_SLOTS;
 }
 
-/* The next slot that time reaches, and the tick at which it does. IX_NONE if nothing is armed. */
+/* The next slot that time reaches, and the tick at which it does. IX_NONE if nothing is linked. */
 static uint32_t next_slot(const struct ix_wheel *w, uint64_t *tick)
 {
-    if (w->armed == 0)
+    if (w->linked == 0)
         return IX_NONE;
     for (uint32_t level = 0; level < IX_WHEEL_LEVELS; level++) {
         /* On level 0 the current slot counts: it holds what was set for now or for the past. */
@@ -137,9 +154,9 @@ static uint32_t next_slot(const struct ix_wheel *w, uint64_t *tick)
         uint32_t slot = from < IX_WHEEL_SLOTS ? first_busy(w, level, from) : IX_WHEEL_SLOTS;
         if (slot == IX_WHEEL_SLOTS)
             continue;
-        uint32_t shift = level * IX_WHEEL_BITS;
-        *tick = (w->now >> shift >> IX_WHEEL_BITS << IX_WHEEL_BITS | slot) << shift;
-        return level * IX_WHEEL_SLOTS + slot;
+        slot += level * IX_WHEEL_SLOTS;
+        *tick = slot_tick(w, slot);
+        return slot;
     }
     *tick = ((w->now >> EPOCH_SHIFT) + 1) << EPOCH_SHIFT;
     return PARKED;
@@ -155,16 +172,25 @@ static uint64_t unpark_tick(const struct ix_wheel *w, uint64_t tick, uint64_t ta
     return IX_MAX(tick, first >> EPOCH_SHIFT << EPOCH_SHIFT);
 }
 
-static void cascade(struct ix_wheel *w, uint32_t slot)
+/* Time has reached a slot: sorts its timers in again, but for those of this very tick on level 0.
+ * Those it takes out, up to `max`, into `fired`. Returns how many. */
+static uint32_t empty(struct ix_wheel *w, uint32_t slot, uint32_t *fired, uint32_t max)
 {
-    uint32_t id = w->head[slot];
-    w->head[slot] = IX_NONE;
-    *busy_word(w, slot) &= ~(1ull << (slot % 64));
-    while (id != IX_NONE) {
-        uint32_t next = w->timers[id].next;
-        link_timer(w, id);
-        id = next;
-    }
+    uint32_t n = 0, last = w->timers[w->head[slot]].prev, id;
+    do {
+        id = w->head[slot];
+        struct ix_timer *t = &w->timers[id];
+        if (t->armed && slot < IX_WHEEL_SLOTS && t->tick <= w->now) {
+            if (n == max)
+                return n;
+            fired[n++] = id;
+            ix_wheel_cancel(w, id);
+        }
+        unlink_timer(w, id);
+        if (t->armed)
+            link_timer(w, id);
+    } while (id != last);
+    return n;
 }
 
 uint32_t ix_wheel_advance(struct ix_wheel *w, uint64_t now_ns, uint32_t *fired, uint32_t max)
@@ -181,14 +207,7 @@ uint32_t ix_wheel_advance(struct ix_wheel *w, uint64_t now_ns, uint32_t *fired, 
         if (slot == PARKED)
             tick = unpark_tick(w, tick, target);
         w->now = tick;
-        if (slot >= IX_WHEEL_SLOTS) {
-            cascade(w, slot);
-            continue;
-        }
-        while (n < max && w->head[slot] != IX_NONE) {
-            fired[n] = w->head[slot];
-            ix_wheel_cancel(w, fired[n++]);
-        }
+        n += empty(w, slot, fired + n, max - n);
     }
     return n;
 }
@@ -196,9 +215,18 @@ uint32_t ix_wheel_advance(struct ix_wheel *w, uint64_t now_ns, uint32_t *fired, 
 uint64_t ix_wheel_next_ns(const struct ix_wheel *w)
 {
     uint64_t tick;
-    if (next_slot(w, &tick) == IX_NONE)
+    if (w->armed == 0 || next_slot(w, &tick) == IX_NONE)
         return UINT64_MAX;
     return tick << IX_WHEEL_TICK_SHIFT;
+}
+
+/* Can a timer be due at this tick that waits in this slot? */
+static bool in_time(const struct ix_wheel *w, uint32_t slot, uint64_t tick)
+{
+    if (slot == PARKED)
+        return place(w->now, tick) == PARKED;
+    uint32_t level = slot / IX_WHEEL_SLOTS, at = slot % IX_WHEEL_SLOTS;
+    return at >= digit(w->now, level) + (level > 0) && tick >= slot_tick(w, slot);
 }
 
 /* Counts the timers of one busy slot into *seen, and checks each one's place and links. */
@@ -206,10 +234,10 @@ static const char *check_slot(const struct ix_wheel *w, uint32_t slot, uint32_t 
 {
     uint32_t head = w->head[slot], last = IX_NONE;
     for (uint32_t id = head; id != IX_NONE; id = w->timers[id].next) {
-        if (id >= w->count || ++*seen > w->armed)
+        if (id >= w->count || ++*seen > w->linked)
             return "wheel: a slot's list leads astray";
         const struct ix_timer *t = &w->timers[id];
-        if (t->tick < w->now || t->slot != slot || place(w->now, t->tick) != slot)
+        if (t->slot != slot || (t->armed && !in_time(w, slot, t->tick)))
             return "wheel: a timer is in the wrong slot";
         if (id != head && t->prev != last)
             return "wheel: a timer's prev is not the one before it";
@@ -229,7 +257,7 @@ static uint64_t slots_in_use(const struct ix_wheel *w, uint32_t first)
 
 const char *ix_wheel_check(const struct ix_wheel *w)
 {
-    uint32_t seen = 0, armed = 0;
+    uint32_t seen = 0, linked = 0, armed = 0;
     for (uint32_t first = 0; first < IX_ARRAY_LEN(w->head); first += 64) {
         uint64_t busy = w->busy[first / IX_WHEEL_SLOTS][first % IX_WHEEL_SLOTS / 64];
         if (busy != slots_in_use(w, first))
@@ -240,9 +268,14 @@ const char *ix_wheel_check(const struct ix_wheel *w)
                 return wrong;
         }
     }
-    for (uint32_t id = 0; id < w->count; id++)
-        armed += w->timers[id].slot != IX_NONE;
-    if (seen != armed || armed != w->armed)
-        return "wheel: armed timers, listed timers and their count differ";
+    for (uint32_t id = 0; id < w->count; id++) {
+        const struct ix_timer *t = &w->timers[id];
+        linked += t->slot != IX_NONE;
+        armed += t->armed;
+        if (t->armed && t->slot == IX_NONE)
+            return "wheel: an armed timer is in no slot";
+    }
+    if (seen != linked || linked != w->linked || armed != w->armed)
+        return "wheel: timers that are listed, linked or armed and their counts differ";
     return NULL;
 }
