@@ -6,15 +6,16 @@ What a command needs is imported when it runs, so that `ixnet --help` is quick.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 import typer
 
@@ -23,6 +24,7 @@ from ixnet.cli_memcached import memcached
 from ixnet.cli_trace import app as trace_app
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.console import Console
 
     from ixnet.control.doctor import Finding
@@ -53,7 +55,50 @@ app.command()(memcached)
 def main() -> None:
     """The entry point."""
     _fill_standard_streams()
-    app()
+    sys.stdout = _Output.stream(sys.stdout)
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error is not _Output.error:
+            raise
+        sys.exit(_unwritten(error))
+
+
+class _Output(io.FileIO):
+    """Standard output that remembers why it could not be written."""
+
+    error: ClassVar[OSError | None] = None
+
+    @classmethod
+    def stream(cls, old: TextIO) -> TextIO:
+        """In the place of `old`."""
+        old.flush()
+        raw = cls(old.fileno(), "w", closefd=False)
+        through = isinstance(old, io.TextIOWrapper) and old.write_through  # python -u
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw), old.encoding, old.errors,
+            line_buffering=old.isatty(), write_through=through,
+        )  # fmt: skip
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            _Output.error = error
+            raise
+
+
+def _unwritten(error: OSError) -> int:
+    """Says so, and returns the exit status."""
+    # The interpreter would try, and complain, again at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # its reader went away, and knows
+        return 1
+    _complain(f"ixnet: can't write standard output: {error.strerror}")
+    return EXIT_ERROR
 
 
 def _fill_standard_streams() -> None:
@@ -78,7 +123,8 @@ def _say(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody is left to tell
+        print(line, file=sys.stderr, flush=True)
 
 
 def _fail(message: str, cure: str = "") -> typer.Exit:
@@ -102,11 +148,9 @@ def errors() -> Iterator[None]:
         raise
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
-    except BrokenPipeError as error:
-        # The reader of the pipe went away; the interpreter would complain again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from error
     except Exception as error:
+        if isinstance(error, OSError) and error is _Output.error:
+            raise typer.Exit(_unwritten(error)) from error
         _debug_trace()
         if _is_lab_error(error):
             raise _fail(str(error)) from error

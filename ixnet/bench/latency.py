@@ -88,6 +88,16 @@ def merge_probes(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _failed(protocol: str, target: Target, text: str) -> BenchError:
+    """What a ping says of a server; one that nobody answers may be of the wrong protocol."""
+    error = failure(f"{protocol} ping to {target.label}: {text}")
+    if not any(part in text for part in ("Connection refused", "did not answer", "no reply")):
+        return error
+    other = "tcp" if protocol == "udp" else "udp"
+    hint = f"if it serves {other.upper()} alone: --protocol {other}"
+    return BenchError(error.message, f"{error.cure}; {hint}")
+
+
 def ping(
     client: Client,
     target: Target,
@@ -129,9 +139,9 @@ def ping(
                 f"--{direction} auto takes the best that there are",
             )
     if report["error"]:
-        raise failure(f"{protocol} ping to {target.label}: {report['error']}")
+        raise _failed(protocol, target, report["error"])
     if not any(stage["histogram"] for stage in report["stages"]):
-        raise failure(f"{protocol} ping to {target.label}: no reply came back in time")
+        raise _failed(protocol, target, "no reply came back in time")
     return report
 
 

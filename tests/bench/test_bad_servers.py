@@ -147,6 +147,26 @@ def test_latency_to_a_server_that_misbehaves_is_an_error(
     assert "cure: " in done.stderr
 
 
+@pytest.mark.parametrize("client", ["kernel", "ixnet"])
+def test_latency_to_a_server_of_one_protocol_names_the_option(
+    lab: Lab, serve: Callable[[Serve], str], client: str
+) -> None:
+    words = ("--repeat", "1", "--seconds", "0.2", "--timeout", "1")
+    tcp = serve(echo)
+    done = bench("latency", *client_words(lab, client), tcp, *words)
+    assert done.returncode == 2, done.stdout
+    assert f"udp ping to {tcp}" in done.stderr
+    assert "--protocol tcp" in done.stderr
+    with in_netns(lab.cfg.server_netns):
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with udp:
+        udp.bind((HOST, 0))
+        target = f"{HOST}:{udp.getsockname()[1]}"
+        done = bench("latency", *client_words(lab, client), target, "--protocol", "tcp", *words)
+    assert done.returncode == 2, done.stdout
+    assert "--protocol udp" in done.stderr
+
+
 def test_memcached_asked_of_another_server_says_what_came(
     lab: Lab, serve: Callable[[Serve], str]
 ) -> None:

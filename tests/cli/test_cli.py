@@ -73,6 +73,29 @@ def test_closed_standard_streams_are_as_dev_null(closed: str) -> None:
     assert run.returncode in (0, 1) and b"unexpected" not in run.stdout + run.stderr
 
 
+@pytest.mark.parametrize("words", ["--version", "--help", "doctor", "doctor --json", "lab status"])
+def test_output_that_can_not_be_written_is_one_line(words: str) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "ixnet", *words.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT,
+        )  # fmt: skip
+    assert run.stderr == "ixnet: can't write standard output: No space left on device\n"
+    assert run.returncode == 2
+
+
+def test_reader_of_the_output_that_goes_away_is_no_news() -> None:
+    script = f"{sys.executable} -m ixnet doctor --json; echo $? >&2"
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        ["sh", "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    os.close(writer)
+    assert run.stderr == "1\n"
+
+
 def test_version_is_said() -> None:
     import ixnet as package
 
