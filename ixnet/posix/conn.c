@@ -332,6 +332,7 @@ static int begin_connect(struct ix_posix *p, struct ix_sock *s)
                            .local_port = s->bound ? s->local.port : 0};
     call.open.rcvbuf_bytes = s->opt.rcvbuf_set ? s->opt.rcvbuf_bytes : 0;
     call.open.mss = (uint16_t)s->opt.maxseg;
+    call.open.syn_retries = s->opt.syncnt;
     memcpy(call.peer, s->peer.ip, sizeof call.peer);
     memcpy(call.local, s->local.ip, sizeof call.local);
     if (s->bound && !families_meet(s->local.family, s->peer.family))
@@ -440,28 +441,6 @@ int ix_posix_getpeername(struct ix_posix *p, int fd, struct sockaddr *addr, sock
 
 /* ---- shutdown, close */
 
-int ix_posix_shutdown(struct ix_posix *p, int fd, int how)
-{
-    ix_posix_enter(p);
-    struct ix_sock *s = ix_sock_of_fd(p, fd);
-    int result = !s ? -EBADF : s->kind != IX_SOCK_TCP ? -ENOTSOCK : 0;
-    if (!result && (how < SHUT_RD || how > SHUT_RDWR))
-        result = -EINVAL;
-    if (!result && s->state != IX_SOCK_CONNECTED)
-        result = -ENOTCONN;
-    if (!result && how != SHUT_WR)
-        s->rd_shut = true;
-    if (!result && how != SHUT_RD && !s->wr_shut) {
-        struct ix_call call = {.op = IX_CALL_CLOSE, .flags = IX_CLOSE_WRITE, .handle = s->handle};
-        s->wr_shut = true;
-        (void)ix_sock_call(p, &call);
-    }
-    if (!result)
-        ix_sock_wake(p, s, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
-    ix_posix_leave(p);
-    return result;
-}
-
 static void close_listener(struct ix_posix *p, struct ix_sock *s)
 {
     (void)ix_shard_unlisten(p->cfg.shard, s->local.ip, s->family, s->local.port);
@@ -475,6 +454,54 @@ static void close_listener(struct ix_posix *p, struct ix_sock *s)
         child->handle = 0;
         ix_sock_release(p, child);
     }
+}
+
+/* Linux (inet_shutdown()): to a listener SHUT_WR is nothing; all else ends what has not begun. */
+static int shutdown_early(struct ix_posix *p, struct ix_sock *s, int how)
+{
+    struct ix_call abort = {.op = IX_CALL_ABORT, .handle = s->handle};
+    if (s->state == IX_SOCK_LISTEN && how == SHUT_WR)
+        return 0;
+    if (s->state == IX_SOCK_LISTEN)
+        close_listener(p, s);
+    else if (s->state == IX_SOCK_CONNECTING)
+        (void)ix_sock_call(p, &abort);
+    else
+        return -ENOTCONN;
+    s->state = IX_SOCK_NEW;
+    s->handle = 0;
+    s->error = 0;
+    s->eof = s->wr_shut = false;
+    return 0;
+}
+
+static int shutdown_connection(struct ix_posix *p, struct ix_sock *s, int how)
+{
+    struct ix_call call = {.op = IX_CALL_CLOSE, .flags = IX_CLOSE_WRITE, .handle = s->handle};
+    bool write = how != SHUT_RD && !s->wr_shut;
+    s->rd_shut |= how != SHUT_WR;
+    s->wr_shut |= write;
+    if (s->rd_shut && s->wr_shut) /* what still comes resets, as on Linux */
+        call.flags = 0;
+    if (write || call.flags == 0)
+        (void)ix_sock_call(p, &call);
+    return 0;
+}
+
+int ix_posix_shutdown(struct ix_posix *p, int fd, int how)
+{
+    ix_posix_enter(p);
+    struct ix_sock *s = ix_sock_of_fd(p, fd);
+    int result = !s ? -EBADF : s->kind != IX_SOCK_TCP ? -ENOTSOCK : 0;
+    if (!result && (how < SHUT_RD || how > SHUT_RDWR))
+        result = -EINVAL;
+    if (!result)
+        result = s->state == IX_SOCK_CONNECTED ? shutdown_connection(p, s, how)
+                                               : shutdown_early(p, s, how);
+    if (!result)
+        ix_sock_wake(p, s, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+    ix_posix_leave(p);
+    return result;
 }
 
 /* Is there something for a linger to wait for: data or a FIN that is not acknowledged? */

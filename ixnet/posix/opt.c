@@ -15,6 +15,7 @@ enum {
     KEEPCNT = 9,
     BUF_MIN = 4608,  /* Linux: SOCK_MIN_SNDBUF */
     QUICK_ACKS = 16, /* Linux: TCP_MAX_QUICKACKS */
+    SYN_RETRIES = 6, /* Linux: tcp_syn_retries */
     MSS_MIN = 88,    /* Linux: TCP_MIN_MSS */
     MSS_MAX = 32767, /* Linux: MAX_TCP_WINDOW */
 };
@@ -66,7 +67,7 @@ void ix_sock_apply_options(struct ix_posix *p, struct ix_sock *s)
     if (s->opt.rcvbuf_set)
         (void)tell(p, s, IX_OPT_RCVBUF, s->opt.rcvbuf_bytes);
     if (s->opt.sndbuf_set)
-        (void)tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes);
+        (void)tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes + SNDBUF_OVER);
     if (s->opt.pacing != UINT64_MAX)
         (void)tell(p, s, IX_OPT_PACING, s->opt.pacing);
 }
@@ -142,7 +143,7 @@ static int set_socket(struct ix_posix *p, struct ix_sock *s, int name, int value
     case SO_SNDBUF:
         s->opt.sndbuf_bytes = buffer_bytes(value, ix_sock_sndbuf_max(p));
         s->opt.sndbuf_set = true;
-        return tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes);
+        return tell(p, s, IX_OPT_SNDBUF, s->opt.sndbuf_bytes + SNDBUF_OVER);
     case SO_RCVBUF:
         s->opt.rcvbuf_bytes = buffer_bytes(value, 1u << 30);
         s->opt.rcvbuf_set = true;
@@ -161,7 +162,13 @@ static int set_tcp(struct ix_posix *p, struct ix_sock *s, int name, int value)
     case TCP_CORK:
         s->opt.cork = value;
         return value ? 0 : tell(p, s, IX_OPT_NODELAY, s->opt.nodelay);
+    case TCP_SYNCNT:
+        if (value < 1 || value > 127)
+            return -EINVAL;
+        s->opt.syncnt = (uint8_t)value;
+        return 0;
     case TCP_QUICKACK:
+        s->opt.pingpong = !value;
         return tell(p, s, IX_OPT_QUICKACK, value ? QUICK_ACKS : 0);
     case TCP_KEEPIDLE:
         if (value < 1 || value > 32767)
@@ -370,6 +377,12 @@ static int get_tcp(const struct ix_posix *p, const struct ix_sock *s, int name, 
     case TCP_KEEPCNT:
         *value = (int)s->opt.keepcnt;
         return 0;
+    case TCP_SYNCNT:
+        *value = s->opt.syncnt ? s->opt.syncnt : SYN_RETRIES;
+        return 0;
+    case TCP_QUICKACK:
+        *value = !s->opt.pingpong;
+        return 0;
     case TCP_USER_TIMEOUT:
         *value = (int)s->opt.user_timeout_ms;
         return 0;
@@ -485,15 +498,19 @@ int ix_posix_fcntl(struct ix_posix *p, int fd, int command, long arg)
     return result;
 }
 
+enum { FIN_WAIT1 = 4, LAST_ACK = 9, CLOSING = 11 }; /* net/tcp_states.h */
+
 /* The kernel counts the FIN that is queued or under way as a byte (tcp_ioctl()). */
 static int queued(const struct ix_posix *p, const struct ix_sock *s, bool unsent, int *out)
 {
     struct ix_conn_info info;
     if (s->kind != IX_SOCK_TCP || s->state == IX_SOCK_LISTEN)
         return -EINVAL;
-    (void)ix_sock_info(p, s, &info);
+    uint8_t state = ix_sock_info(p, s, &info);
+    bool fin = state == FIN_WAIT1 || state == CLOSING || state == LAST_ACK;
     uint32_t sent = info.unacked_bytes < s->tx_bytes ? info.unacked_bytes : s->tx_bytes;
-    *out = (int)(unsent ? s->tx_bytes - sent : s->tx_bytes);
+    uint32_t waits = s->tx_bytes - sent;
+    *out = (int)(unsent ? waits + (waits && fin) : s->tx_bytes + fin);
     return 0;
 }
 

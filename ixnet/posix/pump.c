@@ -24,6 +24,7 @@ static void connected(struct ix_posix *p, struct ix_sock *s, const struct ix_eve
         s->state = IX_SOCK_DEAD;
         s->handle = 0;
         s->error = -event->status;
+        s->eof = s->wr_shut = true;
         ix_sock_wake(p, s, EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDHUP);
         return;
     }

@@ -231,6 +231,8 @@ ssize_t ix_posix_recvmsg(struct ix_posix *p, int fd, struct msghdr *msg, int fla
         result = -EBADF;
     else if (s->kind == IX_SOCK_EPOLL)
         result = -EINVAL;
+    else if (flags & MSG_OOB && s->kind == IX_SOCK_TCP)
+        result = -EINVAL; /* there never is urgent data */
     else if (flags & ~known)
         result = -EOPNOTSUPP;
     else if (flags & MSG_ERRQUEUE)

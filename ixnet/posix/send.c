@@ -237,21 +237,25 @@ static ssize_t not_sendable(struct ix_sock *s)
     return s->state == IX_SOCK_CONNECTING ? -EAGAIN : 0;
 }
 
-/* What one step of a write may add. With TCP_NOTSENT_LOWAT Linux looks, before it begins a buffer,
- * whether less than that is unsent, and fills the buffer: half of the peer's window, in whole
- * segments. */
+/* What one step of a write may add. Linux looks before it begins a buffer whether what is queued is
+ * less than SO_SNDBUF, and what is unsent less than TCP_NOTSENT_LOWAT, and then fills the buffer:
+ * half of the largest window that the peer has offered, in whole segments. */
 static uint32_t space_now(const struct ix_posix *p, const struct ix_sock *s)
 {
-    uint32_t space = ix_sock_space(s), most = lowat(p, s);
-    if (most == UINT32_MAX)
-        return space;
+    uint32_t most = lowat(p, s);
+    if (most == UINT32_MAX && !s->opt.sndbuf_set)
+        return ix_sock_space(s);
     struct ix_conn_info info;
     (void)ix_sock_info(p, s, &info);
     uint32_t mss = info.mss ? info.mss : 1, half = info.snd_wnd / 2, waits = unsent(p, s);
-    uint32_t goal = (half < 65535 ? half : 65535) / mss * mss;
+    uint32_t goal = (half < SNDBUF_OVER ? half : SNDBUF_OVER) / mss * mss;
     goal = goal > mss ? goal : mss;
-    uint32_t part = waits % goal, room = part ? goal - part : waits < most ? goal : 0;
-    return room < space ? room : space;
+    uint32_t part = waits % goal;
+    if (!s->opt.sndbuf_set) {
+        uint32_t space = ix_sock_space(s), room = part ? goal - part : waits < most ? goal : 0;
+        return room < space ? room : space;
+    }
+    return part ? goal - part : waits < most && ix_sock_space(s) ? goal : 0;
 }
 
 static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct msghdr *msg,
@@ -260,13 +264,14 @@ static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct m
     struct ix_sock_wait wait = {.deadline_ns = ix_posix_deadline(
                                     p, s->opt.sndtimeo_ns ? s->opt.sndtimeo_ns : IX_POSIX_NEVER)};
     struct from from = begin(msg);
-    bool block = !s->nonblock && !(flags & MSG_DONTWAIT);
+    bool block = !s->nonblock && !(flags & MSG_DONTWAIT), waited = false;
     size_t done = 0;
     ssize_t why = 0;
     s->users++;
     while (from.left || why == -EAGAIN) {
         why = not_sendable(s);
-        uint32_t space = space_now(p, s);
+        /* Linux: who waits is woken when a third of the buffer is free, not by less. */
+        uint32_t space = waited && !ix_sock_writable(p, s) ? 0 : space_now(p, s);
         uint32_t want = from.left < space ? (uint32_t)from.left : space;
         if (why == 0 && want) {
             uint16_t how = want < from.left   ? IX_SEND_MORE | IX_SEND_CORKED
@@ -277,6 +282,7 @@ static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct m
                 how |= IX_SEND_EOR;
             int taken = send_pieces(p, s, &from, want, how);
             if (taken > 0) {
+                waited = false;
                 done += (size_t)taken;
                 continue;
             }
@@ -287,6 +293,7 @@ static ssize_t send_stream(struct ix_posix *p, struct ix_sock *s, const struct m
         s->no_space |= why == -EAGAIN;
         if (why != -EAGAIN || !block || !s->fds || !ix_sock_wait(p, &wait))
             break;
+        waited = true;
     }
     ix_sock_wait_end(p, &wait);
     s->users--;

@@ -38,6 +38,8 @@ struct ix_sock_options {
     int linger_s;
     uint32_t keepidle_s, keepintvl_s, keepcnt;
     uint32_t user_timeout_ms, fin_wait_s; /* TCP_LINGER2; 0: the core's */
+    uint8_t syncnt;          /* TCP_SYNCNT; 0: the core's */
+    bool pingpong;           /* TCP_QUICKACK was turned off */
     uint32_t maxseg;         /* TCP_MAXSEG; 0: as the path has it */
     uint8_t tos, pmtudisc;   /* IP_TOS, IP_MTU_DISCOVER */
     bool rcvbuf_set, sndbuf_set, inq; /* SO_RCVBUF, SO_SNDBUF were set; TCP_INQ */
@@ -229,6 +231,8 @@ void ix_sock_drop_sent(struct ix_posix *p, struct ix_sock *s);
 /* No socket borrows more than a quarter of the send arena. */
 uint32_t ix_sock_sndbuf_max(const struct ix_posix *p);
 void ix_sock_acked(struct ix_posix *p, struct ix_sock *s, uint32_t bytes);
+/* A write may go beyond SO_SNDBUF by less than a buffer of Linux's. */
+#define SNDBUF_OVER 65535u
 /* Bytes that a write would take now. */
 uint32_t ix_sock_space(const struct ix_sock *s);
 /* Is there enough of it to call the socket writable? */

@@ -174,7 +174,8 @@ struct ix_call {
         struct {
             uint32_t rcvbuf_bytes; /* IX_OPT_RCVBUF; 0: the configuration's, and grows */
             uint16_t mss;          /* as IX_OPT_MSS */
-            uint16_t zero;
+            uint8_t syn_retries; /* SYNs after the first, at most 127; 0: 6 */
+            uint8_t zero;
         } open; /* CONNECT, on its way in */
     };
     uint64_t cookie;

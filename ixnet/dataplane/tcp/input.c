@@ -105,15 +105,12 @@ static void input_syn_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct 
 
 /* ---- the synchronized states, and SYN_RCVD: 3.10.7.4 -------------------- */
 
-/* RFC 7323 5.3: PAWS, and the timestamp that a connection with timestamps must carry. */
+/* RFC 7323 5.3: PAWS. A segment without its timestamp should be dropped (3.2); as on Linux it is
+ * judged by its numbers alone, or a middlebox that takes options away would end the connection. */
 static bool timestamp_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
 {
-    if (!(tcb->flags & IX_TF_TS) || hdr->flags & IX_TCP_RST)
+    if (!(tcb->flags & IX_TF_TS) || !hdr->has_ts || hdr->flags & IX_TCP_RST)
         return true;
-    if (!hdr->has_ts) {
-        tcp->counters->drop_tcp_paws++;
-        return false;
-    }
     if (ix_seq_lt(hdr->ts_val, tcb->ts_recent) &&
         tcp->now_ms - tcb->ts_recent_ms < (uint32_t)PAWS_VALID_MS) {
         tcp->counters->drop_tcp_paws++;

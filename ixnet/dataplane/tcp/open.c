@@ -188,6 +188,7 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
         return err;
     uint64_t hash = ix_tcp_hash(tcp, &key);
     if ((call->bytes && !ix_cc_known(call->bytes)) || call->open.zero ||
+        call->open.syn_retries > IX_SYN_RETRIES_MAX ||
         !ix_tcp_rcvbuf_ok(call->open.rcvbuf_bytes) || !ix_tcp_mss_ok(call->open.mss))
         return -IX_EINVAL;
     if (call->local_port && ix_tcp_find(tcp, &key, hash))
@@ -201,6 +202,7 @@ int ix_tcp_active_open(struct ix_tcp *tcp, struct ix_call *call)
         ix_cc_choose(tcb, (uint8_t)call->bytes);
     tcp->counters->tcp_active_opens++;
     offer(tcp, tcb, call->open.rcvbuf_bytes, call->open.mss);
+    tcb->syn_retries = call->open.syn_retries;
     call->handle = ix_tcb_handle(tcp, tcb);
     call->local_port = key.local_port;
     return 0;

@@ -81,6 +81,7 @@ enum {
     IX_CWND_MAX = 1 << 30, /* so that sums don't wrap */
     IX_PORT_COUNTERS = 64,         /* RFC 6056 3.3.4: a table of counters */
     IX_TCP_DUP_THRESH = 3,         /* DupThresh (RFC 5681 3.2, RFC 6675 section 2) */
+    IX_SYN_RETRIES_MAX = 127,      /* Linux: MAX_TCP_SYNCNT */
     IX_TCP_RTO_MAX_US = 120000000, /* RFC 6298 (2.5) allows any maximum of 60 s or more */
 };
 #define IX_PACE_BY_WINDOW UINT32_MAX
@@ -332,6 +333,7 @@ struct ix_tcb {
     uint8_t tos;           /* without the ECN bits */
     uint16_t accepted_by;  /* listener that counts it among its connections, plus 1; 0: none */
     uint8_t keepalive_probes; /* 0: default */
+    uint8_t syn_retries;   /* SYNs after the first; 0: default */
     bool records;          /* an extent of its queue had `eor` */
     uint32_t retransmits;  /* segments, in all */
     int32_t dead_status;   /* of the DEAD or CONNECTED event to come */

@@ -127,7 +127,8 @@ static bool out_of_patience(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32
 static void syn_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     bool active = tcb->state == IX_TCP_SYN_SENT, in_doubt = port_in_doubt(tcp, tcb);
-    uint32_t max = active ? SYN_RETRIES + (in_doubt ? PORT_TRIES : 0) : SYNACK_RETRIES;
+    uint32_t retries = tcb->syn_retries ? tcb->syn_retries : SYN_RETRIES;
+    uint32_t max = active ? retries + (in_doubt ? PORT_TRIES : 0) : SYNACK_RETRIES;
     if (active && ix_net_unreachable(tcp->net, tcb->key.family, &tcb->key.peer)) {
         ix_tcp_finish(tcp, tcb, -IX_EHOSTUNREACH);
         return;
