@@ -44,9 +44,21 @@ def test_batch_is_set_within_bounds(batch: int, result: int) -> None:
     assert stack.stats.batch_hist[taken] >= 1
 
 
-def test_batch_of_any_size_gives_the_same_stream() -> None:
+def crowd(stack: Stack, others: int) -> None:
+    """Half-open connections. A shard that has many fetches ahead what their frames need."""
+    for port in range(1000, 1000 + others):
+        Peer(stack, sport=port).put("S")
+        if port % 32 == 0:
+            stack.settle()
+    stack.settle()
+    assert stack.shard.tcp.in_use == others + 1
+
+
+@pytest.mark.parametrize("others", [0, 512])
+def test_batch_of_any_size_gives_the_same_stream(others: int) -> None:
     for batch in (1, 3, 64, 256):
-        stack, peer, handle = opened(batch=batch, fill_target=300)
+        stack, peer, handle = opened(batch=batch, fill_target=300, max_flows=2048, backlog=600)
+        crowd(stack, others)
         for i in range(150):
             peer.put("A", stream(10 * i, 10))
         stack.settle(200)
@@ -318,8 +330,10 @@ class LyingLink:
         self.ops.complete = complete
 
 
-def test_frames_that_were_never_given_are_not_taken() -> None:
-    stack, peer, _handle = opened()
+@pytest.mark.parametrize("others", [0, 512])
+def test_frames_that_were_never_given_are_not_taken(others: int) -> None:
+    stack, peer, _handle = opened(max_flows=2048, backlog=600)
+    crowd(stack, others)
     peer.send("PA", b"data")
     event = stack.expect("RECV")
     assert stack.shard.frames.meta[1000].owner == lib.IX_FRAME_FREE
@@ -330,6 +344,9 @@ def test_frames_that_were_never_given_are_not_taken() -> None:
         (stack.io.arena_frame * FRAME_BYTES, 60),  # the application's
         (stack.io.umem_bytes, 60),
         (2**63, 60),
+        (stack.io.umem_bytes - 59, 60),
+        (stack.io.umem_bytes - 1, 2**32 - 1),
+        (2**64 - 60, 60),
     )
     before = stack.counter("rx_frames")
     stack.poll()

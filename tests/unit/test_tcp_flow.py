@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.peer import Peer, Stack, opened
+from tests.unit.peer import Peer, Stack, ethernet, ipv4, opened, tcp_segment
 from tests.unit.san import ffi, lib
 
 
@@ -146,3 +146,36 @@ def test_many_connections_are_told_apart() -> None:
     for event in stack.events:
         assert event.data == str(event.cookie).encode()
     assert len(stack.events) == 200
+
+
+SEGMENT = tcp_segment((1, 2), 0, 0, 0x10, 0)
+
+
+def expected(stack: Stack, frame: bytes) -> int:
+    buffer = ffi.from_buffer("uint8_t[]", frame) if frame else ffi.new("uint8_t[1]")
+    return int(lib.ix_tcp_expect(ffi.addressof(stack.shard.tcp), buffer, len(frame)))
+
+
+def test_frame_to_come_is_expected_for_its_connection() -> None:
+    stack, peer, handle = opened()
+    frame = ethernet(ipv4(tcp_segment((peer.sport, peer.port), 0, 0, 0x10, 0), 6))
+    assert expected(stack, frame) == stack.tcb(handle).hash
+    lib.ix_tcp_prefetch(ffi.addressof(stack.shard.tcp), stack.tcb(handle).hash)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        ethernet(ipv4(SEGMENT, 6))[:53],
+        ethernet(ipv4(SEGMENT, 17)),
+        ethernet(b"\x46" + ipv4(SEGMENT, 6)[1:]),
+        ethernet(bytes(60), kind=0x86DD),
+    ],
+    ids=["empty", "short", "UDP", "options", "IPv6"],
+)
+def test_frame_to_come_that_is_not_plain_tcp_is_expected_for_nobody(frame: bytes) -> None:
+    stack = Stack()
+    assert expected(stack, frame) == 0
+    lib.ix_tcp_prefetch(ffi.addressof(stack.shard.tcp), 0)
+    lib.ix_tcp_prefetch(ffi.addressof(stack.shard.tcp), 2**64 - 1)

@@ -82,6 +82,33 @@ struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, ui
     return NULL;
 }
 
+uint64_t ix_tcp_expect(const struct ix_tcp *tcp, const uint8_t *frame, uint32_t bytes)
+{
+    const uint8_t *ip = frame + IX_ETH_BYTES, *ports = ip + IX_IPV4_BYTES;
+    if (bytes < IX_ETH_BYTES + IX_IPV4_BYTES + IX_TCP_BYTES || ip[0] != 0x45 ||
+        ip[IX_IPV4_PROTO_AT] != IX_PROTO_TCP)
+        return 0;
+    struct ix_flow_key key = {
+        .peer_port = ix_load_be16(ports), .local_port = ix_load_be16(ports + 2), .family = 4};
+    __builtin_memcpy(&key.peer.v4, ip + IX_IPV4_SRC_AT, 4);
+    __builtin_memcpy(&key.local.v4, ip + IX_IPV4_DST_AT, 4);
+    uint64_t hash = ix_tcp_hash(tcp, &key);
+    __builtin_prefetch(&tcp->table.buckets[(uint32_t)hash & tcp->table.bucket_mask]);
+    return hash;
+}
+
+void ix_tcp_prefetch(const struct ix_tcp *tcp, uint64_t hash)
+{
+    struct ix_flow_iter it = ix_flowtab_iter(&tcp->table, hash);
+    uint32_t flow = hash ? ix_flowtab_next(&tcp->table, &it) : IX_NONE;
+    if (flow == IX_NONE)
+        return;
+    const uint8_t *tcb = (const uint8_t *)&tcp->flows[flow];
+    for (uint32_t at = 0; at < sizeof(struct ix_tcb); at += IX_CACHE_LINE)
+        __builtin_prefetch(tcb + at);
+    __builtin_prefetch(&tcp->wheel->timers[flow * IX_TIMERS_PER_FLOW]);
+}
+
 struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle)
 {
     uint32_t index = ix_handle_index(handle);

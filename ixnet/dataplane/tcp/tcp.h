@@ -8,6 +8,11 @@
 size_t ix_tcp_arena_bytes(const struct ix_config *cfg);
 void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory);
 struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash);
+/* Hints for a frame that will come to input soon. The hash of the connection that it seems to be
+ * for, by headers that nobody has checked yet, with its bucket on the way to the cache; 0: none. */
+uint64_t ix_tcp_expect(const struct ix_tcp *tcp, const uint8_t *frame, uint32_t bytes);
+/* ... and then the TCB itself and its timers. */
+void ix_tcp_prefetch(const struct ix_tcp *tcp, uint64_t hash);
 /* The live connection that an application's handle names, or NULL. */
 struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle);
 /* A new TCB in the table, or NULL if the table is full (the oldest TIME_WAIT is given up for it).

@@ -9,10 +9,7 @@ enum {
     ID_AT = 4,
     FRAGMENT_AT = 6,
     TTL_AT = 8,
-    PROTO_AT = 9,
     CSUM_AT = 10,
-    SRC_AT = 12,
-    DST_AT = 16,
 
     DONT_FRAGMENT = 0x4000,
     MORE_FRAGMENTS = 0x2000,
@@ -37,13 +34,13 @@ enum ix_parse ix_ipv4_parse(const uint8_t *packet, size_t bytes, struct ix_ipv4 
         return IX_PARSE_CSUM;
 
     uint16_t fragment = ix_load_be16(packet + FRAGMENT_AT);
-    __builtin_memcpy(&out->src, packet + SRC_AT, 4);
-    __builtin_memcpy(&out->dst, packet + DST_AT, 4);
+    __builtin_memcpy(&out->src, packet + IX_IPV4_SRC_AT, 4);
+    __builtin_memcpy(&out->dst, packet + IX_IPV4_DST_AT, 4);
     out->total_bytes = (uint16_t)total_bytes;
     out->id = ix_load_be16(packet + ID_AT);
     out->frag_bytes = (uint16_t)((fragment & OFFSET_MASK) * 8);
     out->header_bytes = (uint8_t)header_bytes;
-    out->proto = packet[PROTO_AT];
+    out->proto = packet[IX_IPV4_PROTO_AT];
     out->ttl = packet[TTL_AT];
     out->tos = packet[TOS_AT];
     out->dont_fragment = fragment & DONT_FRAGMENT;

@@ -6,6 +6,8 @@
 #include "wire/parse.h"
 
 enum { IX_IPV4_BYTES = 20, IX_PROTO_ICMP = 1, IX_PROTO_TCP = 6, IX_PROTO_UDP = 17 };
+/* Where some fields lie (RFC 791 3.1). */
+enum { IX_IPV4_PROTO_AT = 9, IX_IPV4_SRC_AT = 12, IX_IPV4_DST_AT = 16 };
 /* The ECN field of the TOS byte (RFC 3168 section 5). */
 enum { IX_ECN_NOT_ECT = 0, IX_ECN_ECT1 = 1, IX_ECN_ECT0 = 2, IX_ECN_CE = 3, IX_ECN_MASK = 3 };
 
