@@ -20,7 +20,8 @@ from typing import Any
 from ixnet._memcached import ffi, lib
 from ixnet.control.config import FLOWS_DEFAULT, ConfigError, RunConfig
 from ixnet.control.errors import IxError
-from ixnet.control.nic import IpAddress, Nic
+from ixnet.control.nic import Nic
+from ixnet.control.xdp import IpAddress
 from ixnet.runtime import Program
 
 LIBRARY = Path(__file__).parent / "app_memcached.so"

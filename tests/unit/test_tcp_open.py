@@ -308,6 +308,33 @@ def test_flow_table_full_gives_up_the_oldest_time_wait() -> None:
     waiting[0].expect("R")
 
 
+def test_time_wait_that_has_something_to_say_is_passed_over_once() -> None:
+    """It leaves the list until it has said it: a flood of SYNs doesn't look at it each time."""
+    stack = Stack(listen=80, max_flows=3, max_half_open=3)
+    peers = [Peer(stack, sport=50000 + i) for i in range(3)]
+    for peer in peers:
+        stack.close(peer.connect())
+        peer.expect("FA")
+        peer.send("FA")
+        peer.expect("A")
+        stack.expect("DEAD")
+    tcp = stack.shard.tcp
+    assert tcp.time_wait == 3 and tcp.tw.head == peers[0].handle & 0xFFFFFFF
+    for peer in peers[:2]:
+        peer.put("A", b"late", seq=1)  # has to be acknowledged in this very cycle
+    Peer(stack, sport=60000).send("S")
+    assert stack.counters("drop_tcp_flows", "tcp_passive_opens")[0] == 0
+    assert tcp.time_wait == 2
+    listed, i = [], tcp.tw.head
+    while i != 0xFFFFFFFF:
+        listed.append(i)
+        i = tcp.flows[i].tw_next
+    assert listed == [p.handle & 0xFFFFFFF for p in peers[:2]], "they are back"
+    stack.sent.clear()
+    Peer(stack, sport=60001).send("S")
+    assert tcp.time_wait == 1 and stack.counter("drop_tcp_flows") == 0
+
+
 def test_time_wait_with_a_repeated_fin_is_no_longer_the_oldest() -> None:
     stack = Stack(listen=80, max_flows=2)
     peers = [Peer(stack, sport=50000 + i) for i in range(2)]

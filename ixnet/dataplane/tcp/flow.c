@@ -151,13 +151,22 @@ void ix_tcp_want_event(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t flags)
     list_append(tcp, &tcp->events, ix_tcb_index(tcp, tcb), offsetof(struct ix_tcb, ev_next));
 }
 
+/* Does nothing but the timer wait for it? */
+static bool is_idle(const struct ix_tcb *tcb)
+{
+    return tcb->flags & IX_TF_DETACHED && !tcb->pinned &&
+           !(tcb->flags & (IX_TF_ON_OUTPUT | IX_TF_ON_EVENTS));
+}
+
+/* The list has those alone that may be given up: so the first one is found at once. */
 static void tw_append(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t flow = ix_tcb_index(tcp, tcb);
+    if (tcb->flags & IX_TF_ON_TW || !is_idle(tcb))
+        return;
     tcb->tw_prev = tcp->tw.tail;
     list_append(tcp, &tcp->tw, flow, offsetof(struct ix_tcb, tw_next));
     tcb->flags |= IX_TF_ON_TW;
-    tcp->time_wait++;
 }
 
 static void tw_remove(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -173,20 +182,19 @@ static void tw_remove(struct ix_tcp *tcp, struct ix_tcb *tcb)
     else
         tcp->flows[tcb->tw_next].tw_prev = tcb->tw_prev;
     tcb->flags &= ~IX_TF_ON_TW;
-    tcp->time_wait--;
 }
 
 /* The table is full: the connection that has waited longest in TIME_WAIT makes room, as Linux's
- * does. */
+ * does. One that has to answer something meanwhile leaves the list until it has. */
 static bool reclaim_time_wait(struct ix_tcp *tcp)
 {
-    for (uint32_t i = tcp->tw.head; i != IX_NONE; i = tcp->flows[i].tw_next) {
-        struct ix_tcb *tcb = &tcp->flows[i];
-        if (!(tcb->flags & IX_TF_DETACHED) || tcb->pinned ||
-            (tcb->flags & (IX_TF_ON_OUTPUT | IX_TF_ON_EVENTS)))
-            continue;
-        ix_tcp_finish(tcp, tcb, 0);
-        return tcp->free_head != IX_NONE;
+    while (tcp->tw.head != IX_NONE) {
+        struct ix_tcb *tcb = &tcp->flows[tcp->tw.head];
+        if (is_idle(tcb)) {
+            ix_tcp_finish(tcp, tcb, 0);
+            return tcp->free_head != IX_NONE;
+        }
+        tw_remove(tcp, tcb);
     }
     return false;
 }
@@ -273,6 +281,7 @@ void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status)
         tcp->half_open--;
     if (tcb->state != IX_TCP_CLOSED && tcb->state != IX_TCP_TIME_WAIT)
         *(status ? &tcp->counters->tcp_aborted : &tcp->counters->tcp_closed) += 1;
+    tcp->time_wait -= tcb->state == IX_TCP_TIME_WAIT;
     tw_remove(tcp, tcb);
     cancel_timers(tcp, tcb);
     ix_tcp_leave_backlog(tcp, tcb);
@@ -303,25 +312,23 @@ void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb)
         ix_sendq_drop(tcp, tcb);
         ix_rec_drop(tcp, tcb);
         ix_tcp_leave_listener(tcp, tcb);
-        tw_append(tcp, tcb);
+        tcp->time_wait++;
         if (!(tcb->flags & IX_TF_DETACHED)) {
             tcb->dead_status = 0;
             ix_tcp_want_event(tcp, tcb, IX_TF_EV_DEAD);
         }
-    } else { /* a retransmitted FIN restarts the timer (RFC 9293 3.10.7.4): to the end of the list
-              */
-        tw_remove(tcp, tcb);
-        tw_append(tcp, tcb);
     }
+    /* A retransmitted FIN restarts the timer (RFC 9293 3.10.7.4): to the end of the list. */
+    tw_remove(tcp, tcb);
+    tw_append(tcp, tcb);
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + wait_ns);
 }
 
 void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    const uint32_t held = IX_TF_ON_OUTPUT | IX_TF_ON_EVENTS;
-    if (tcb->state != IX_TCP_CLOSED || tcb->hash == 0)
-        return;
-    if ((tcb->flags & held) || !(tcb->flags & IX_TF_DETACHED) || tcb->pinned)
+    if (IX_UNLIKELY(tcb->state == IX_TCP_TIME_WAIT))
+        tw_append(tcp, tcb);
+    if (tcb->state != IX_TCP_CLOSED || tcb->hash == 0 || !is_idle(tcb))
         return;
     uint32_t flow = ix_tcb_index(tcp, tcb);
     IX_ASSERT(tcb->wait_head == IX_NONE && tcb->ooo_head == IX_NONE && tcb->q_head == IX_NONE);
@@ -375,6 +382,10 @@ static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->state == IX_TCP_CLOSED && !(tcb->flags & (IX_TF_ON_EVENTS | IX_TF_ON_OUTPUT)) &&
         !tcb->pinned)
         return "tcp: a closed flow that nothing waits for";
+    if (tcb->flags & IX_TF_ON_TW && tcb->state != IX_TCP_TIME_WAIT)
+        return "tcp: a flow on TIME_WAIT's list is in another state";
+    if (tcb->state == IX_TCP_TIME_WAIT && is_idle(tcb) && !(tcb->flags & IX_TF_ON_TW))
+        return "tcp: a flow in TIME_WAIT that could be given up is not on the list";
     bool outstanding = ix_tcb_flight(tcb) > 0 && tcb->state != IX_TCP_TIME_WAIT;
     if (outstanding && !(tcb->flags & IX_TF_ON_OUTPUT) && tcb->state != IX_TCP_CLOSED &&
         !ix_wheel_armed(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_RTX)))

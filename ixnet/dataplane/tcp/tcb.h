@@ -403,7 +403,7 @@ struct ix_tcp {
 
     struct ix_flow_list output; /* have something to send */
     struct ix_flow_list events; /* have something to tell */
-    struct ix_flow_list tw;     /* TIME_WAIT, oldest first */
+    struct ix_flow_list tw;     /* in TIME_WAIT and nothing to say: oldest first */
 
     struct ix_pressure pressure;
 
