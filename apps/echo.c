@@ -41,6 +41,7 @@ struct conn {
     struct queue lent; /* oldest first: taken by SENDV and not acknowledged, then not taken */
     uint32_t unsent;   /* the first of them that is not wholly taken, or NONE */
     uint32_t acked;    /* bytes of the oldest that are acknowledged */
+    uint32_t room;     /* bytes that SENDV takes, as far as is known; UINT32_MAX: try */
     uint32_t next;     /* in the queue of those that have something to do, or free */
     uint8_t todo;      /* bits of enum todo */
     bool queued, open, closing, blocked;
@@ -91,6 +92,12 @@ static void push_busy(struct echo *e, uint32_t index, uint8_t todo)
     e->busy.tail = index;
 }
 
+/* Is there no use in SENDV before SENT comes? */
+static bool is_full(const struct conn *c)
+{
+    return c->blocked || c->room == 0;
+}
+
 /* ---- connections ----------------------------------------------------------- */
 
 static bool grow(struct echo *e)
@@ -118,7 +125,11 @@ static void on_knock(struct echo *e, const struct ix_event *ev)
     uint32_t index = e->free_conn;
     struct conn *c = &e->conns[index];
     e->free_conn = c->next;
-    *c = (struct conn){.handle = ev->handle, .lent = {NONE, NONE}, .unsent = NONE, .open = true};
+    *c = (struct conn){.handle = ev->handle,
+                       .lent = {NONE, NONE},
+                       .unsent = NONE,
+                       .room = UINT32_MAX,
+                       .open = true};
     push_busy(e, index, TODO_ACCEPT);
 }
 
@@ -139,7 +150,7 @@ static void on_recv(struct echo *e, const struct ix_event *ev)
     push_extent(e, &c->lent, ev->frame);
     if (c->unsent == NONE)
         c->unsent = ev->frame;
-    if (!c->blocked)
+    if (!is_full(c))
         push_busy(e, index, TODO_SEND);
 }
 
@@ -153,6 +164,7 @@ static void on_sent(struct echo *e, const struct ix_event *ev)
         push_extent(e, &e->done, frame);
     }
     c->blocked = false;
+    c->room = ev->window;
     if (c->unsent != NONE)
         push_busy(e, (uint32_t)ev->cookie, TODO_SEND);
 }
@@ -177,13 +189,15 @@ static void on_dead(struct echo *e, const struct ix_event *ev)
 
 /* ---- calls ------------------------------------------------------------------ */
 
-/* False: the array is full. */
+/* As far as there is room. False: the array is full. */
 static bool send_lent(struct echo *e, uint32_t index)
 {
     struct conn *c = &e->conns[index];
     struct ix_call *last = NULL;
     uint32_t shift = e->app->io->frame_shift;
-    for (uint32_t frame = c->unsent; frame != NONE; frame = e->extents[frame].next) {
+    uint64_t asked = 0;
+    for (uint32_t frame = c->unsent; frame != NONE && asked < c->room;
+         frame = e->extents[frame].next) {
         const struct extent *x = &e->extents[frame];
         struct ix_call *call = ix_app_call(e->app, IX_CALL_SENDV, c->handle);
         if (!call)
@@ -192,6 +206,7 @@ static bool send_lent(struct echo *e, uint32_t index)
             last->flags = IX_SEND_MORE;
         call->addr = ((uint64_t)frame << shift) + x->offset + x->taken;
         call->bytes = x->bytes - x->taken;
+        asked += call->bytes;
         e->call_conn[e->app->io->n_calls - 1] = index;
         last = call;
     }
@@ -257,6 +272,7 @@ static void on_taken(struct echo *e, struct conn *c, const struct ix_call *call)
     }
     struct extent *x = &e->extents[c->unsent];
     x->taken += (uint32_t)call->result;
+    c->room -= IX_MIN(c->room, (uint32_t)call->result);
     if (x->taken == x->bytes)
         c->unsent = x->next;
     else
@@ -282,10 +298,12 @@ static void look_at_results(struct echo *e, uint32_t n_calls)
         }
         on_taken(e, c, &io->calls[i]);
         /* Nothing is under way that would be acknowledged: ask again. */
-        if (c->blocked && c->lent.head == c->unsent && !e->extents[c->unsent].taken) {
+        if (is_full(c) && c->unsent != NONE && c->lent.head == c->unsent &&
+            !e->extents[c->unsent].taken) {
             c->blocked = false;
+            c->room = UINT32_MAX;
             push_busy(e, index, TODO_SEND);
-        } else if (c->todo || (c->unsent != NONE && !c->blocked)) {
+        } else if (c->todo || (c->unsent != NONE && !is_full(c))) {
             push_busy(e, index, TODO_SEND);
         }
     }

@@ -172,6 +172,11 @@ class EventBatch:
         return self._bytes[: self.count]
 
     @property
+    def windows(self) -> memoryview:
+        """Bytes that send() takes now, of SENT; no meaning elsewhere."""
+        return self._frames[: self.count]
+
+    @property
     def statuses(self) -> memoryview:
         """0 or -errno, of CONNECTED and DEAD; no meaning elsewhere."""
         return self._statuses[: self.count]

@@ -282,16 +282,25 @@ static bool flush_options(struct ix_bev *bev)
     return true;
 }
 
-/* A SENDV for each extent of output. They stay in output until the results are known, which is
- * before the application runs again. */
+/* Is there no use in SENDV before SENT comes? */
+static bool waits_for_sent(const struct ix_bev *bev)
+{
+    return bev->inflight.bytes && (bev->blocked || bev->room == 0);
+}
+
+/* A SENDV for each extent of output that there is room for. They stay in output until the results
+ * are known, which is before the application runs again. */
 static bool flush_output(struct ix_bev *bev)
 {
     const struct ix_io *io = bev->loop->app->io;
     struct ix_evextent **at = &bev->output.head;
     struct ix_call *last = NULL;
+    uint64_t asked = 0;
     bev->blocked = 0;
+    if (!bev->inflight.bytes)
+        bev->room = UINT32_MAX;
     /* A single connection gets at most a quarter of the array. */
-    for (uint32_t quota = io->max_calls / 4; *at && quota; quota--) {
+    for (uint32_t quota = io->max_calls / 4; *at && quota && asked < bev->room; quota--) {
         struct ix_evextent *e = ix_evbuffer_sendable(&bev->output, at);
         if (!e) {
             /* Others hold the arena, and nothing of this connection's will say when to go on. */
@@ -306,6 +315,7 @@ static bool flush_output(struct ix_bev *bev)
             last->flags |= IX_SEND_MORE;
         call->addr = (uint64_t)(e->data - io->umem);
         call->bytes = e->bytes;
+        asked += e->bytes;
         last = call;
         at = &e->next;
     }
@@ -354,8 +364,7 @@ bool ix_bev_flush(struct ix_bev *bev)
         return true;
     if (bev->options && !flush_options(bev))
         return false;
-    bool waits = bev->blocked && bev->inflight.bytes;
-    if (bev->output.bytes && bev->enabled & IX_BEV_WRITE && !waits) {
+    if (bev->output.bytes && bev->enabled & IX_BEV_WRITE && !waits_for_sent(bev)) {
         if (bev->write_timeout_ns && !bev->inflight.bytes) {
             bev->last_write_ns = bev->loop->app->now_ns;
             arm(bev);
@@ -386,10 +395,11 @@ void ix_bev_sent_to_dataplane(struct ix_bev *bev, const struct ix_call *call)
         fail(bev, EPROTO);
         return;
     }
+    bev->room -= IX_MIN(bev->room, taken);
     if (taken < call->bytes)
         bev->blocked = 1;
     /* Back-pressure is over when SENT comes; without anything in flight, ask again next time. */
-    if (!bev->blocked ? bev->output.bytes || bev->todo : !bev->inflight.bytes)
+    if (bev->output.bytes ? !waits_for_sent(bev) : bev->todo)
         queue(bev);
     if (taken && bev->wants & IX_BEV_WRITE && bev->output.bytes <= bev->write_low)
         ix_evloop_due_write(bev->loop, bev);
@@ -445,9 +455,10 @@ void ix_bev_on_recv(struct ix_bev *bev, const struct ix_event *ev)
         refill_input(bev);
 }
 
-void ix_bev_on_sent(struct ix_bev *bev, uint64_t bytes)
+void ix_bev_on_sent(struct ix_bev *bev, uint64_t bytes, uint32_t window)
 {
     bev->inflight_acked += bytes;
+    bev->room = window;
     while (bev->inflight.head && bev->inflight_acked >= bev->inflight.head->bytes) {
         bev->inflight_acked -= bev->inflight.head->bytes;
         ix_evbuffer_drain(&bev->inflight, bev->inflight.head->bytes);

@@ -66,6 +66,7 @@ struct ix_bev {
     uint64_t inflight_acked;      /* bytes of inflight's first extent that SENT covered */
     uint64_t handle;              /* the dataplane's; meaningless unless connected */
     uint32_t index, generation;   /* this record's; together they are the cookie */
+    uint32_t room;                /* bytes that SENDV takes, as far as is known; UINT32_MAX: try */
     uint64_t read_low, read_high; /* watermarks, bytes; high 0: none */
     uint64_t write_low;
     uint16_t todo;     /* bits of ix_bev_todo */
@@ -129,7 +130,7 @@ void ix_bev_sent_to_dataplane(struct ix_bev *bev, const struct ix_call *call);
 void ix_bev_call_failed(struct ix_bev *bev, const struct ix_call *call);
 /* Events of the connection. */
 void ix_bev_on_recv(struct ix_bev *bev, const struct ix_event *ev);
-void ix_bev_on_sent(struct ix_bev *bev, uint64_t bytes);
+void ix_bev_on_sent(struct ix_bev *bev, uint64_t bytes, uint32_t window);
 void ix_bev_on_end(struct ix_bev *bev, int32_t status);
 void ix_bev_on_connected(struct ix_bev *bev, const struct ix_event *ev);
 void ix_bev_on_timer(struct ix_bev *bev);

@@ -350,7 +350,7 @@ static void book_events(struct ix_evloop *loop, uint32_t n)
             ix_bev_on_recv(bev, ev);
             break;
         case IX_EV_SENT:
-            ix_bev_on_sent(bev, ev->bytes);
+            ix_bev_on_sent(bev, ev->bytes, ev->window);
             break;
         case IX_EV_DEAD:
             ix_bev_on_end(bev, ev->status);

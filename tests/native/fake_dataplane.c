@@ -202,7 +202,12 @@ uint64_t ix_fake_ack(struct ix_fake *f, uint32_t conn, uint64_t bytes)
         unborrow(f, c);
     }
     c->acked = (uint32_t)total;
-    event(f, IX_EV_SENT, c)->bytes = (uint32_t)n;
+    struct ix_event *ev = event(f, IX_EV_SENT, c);
+    uint64_t held = c->borrowed_bytes - c->acked;
+    ev->bytes = (uint32_t)n;
+    ev->window = !f->sndbuf_bytes          ? UINT32_MAX
+                 : held < f->sndbuf_bytes ? (uint32_t)(f->sndbuf_bytes - held)
+                                          : 0;
     return n;
 }
 

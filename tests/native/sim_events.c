@@ -267,6 +267,7 @@ static void on_sent(struct sim_world *w, struct sim_side *side, struct sim_end *
     REQUIRE(w, end, ev->bytes > 0, "SENT of nothing");
     REQUIRE(w, end, ev->bytes <= end->tx_accepted - end->tx_sent, "SENT of %u bytes, %u borrowed",
             ev->bytes, end->tx_accepted - end->tx_sent);
+    REQUIRE(w, end, ev->window <= side->cfg.sndbuf_max_bytes, "a window of %u bytes", ev->window);
     end->tx_sent += ev->bytes;
     end->sent_of_head += ev->bytes;
     while (end->chunk_head != IX_NONE && end->sent_of_head >= side->chunks[end->chunk_head].bytes) {

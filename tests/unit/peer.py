@@ -259,6 +259,7 @@ class Event:
     cookie: int
     bytes: int
     status: int
+    window: int
     frame: int
     offset: int
     data: bytes
@@ -520,6 +521,7 @@ class Stack:
             cookie=int(e.cookie),
             bytes=int(e.bytes),
             status=int(e.status) if kind in ("CONNECTED", "DEAD") else 0,
+            window=int(e.window) if kind == "SENT" else 0,
             frame=int(e.frame) if kind in ("RECV", "UDP_RECV", "UDP_SENT") else 0,
             offset=int(e.offset),
             data=bytes(ffi.buffer(self.io.umem + at, e.bytes)) if lent else b"",

@@ -101,9 +101,10 @@ def test_send_limit_follows_twice_the_congestion_window() -> None:
     assert stack.stream(handle, 0, 60_000) == 2 * 14_600
     peer.take_all()
     peer.send("A")
-    stack.expect("SENT", bytes=14_600)
+    sent = stack.expect("SENT", bytes=14_600)
     cwnd = stack.info(handle).cwnd_bytes
     assert cwnd > 14_600
+    assert sent.window == 2 * cwnd - 14_600
     assert stack.stream(handle, 0, 100_000) == 2 * cwnd - 14_600
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.unit.peer import ECONNABORTED, ECONNRESET, Peer, Stack, opened, stream
 
+LONG = 300  # bytes; what is shorter shares a frame with what came before it
+
 
 def fill_up(stack: Stack, filler: int = 60) -> None:
     """Arms so many timers due now that only few events fit into the next cycle's array."""
@@ -96,15 +98,15 @@ def test_close_drops_what_was_not_delivered_and_sent_goes_on() -> None:
 def test_event_array_full_loses_nothing() -> None:
     stack, peer, _handle = opened(max_events=64, fill_target=256, batch=128)
     for i in range(200):
-        peer.put("A", stream(10 * i, 10))
+        peer.put("A", stream(LONG * i, LONG))
     got, polls = b"", 0
-    while len(got) < 2000:
+    while len(got) < 200 * LONG:
         stack.poll()
         polls += 1
         assert len(stack.events) <= 64 and polls < 10
         got += b"".join(e.data for e in stack.events)
         stack.events.clear()
-    assert got == stream(0, 2000)
+    assert got == stream(0, 200 * LONG)
     assert stack.counter("events_full") >= 2
     assert stack.deadline >= stack.now_ns
 
@@ -112,7 +114,7 @@ def test_event_array_full_loses_nothing() -> None:
 def test_event_array_full_wants_another_cycle_at_once() -> None:
     stack, peer, _handle = opened(max_events=64, batch=128)
     for i in range(100):
-        peer.put("A", stream(10 * i, 10))
+        peer.put("A", stream(LONG * i, LONG))
     stack.poll()
     assert len(stack.events) == 64
     assert stack.deadline <= stack.now_ns

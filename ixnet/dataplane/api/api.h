@@ -32,7 +32,7 @@ enum ix_event_type {
      * closed its half (FIN); there is nothing to give back. */
     IX_EV_RECV = 3,
     /* The peer acknowledged `bytes` more bytes: the oldest borrowed memory is
-     * the application's again. */
+     * the application's again. SENDV takes `window` bytes now. */
     IX_EV_SENT = 4,
     /* The connection is over and the handle void; everything borrowed by SENDV
      * is given back. What RECV lent is still the application's to give back.
@@ -56,7 +56,8 @@ struct ix_event {
     uint64_t handle; /* the connection, UDP endpoint or timer */
     uint64_t cookie; /* what the application gave with ACCEPT, CONNECT, TIMER_SET or the listener */
     union {
-        uint32_t frame; /* RECV, UDP_*: index of the UMEM frame */
+        uint32_t frame;  /* RECV, UDP_*: index of the UMEM frame */
+        uint32_t window; /* SENT: bytes */
         int32_t status; /* CONNECTED, DEAD: 0 or -errno; -ENOBUFS: reset as the one that held the
                          * most frames when none were left for others */
     };

@@ -43,6 +43,7 @@ static bool deliver_sent(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (!event)
         return false;
     event->bytes = tcb->sent_bytes;
+    event->window = ix_sendq_room(tcp, tcb);
     tcb->sent_bytes = 0;
     return true;
 }

@@ -5,11 +5,15 @@
  */
 #include "tcp/tcp.h"
 
-uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
+uint32_t ix_sendq_room(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     uint32_t limit = ix_tcp_send_limit(tcp, tcb);
-    uint32_t room = limit > tcb->queued_bytes ? limit - tcb->queued_bytes : 0;
-    uint32_t taken = IX_MIN(bytes, room);
+    return limit > tcb->queued_bytes ? limit - tcb->queued_bytes : 0;
+}
+
+uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
+{
+    uint32_t room = ix_sendq_room(tcp, tcb), taken = IX_MIN(bytes, room);
     /* Without a free extent not even what the last one could hold: the record before this may have
      * been refused for want of one, and the stream must not skip it. */
     if (taken == 0 || tcp->extent_free == IX_NONE)

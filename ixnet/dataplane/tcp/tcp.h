@@ -326,6 +326,8 @@ void ix_tcp_timer_fired(struct ix_tcp *tcp, uint32_t timer);
 uint32_t ix_tcp_rto_us(const struct ix_tcb *tcb);
 
 /* ---- sendq.c: borrowed memory */
+/* Bytes that append takes. */
+uint32_t ix_sendq_room(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
 uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes);
 /* The first `bytes` bytes were acknowledged: gives their extents up. */
 void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes);
