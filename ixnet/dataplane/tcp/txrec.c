@@ -131,22 +131,29 @@ void ix_rec_drop_first(struct ix_tcp *tcp, struct ix_tcb *tcb)
     give_back(tcp, tcb, i);
 }
 
-/* May two neighbours be one record? When a SACKed one was sent does not matter any more. */
-static bool alike(const struct ix_tx_rec *a, const struct ix_tx_rec *b)
+/* May two neighbours, `bytes` together, be one record? When a SACKed one was sent does not matter
+ * any more. The end of a SENDV stays one, but what fits into a segment is sent again in one, as
+ * Linux has it (tcp_retrans_try_collapse()). */
+static bool alike(const struct ix_tcb *tcb, const struct ix_tx_rec *a, const struct ix_tx_rec *b,
+                  uint32_t bytes)
 {
-    return a->state == b->state && (a->state == IX_TX_SACKED || !a->pushed) &&
-           (a->state == IX_TX_SACKED ||
-            (a->sent_us == b->sent_us && a->again == b->again && a->coarse == b->coarse));
+    if (a->state != b->state)
+        return false;
+    return a->state == IX_TX_SACKED ||
+           (a->sent_us == b->sent_us && a->again == b->again && a->coarse == b->coarse &&
+            (!a->pushed || bytes <= ix_tcb_mss(tcb)));
 }
 
 void ix_rec_join(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    uint32_t before = IX_NONE;
+    uint32_t before = IX_NONE, start = tcb->snd_una;
     for (uint32_t i = tcb->rec_head; i != IX_NONE;) {
         struct ix_tx_rec *r = &tcp->recs[i];
         uint32_t next = r->next;
-        if (!alike(r, next == IX_NONE ? &tcb->last : &tcp->recs[next])) {
+        const struct ix_tx_rec *behind = next == IX_NONE ? &tcb->last : &tcp->recs[next];
+        if (!alike(tcb, r, behind, behind->end - start)) {
             before = i;
+            start = r->end;
         } else { /* the one behind takes over its range */
             *(before == IX_NONE ? &tcb->rec_head : &tcp->recs[before].next) = next;
             if (next == IX_NONE)
