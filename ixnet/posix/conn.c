@@ -183,6 +183,8 @@ static int listen_on(struct ix_posix *p, struct ix_sock *s, int backlog)
         return err;
     err = ix_shard_listen(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
                           ix_sock_cookie(p, s), room + 1);
+    if (!err) /* payload may come before accept() */
+        err = ix_sock_listen_option(p, s, IX_OPT_QUICKACK, IX_SOCK_QUICK_ACKS);
     if (!err && s->opt.congestion)
         err = ix_sock_listen_option(p, s, IX_OPT_CONGESTION, s->opt.congestion);
     if (!err && s->opt.rcvbuf_set)

@@ -14,7 +14,6 @@ enum {
     KEEPINTVL_S = 75,  /* Linux: tcp_keepalive_intvl */
     KEEPCNT = 9,
     BUF_MIN = 4608,  /* Linux: SOCK_MIN_SNDBUF */
-    QUICK_ACKS = 16, /* Linux: TCP_MAX_QUICKACKS */
     SYN_RETRIES = 6, /* Linux: tcp_syn_retries */
     MSS_MIN = 88,    /* Linux: TCP_MIN_MSS */
     MSS_MAX = 32767, /* Linux: MAX_TCP_WINDOW */
@@ -55,7 +54,7 @@ void ix_sock_apply_options(struct ix_posix *p, struct ix_sock *s)
 {
     /* The core's default is a datacentre's, without Nagle's algorithm; a socket's is with it. */
     (void)tell(p, s, IX_OPT_NODELAY, s->opt.nodelay);
-    (void)tell(p, s, IX_OPT_QUICKACK, QUICK_ACKS);
+    (void)tell(p, s, IX_OPT_QUICKACK, IX_SOCK_QUICK_ACKS);
     if (s->opt.keepalive)
         (void)tell_keepalive(p, s);
     if (s->opt.user_timeout_ms)
@@ -76,7 +75,8 @@ int ix_sock_listen_option(struct ix_posix *p, const struct ix_sock *s, uint32_t 
                           uint64_t value)
 {
     bool known = option == IX_OPT_CONGESTION || option == IX_OPT_RCVBUF || option == IX_OPT_MSS ||
-                 option == IX_OPT_BACKLOG || option == IX_OPT_PACING;
+                 option == IX_OPT_BACKLOG || option == IX_OPT_PACING ||
+                 option == IX_OPT_QUICKACK;
     return known ? ix_shard_listen_option(p->cfg.shard, s->local.ip, s->local.family, s->local.port,
                                           option, value)
                  : 0;
@@ -169,7 +169,7 @@ static int set_tcp(struct ix_posix *p, struct ix_sock *s, int name, int value)
         return 0;
     case TCP_QUICKACK:
         s->opt.pingpong = !value;
-        return tell(p, s, IX_OPT_QUICKACK, value ? QUICK_ACKS : 0);
+        return tell(p, s, IX_OPT_QUICKACK, value ? IX_SOCK_QUICK_ACKS : 0);
     case TCP_KEEPIDLE:
         if (value < 1 || value > 32767)
             return -EINVAL;

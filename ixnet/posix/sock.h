@@ -13,6 +13,7 @@
 #include <pthread.h>
 
 #define IX_SOCK_NONE   UINT32_MAX
+#define IX_SOCK_QUICK_ACKS 16 /* Linux: TCP_MAX_QUICKACKS */
 #define IX_POSIX_NEVER UINT64_MAX
 
 enum ix_sock_kind { IX_SOCK_FREE = 0, IX_SOCK_TCP, IX_SOCK_UDP, IX_SOCK_EPOLL };

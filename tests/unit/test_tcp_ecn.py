@@ -203,6 +203,16 @@ def test_echo_reduces_once_a_window_and_says_cwr() -> None:
     assert stack.counter("tcp_ece_reductions") == 2
 
 
+def test_echo_on_the_ack_of_all_that_was_sent_reduces_too() -> None:
+    stack, peer = marking(congestion=lib.IX_CC_NEWRENO)
+    stack.stream(peer.handle, 0, MSS)
+    peer.take_all()
+    peer.send("AE", ack=MSS)
+    assert stack.info(peer.handle).cwnd_bytes == 5 * MSS
+    stack.stream(peer.handle, MSS, MSS)
+    assert "C" in peer.take().flags
+
+
 def test_echo_without_negotiation_is_ignored() -> None:
     stack, peer, handle = opened()
     stack.stream(handle, 0, 10 * MSS)

@@ -27,6 +27,19 @@ def test_hole_below_one_sacked_segment_is_lost_after_the_reordering_window() -> 
     assert stack.counters("tcp_rto", "tcp_tlp") == [0, 0]
 
 
+def test_probe_waits_for_a_delayed_ack_only_behind_a_lone_segment() -> None:
+    # 7.2: FlightSize is one segment; two that are short are two
+    stack, peer, handle = far()
+    stack.stream(handle, 0, 10)
+    alone_us = lib.ix_tlp_wait_us(ffi.addressof(stack.tcb(handle)))
+    stack.poll(ms=1)
+    stack.stream(handle, 10, 10)
+    assert len(peer.take_all()) == 2
+    srtt_us = stack.tcb(handle).srtt_us
+    assert alone_us == min(2 * srtt_us + 200_000, stack.info(handle).rto_us)
+    assert lib.ix_tlp_wait_us(ffi.addressof(stack.tcb(handle))) == 2 * srtt_us + 2000
+
+
 def test_reordered_segment_that_comes_in_time_is_not_sent_again() -> None:
     stack, peer, handle = flying()
     sack(peer, 0, (1, 3))

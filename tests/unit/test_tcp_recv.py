@@ -342,7 +342,7 @@ def test_sack_blocks_begin_with_the_latest() -> None:
     # RFC 2018 section 4
     _stack, peer, _handle = opened(sack_ok=True)
     a, b, c = (100, 200), (300, 400), (500, 600)
-    for block, wanted in [(a, [a]), (c, [c, a]), (b, [b, a, c])]:
+    for block, wanted in [(a, [a]), (c, [c, a]), (b, [b, c, a])]:
         send_stream(peer, *block)
         assert list(peer.expect("A", ack=0).sack) == wanted
     send_stream(peer, 200, 300)  # joins a and b
@@ -353,6 +353,17 @@ def test_sack_blocks_begin_with_the_latest() -> None:
     assert list(peer.expect("A", ack=400).sack) == [(500, 700)]
     send_stream(peer, 400, 500)
     assert list(peer.expect("A", ack=700).sack) == []
+
+
+def test_sack_blocks_that_were_reported_before_follow_the_latest_first() -> None:
+    # RFC 2018 section 4: "repeating the most recently reported SACK blocks"
+    _stack, peer, _handle = opened(sack_ok=True)
+    blocks = [(start, start + 100) for start in (900, 100, 700, 300, 500)]
+    for count, block in enumerate(blocks, 1):
+        send_stream(peer, *block)
+        assert list(peer.expect("A").sack)[:3] == blocks[max(count - 3, 0) : count][::-1]
+    send_stream(peer, 1000, 1100)  # the oldest grows, and is the latest
+    assert list(peer.expect("A").sack)[:3] == [(900, 1100), (500, 600), (300, 400)]
 
 
 def test_sack_blocks_are_four_and_three_beside_a_timestamp() -> None:

@@ -140,7 +140,8 @@ enum ix_option {
     IX_OPT_TOS = 13,         /* DSCP (RFC 2474) of its segments, as in the TOS byte */
     IX_OPT_FIN_WAIT_NS = 14, /* closed: how long the peer's FIN is waited for; 0: 60 s */
     /* So many data segments are acknowledged without delay, unless the application answers one
-     * before; an ACK that waits goes at once (default 0) */
+     * before; an ACK that waits goes at once (default 0). Of a listener: its connections begin
+     * with it */
     IX_OPT_QUICKACK = 16,
     /* What leaves is spread over the round trip, by window and round-trip time, and is not more
      * than so many bytes a second; from UINT32_MAX on by those alone; 0: not paced */

@@ -322,6 +322,8 @@ int ix_shard_listen_option(struct ix_shard *shard, const uint8_t *ip, uint8_t fa
         l->rcvbuf_bytes = (uint32_t)value;
     else if (option == IX_OPT_MSS && ix_tcp_mss_ok(value))
         l->mss = (uint16_t)value;
+    else if (option == IX_OPT_QUICKACK)
+        l->quick_acks = (uint8_t)IX_MIN(value, 255ull);
     else if (option == IX_OPT_PACING)
         l->pace_max = ix_pace_of_option(value), l->pace_set = true;
     else

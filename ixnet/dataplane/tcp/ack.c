@@ -93,7 +93,7 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
     const uint32_t elsewhere = IX_TF_RECOVERY | IX_TF_RTO | IX_TF_SACK;
     if (!(tcb->flags & elsewhere) && hdr->ack - tcb->recover > 1u << 30)
         tcb->recover = hdr->ack - 1; /* or after 2 GiB without a loss it would seem to lie ahead */
-    if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON))
+    if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON) && data && !(hdr->flags & IX_TCP_SYN))
         ix_ecn_acked(tcp, tcb, a->acked, hdr->flags);
 }
 

@@ -80,8 +80,7 @@ void ix_ecn_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t acked, uint8_
     if (again && ix_seq_geq(tcb->snd_una, tcb->cwr_end))
         tcb->ecn &= (uint8_t)~IX_ECNF_REDUCED; /* this ACK still speaks of what was out then */
     /* 6.1.2: once a window of data, and not on top of what a loss in it did. */
-    if (!ece || again || tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO) ||
-        ix_tcb_flight(tcb) == 0)
+    if (!ece || again || tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO))
         return;
     tcp->counters->tcp_ece_reductions++;
     ix_cc_marked(tcb);

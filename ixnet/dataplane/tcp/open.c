@@ -108,6 +108,7 @@ struct ix_tcb *ix_tcp_half_open(struct ix_tcp *tcp, struct ix_listener *listener
     tcb->snd_wnd = hdr->window;
     /* Until the neighbour is known the answer goes back to where the SYN came from. */
     tcb->dst = (struct ix_dst){.mac = pkt->eth.src, .valid = true, .provisional = true};
+    tcb->quick_acks = listener->quick_acks;
     if (listener->cc)
         ix_cc_choose(tcb, listener->cc);
     if (listener->pace_set)

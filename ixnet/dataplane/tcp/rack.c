@@ -140,8 +140,8 @@ uint32_t ix_tlp_wait_us(const struct ix_tcb *tcb)
         tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO | IX_TF_PERSIST) || tcb->sacked_bytes ||
         tcb->rack & IX_RACK_TLP_OUT || ix_tcb_flight(tcb) == 0)
         return 0;
-    uint32_t spare_us =
-        ix_tcb_flight(tcb) <= ix_tcb_mss(tcb) ? (uint32_t)MAX_ACK_DELAY_US : PTO_SPARE_US;
+    bool lone = ix_tcb_flight(tcb) <= ix_tcb_mss(tcb) && tcb->rec_head == IX_NONE;
+    uint32_t spare_us = lone ? (uint32_t)MAX_ACK_DELAY_US : PTO_SPARE_US;
     uint32_t wait_us = tcb->srtt_us ? 2 * tcb->srtt_us + spare_us : (uint32_t)PTO_UNKNOWN_US;
     return IX_MIN(wait_us, ix_tcp_rto_us(tcb)); /* in the timeout's place where that is sooner */
 }

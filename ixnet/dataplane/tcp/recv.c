@@ -262,25 +262,56 @@ static enum ooo_insert ooo_insert(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32
     return OOO_KEPT;
 }
 
+static bool holds(const struct ix_tcp_sack *run, uint32_t seq)
+{
+    return ix_seq_leq(run->start, seq) && ix_seq_lt(seq, run->end);
+}
+
+/* The blocks that were reported latest come first (RFC 2018 section 4). */
 uint32_t ix_tcp_sack_blocks(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
                             struct ix_tcp_sack *out, uint32_t max)
 {
-    uint32_t count = 0;
-    struct ix_tcp_sack run;
+    const uint32_t *latest = tcb->ooo_latest;
+    uint32_t count = 0, ranked = 0;
     for (uint32_t i = tcb->ooo_head; i != IX_NONE; i = *after_run(tcp, i)) {
-        run = (struct ix_tcp_sack){meta_of(tcp, i)->seq, run_end(tcp, i)};
-        bool latest =
-            ix_seq_leq(run.start, tcb->ooo_last_seq) && ix_seq_lt(tcb->ooo_last_seq, run.end);
-        if (latest) { /* the block of the latest arrival comes first (RFC 2018 section 4) */
-            for (uint32_t k = IX_MIN(count, max - 1); k > 0; k--)
-                out[k] = out[k - 1];
-            out[0] = run;
-            count = IX_MIN(count + 1, max);
-        } else if (count < max) {
-            out[count++] = run;
+        struct ix_tcp_sack run = {meta_of(tcp, i)->seq, run_end(tcp, i)};
+        uint32_t rank = 0, at = 0;
+        while (rank < IX_OOO_LATEST && !holds(&run, latest[rank]))
+            rank++;
+        if (rank == IX_OOO_LATEST) /* of the others the oldest data */
+            at = count;
+        for (uint32_t k = 0; rank < IX_OOO_LATEST && k < ranked; k++) {
+            uint32_t other = 0;
+            while (!holds(&out[k], latest[other]))
+                other++;
+            at += other < rank;
         }
+        if (at >= max)
+            continue;
+        for (uint32_t k = IX_MIN(count, max - 1); k > at; k--)
+            out[k] = out[k - 1];
+        out[at] = run;
+        count = IX_MIN(count + 1, max);
+        ranked = IX_MIN(ranked + (rank < IX_OOO_LATEST), max);
     }
     return count;
+}
+
+/* The latest arrival among what is out of order. */
+static void note_latest(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq)
+{
+    uint32_t *latest = tcb->ooo_latest, k = 0;
+    for (uint32_t i = tcb->ooo_head; i != IX_NONE; i = *after_run(tcp, i)) {
+        struct ix_tcp_sack run = {meta_of(tcp, i)->seq, run_end(tcp, i)};
+        if (!holds(&run, seq))
+            continue;
+        while (k < IX_OOO_LATEST - 1 && !holds(&run, latest[k]))
+            k++; /* its block moves up from there */
+        break;
+    }
+    for (; k > 0; k--)
+        latest[k] = latest[k - 1];
+    latest[0] = seq;
 }
 
 /* ---- data --------------------------------------------------------------- */
@@ -368,12 +399,12 @@ static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame,
         tcp->counters->drop_tcp_ooo_limit++;
     } else if ((inserted = ooo_insert(tcp, tcb, frame)) != OOO_OLD) {
         *kept = inserted == OOO_KEPT;
-        tcb->ooo_last_seq = meta->seq;
+        note_latest(tcp, tcb, meta->seq);
         tcp->counters->tcp_ooo++;
     } else {
         tcp->counters->tcp_dup_data++;
         ix_tcp_report_duplicate(tcp, tcb, meta->seq, meta->seq + meta->bytes);
-        tcb->ooo_last_seq = meta->seq; /* its block comes second (RFC 2883 4.1) */
+        note_latest(tcp, tcb, meta->seq); /* its block comes second (RFC 2883 4.1) */
     }
     /* RFC 5681 4.2: a duplicate ACK for each. With SACK one a batch says as much. */
     if (tcb->flags & IX_TF_SACK ||

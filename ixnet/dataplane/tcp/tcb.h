@@ -81,6 +81,7 @@ enum {
     IX_CWND_MAX = 1 << 30, /* so that sums don't wrap */
     IX_PORT_COUNTERS = 64,         /* RFC 6056 3.3.4: a table of counters */
     IX_TCP_DUP_THRESH = 3,         /* DupThresh (RFC 5681 3.2, RFC 6675 section 2) */
+    IX_OOO_LATEST = 3,             /* SACK blocks whose order of arrival is known */
     IX_SYN_RETRIES_MAX = 127,      /* Linux: MAX_TCP_SYNCNT */
     IX_TCP_RTO_MAX_US = 120000000, /* RFC 6298 (2.5) allows any maximum of 60 s or more */
 };
@@ -230,7 +231,8 @@ struct ix_tcb {
     uint32_t wait_head;     /* in-order frames whose RECV has not been delivered yet; IX_NONE */
     uint32_t wait_tail;
     uint32_t ooo_head;      /* out-of-order frames by sequence number; IX_NONE */
-    uint32_t ooo_last_seq;  /* sequence number of the latest arrival in it (first SACK block) */
+    uint32_t ooo_latest[IX_OOO_LATEST]; /* sequence numbers of the latest arrivals in it, one a
+                                           block: these are reported first */
     uint16_t ooo_count;
     uint16_t
         pinned; /* frames sent in place and not yet completed: the application's memory is in use */
@@ -346,6 +348,7 @@ struct ix_listener {
     uint16_t port;   /* 0: free */
     uint8_t family; /* 4, 6, or 0: both, then ip is all 0 */
     uint8_t cc; /* enum ix_congestion of its connections */
+    uint8_t quick_acks;    /* theirs, at first */
     uint16_t mss;          /* limit of theirs; 0: none */
     bool pace_set;         /* pace_max counts, not the configuration */
     uint32_t pace_max;     /* as ix_pace_choose() has it */
