@@ -218,7 +218,12 @@ class BufferEvent:
     def setwatermark(self, events: int, low: int = 0, high: int = 0) -> None:
         """EV_READ: readcb from low input bytes on, and input takes no more than high (0: no limit);
         more stays in the dataplane's window. EV_WRITE: writecb when output has fallen to low bytes.
+        Errors: ValueError for marks that can't be, such as a low one that input never reaches.
         """
+        if not (0 <= low < 1 << 32 and 0 <= high < 1 << 32):
+            raise ValueError(f"marks of {low} and {high} bytes can't be")
+        if events & EV_READ and 0 < high < low:
+            raise ValueError(f"input that stops at {high} bytes never has {low}")
         self._check(lib.ix_bev_set_watermark(self._c, events, low, high))
 
     def set_timeouts(self, read: float | None = None, write: float | None = None) -> None:

@@ -341,6 +341,22 @@ def test_a_listener_with_an_option_that_is_refused_listens_on_none(connections: 
     pair.end()
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(2, 1), (5000, 1000), (-1, 0), (0, -1), (1 << 32, 0), (0, 1 << 32)]
+)
+def test_watermarks_that_can_not_be_are_refused(low: int, high: int) -> None:
+    """A low mark above the high one was taken: input stopped, and the callback never ran."""
+    pair = Pair()
+    bev = event.BufferEvent(pair.base[1])
+    with pytest.raises(ValueError, match=str(low)):
+        bev.setwatermark(EV_READ, low, high)
+    bev.setwatermark(EV_READ, 5, 5)
+    bev.setwatermark(EV_READ, 5, 0)
+    bev.setwatermark(EV_WRITE, 5, 1)
+    bev.close()
+    pair.end()
+
+
 def test_timer_and_input_of_both_shards_are_due_in_one_dispatch() -> None:
     pair = Pair()
     pair.join()
