@@ -39,14 +39,16 @@ void ix_ctl_request(struct ix_shard *shard, const struct ix_ctl_msg *msg)
         shard->counters.ctl_full++;
 }
 
-static void abort_all(struct ix_shard *shard)
+void ix_shard_abort_some(struct ix_shard *shard)
 {
-    for (uint32_t i = 0; i < shard->cfg.max_flows; i++) {
-        struct ix_tcb *tcb = &shard->tcp.flows[i];
+    for (; shard->abort_left; shard->abort_left--) {
+        struct ix_tcb *tcb = &shard->tcp.flows[shard->cfg.max_flows - shard->abort_left];
         if (tcb->hash == 0 || tcb->state == IX_TCP_CLOSED || tcb->state == IX_TCP_TIME_WAIT)
             continue;
         if (!ix_net_tx_room(&shard->net))
             (void)ix_net_flush(&shard->net);
+        if (!ix_net_tx_room(&shard->net) || shard->frames.count[IX_FRAME_FREE] == 0)
+            return; /* goes on in the next cycle */
         ix_tcp_send_reset(&shard->tcp, tcb);
         ix_tcp_finish(&shard->tcp, tcb, -IX_ENETDOWN);
     }
@@ -93,7 +95,8 @@ static void apply(struct ix_shard *shard, const struct ix_ctl_msg *msg)
         net->carrier = msg->value;
         break;
     case IX_CTL_ABORT_ALL:
-        abort_all(shard);
+        shard->abort_left = shard->cfg.max_flows;
+        ix_shard_abort_some(shard);
         break;
     default:
         break;

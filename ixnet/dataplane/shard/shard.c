@@ -284,6 +284,8 @@ int ix_shard_poll(struct ix_shard *shard, uint64_t now_ns)
     begin(shard, now_ns);
     if (IX_UNLIKELY(shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE)))
         ix_shard_take_news(shard);
+    else if (IX_UNLIKELY(shard->abort_left))
+        ix_shard_abort_some(shard);
     uint32_t work = reclaim(shard);
     uint32_t n_calls = ix_shard_call_count(shard);
     work += n_calls;
@@ -326,7 +328,8 @@ uint64_t ix_shard_next_deadline(struct ix_shard *shard, uint64_t now_ns)
     bool stuck = shard->tx_out && (shard->net.tx_head != shard->net.tx_tail ||
                                    shard->frames.count[IX_FRAME_FREE] == 0);
     bool output = shard->tcp.output.head != IX_NONE || shard->net.tx_head != shard->net.tx_tail;
-    if ((output && !stuck) || shard->tcp.events.head != IX_NONE || shard->timers_due ||
+    if ((output && !stuck) || shard->abort_left || shard->tcp.events.head != IX_NONE ||
+        shard->timers_due ||
         ix_shard_call_count(shard) ||
         shard->news.head != __atomic_load_n(&shard->news.tail, __ATOMIC_ACQUIRE))
         return now_ns;

@@ -50,6 +50,7 @@ struct ix_shard {
 
     struct ix_app_timer *timers;
     uint32_t timer_free, timers_due;
+    uint32_t abort_left; /* flows that IX_CTL_ABORT_ALL has still to look at */
     struct ix_desc rx[IX_BATCH_MAX];
 };
 
@@ -67,6 +68,8 @@ void ix_shard_app_timer(struct ix_shard *shard, uint32_t index);
 void ix_shard_deliver_timers(struct ix_shard *shard);
 /* ---- ctl.c */
 void ix_shard_take_news(struct ix_shard *shard);
+/* IX_CTL_ABORT_ALL, as far as the link takes RSTs. */
+void ix_shard_abort_some(struct ix_shard *shard);
 /* ---- create.c */
 /* Where the TCBs lie in a shard's memory; cfg as ix_shard_bytes() left it. */
 const struct ix_tcb *ix_shard_flows(const void *memory, const struct ix_config *cfg);
