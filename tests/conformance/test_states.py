@@ -87,7 +87,7 @@ SYN_SENT
     A -> ESTABLISHED: syn-ack
 SYN_RCVD
     - -> LISTEN: ack exact; rst exact; rst left of window; rst outside; rst exact with
-        ack; data; data without ack; no flags; urg
+        ack; data without ack; no flags; urg
     R seq+1000 -> LISTEN: ack of unsent
     R seq-1 -> LISTEN: ack old
     R seq-1073741824 -> LISTEN: ack ancient
@@ -95,6 +95,7 @@ SYN_RCVD
         syn-ack; data outside; data old; fin again; fin outside; syn fin
     SA -> LISTEN: syn old
     A ack+1 -> LISTEN: fin
+    A ack+10 -> LISTEN: data
 ESTABLISHED
     - -> ESTABLISHED: ack exact; rst left of window; rst outside; data without ack; no flags;
         urg
@@ -151,7 +152,6 @@ TIME_WAIT
 """
 
 EMBRYONIC = "RFC 5961 4.2: challenged, as in the synchronized states; Linux resets"
-DELAYED = "acknowledged within 40 ms: quick ACKs begin with accept()"
 MACOS = "RFC 5961 3.2: off the left edge; Linux takes the RST that macOS sends after its FIN"
 AFTER_FIN = "RFC 9293 3.10.7.4 has this ignored; an ACK tells a confused peer where it is"
 CLOSING = (
@@ -164,7 +164,6 @@ TW_NO_ACK = "RFC 9293 3.10.7.4: without ACK it is dropped"
 DIFFERENCES: dict[tuple[str, str], tuple[str, str, str]] = {
     ("SYN_RCVD", "syn at left edge"): ("RA seq=0 ack+1", "LISTEN", EMBRYONIC),
     ("SYN_RCVD", "syn in window"): ("RA seq=0 ack+101", "LISTEN", EMBRYONIC),
-    ("SYN_RCVD", "data"): ("A ack+10", "LISTEN", DELAYED),
     ("SYN_RCVD", "syn fin"): ("RA seq=0 ack+2", "LISTEN", EMBRYONIC),
     ("CLOSE_WAIT", "rst left of window"): ("-", "CLOSED", MACOS),
     ("CLOSE_WAIT", "data"): ("-", "CLOSE_WAIT", AFTER_FIN),
