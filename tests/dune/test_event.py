@@ -29,8 +29,9 @@ SEEDS = None if os.environ.get("IX_CPYTHON") == "all" else 3
 
 def values(mark: pytest.Mark) -> Iterator[dict[str, Any]]:
     """What a parametrized test is run with."""
+    names = mark.args[0]
     for value in itertools.islice(mark.args[1], SEEDS):
-        yield {mark.args[0]: value}
+        yield {names: value} if isinstance(names, str) else dict(zip(names, value, strict=True))
 
 
 def every() -> Iterator[Any]:

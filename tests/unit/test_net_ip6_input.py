@@ -16,7 +16,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from tests.unit.peer import EADDRINUSE, EINVAL, LOCAL, REMOTE_MAC, Peer, Stack
+from tests.unit.peer import EADDRINUSE, EINVAL, ENETUNREACH, LOCAL, REMOTE_MAC, Peer, Stack
 from tests.unit.san import ffi, lib
 from tests.unit.six import LOCAL6, REMOTE6, colons, raw6, sent, stack6, to_us
 
@@ -77,13 +77,13 @@ def test_connect_to_ipv6_chooses_address_and_port() -> None:
     stack.expect("CONNECTED", status=0, cookie=5)
 
 
-@pytest.mark.parametrize("peer", ["::", "ff02::1"])
-def test_connect_to_nobody_or_a_group_is_refused(peer: str) -> None:
+@pytest.mark.parametrize(("peer", "error"), [("::", EINVAL), ("ff02::1", ENETUNREACH)])
+def test_connect_to_nobody_or_a_group_is_refused(peer: str, error: int) -> None:
     stack = stack6()
     call = stack.queue("CONNECT", family=6, peer_port=80)
     ffi.memmove(call.peer, raw6(peer), 16)
     stack.poll()
-    assert call.result == -EINVAL
+    assert call.result == -error
 
 
 def test_listener_of_both_families_takes_both() -> None:
