@@ -124,9 +124,15 @@ Measure = Callable[[Setting, Target], dict[str, Any]]
 
 
 def alternate(
-    setting: Setting, name: str, port: int, servers: Sequence[Server], measure: Measure
+    setting: Setting,
+    name: str,
+    port: int,
+    servers: Sequence[Server],
+    measure: Measure,
+    also: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Starts and measures the servers in turns; an entry a server, with its runs."""
+    """Starts and measures the servers in turns; an entry a server, with its runs. also: what else
+    has its turn in each round."""
     entries: list[dict[str, Any]] = [
         {"label": s.label, "target": f"{setting.host}:{port}", "runs": [], "slo": [], "sweep": []}
         for s in servers
@@ -140,6 +146,7 @@ def alternate(
                 entry["server"] = running.ready_line
                 found = measure(setting, Target(server.label, setting.host, port))
                 entry["slo" if "rate" in found else "runs"].append(found)
+        also()
     for entry in entries:
         if entry["runs"]:
             entry["median"] = median_run(entry["runs"])
@@ -230,16 +237,26 @@ def memcached_unloaded(setting: Setting) -> list[Figure]:
     return made
 
 
-def bare_frames(setting: Setting, name: str, frame_bytes: int) -> float:
-    """What the link can do: bare frames that come back a second, 128 on their way."""
-    how, rates = same_as_ixnet(setting.lab), []
-    for number in range(setting.rounds):
-        setting.say(f"{name}: round {number + 1} of {setting.rounds}: bare frames")
+class BareFrames:
+    """What the link can do: bare frames that come back a second, 128 on their way. Called once a
+    round."""
+
+    def __init__(self, setting: Setting, name: str, frame_bytes: int) -> None:
+        self._setting, self._name, self._bytes = setting, name, frame_bytes
+        self._rates: list[float] = []
+
+    def __call__(self) -> None:
+        setting, how = self._setting, same_as_ixnet(self._setting.lab)
+        setting.say(f"{self._name}: round {len(self._rates) + 1} of {setting.rounds}: bare frames")
         with reflector(setting.lab, SERVER_CORE, **how):
-            sent = {"bytes": frame_bytes, **how}
+            sent = {"bytes": self._bytes, **how}
             run = pingpong(setting.lab, CLIENT_CORE, 128, setting.seconds, **sent)
-            rates.append(run["per_second"])
-    return statistics.median(rates)
+            self._rates.append(run["per_second"])
+
+    @property
+    def per_second(self) -> float:
+        """Of the median round."""
+        return statistics.median(self._rates)
 
 
 def echo(setting: Setting) -> list[Figure]:
@@ -251,9 +268,10 @@ def echo(setting: Setting) -> list[Figure]:
         made: dict[str, Any] = run_once(setting, benchmark, target)
         return made
 
-    entries = alternate(setting, "echo", PORT, servers, measure)
+    bare = BareFrames(setting, "echo", FRAME_BYTES)
+    entries = alternate(setting, "echo", PORT, servers, measure, bare)
     kernel, ours = (entry["median"]["per_second"]["median"] for entry in entries)
-    limit = bare_frames(setting, "echo", FRAME_BYTES)
+    limit = bare.per_second
     return [
         Figure("echo", "echo, 128 connections", "/s", 3.0, ours, kernel, "kernel C epoll",
                entries=entries),
@@ -271,9 +289,10 @@ def connrate(setting: Setting) -> list[Figure]:
         made: dict[str, Any] = run_once(setting, benchmark, target)
         return made
 
-    entries = alternate(setting, "connrate", PORT, servers, measure)
+    bare = BareFrames(setting, "connrate", FRAME_BYTES)
+    entries = alternate(setting, "connrate", PORT, servers, measure, bare)
     kernel, ours = (entry["median"]["per_second"]["median"] for entry in entries)
-    limit = bare_frames(setting, "connrate", FRAME_BYTES) * 2 / CONNECTION_FRAMES
+    limit = bare.per_second * 2 / CONNECTION_FRAMES
     title = "connections opened, served, closed"
     return [
         Figure("connrate", title, "/s", 4.0, ours, kernel, "kernel C epoll", entries=entries),
@@ -292,12 +311,12 @@ def stream(setting: Setting) -> list[Figure]:
         made: dict[str, Any] = run_once(setting, benchmark, target, transport=transport)
         return made
 
-    entries = alternate(setting, "stream", PORT, servers, measure)
+    bare = BareFrames(setting, "stream", FULL_FRAME_BYTES)
+    entries = alternate(setting, "stream", PORT, servers, measure, bare)
     kernel, ours = (entry["median"]["bytes_per_second"]["median"] / 1e6 for entry in entries)
     title = "stream, one connection, 1 MiB messages, each way"
     versus = "kernel to kernel, offloads off"
-    frames = bare_frames(setting, "stream", FULL_FRAME_BYTES)
-    limit = frames * (FULL_FRAME_BYTES - HEADER_BYTES) / 1e6
+    limit = bare.per_second * (FULL_FRAME_BYTES - HEADER_BYTES) / 1e6
     return [
         Figure("stream", title, "MB/s", 1.0, ours, kernel, versus, entries=entries),
         Figure("stream", "stream, share of bare full frames", "MB/s", None, ours, limit,
