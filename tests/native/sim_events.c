@@ -278,10 +278,12 @@ static void on_sent(struct sim_world *w, struct sim_side *side, struct sim_end *
         sim_end_of(w, i)->blocked = false;
 }
 
-/* Was a connection of the end's side reset because frames were used up? */
+/* Was a connection of the end's side reset because frames were used up, and might it be? A small
+ * pool is used up by applications that pause, too. */
 static bool pressed(const struct sim_world *w, const struct sim_end *end)
 {
-    return w->c->greedy && w->side[end->side].shard->counters.tcp_pressure_resets;
+    bool may = w->c->greedy || w->c->side[end->side].pool_frames < SIM_POOL;
+    return may && w->side[end->side].shard->counters.tcp_pressure_resets;
 }
 
 /* May the connection have ended so? */

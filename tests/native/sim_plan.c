@@ -79,7 +79,7 @@ static void plan_congestion(uint64_t *r, struct ix_simd_case *c, bool faulty)
 
 static void plan_sizes(uint64_t *r, struct ix_simd_side *s)
 {
-    s->pool_frames = 1024;
+    s->pool_frames = SIM_POOL;
     s->arena_frames = (uint32_t)sim_log_range(r, 16, 256);
     s->fill_target = sim_chance(r, 300000) ? (uint32_t)sim_log_range(r, 8, 900) : 0;
     s->batch = sim_chance(r, 500000) ? 64 : (uint32_t)sim_log_range(r, 1, 256);
@@ -208,7 +208,7 @@ static void plan_world(uint64_t *r, struct ix_simd_case *c, bool faulty)
         struct ix_simd_side *s = &c->side[i];
         if (!sim_chance(r, 200000))
             continue;
-        s->pool_frames = (uint32_t)sim_log_range(r, IX_POOL_FRAMES_MIN, 1023);
+        s->pool_frames = (uint32_t)sim_log_range(r, IX_POOL_FRAMES_MIN, SIM_POOL - 1);
         if (s->fill_target > s->pool_frames / 2)
             s->fill_target = 0;
     }

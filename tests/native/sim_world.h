@@ -10,6 +10,7 @@ enum {
     SIM_BLOCK_BYTES = 256,  /* the arena is handed out in such pieces */
     SIM_PORT_FIRST = 40000, /* outgoing ports that shards choose themselves */
     SIM_PORT_LAST = 40999,
+    SIM_POOL = 1024, /* frames of a shard, or fewer where the plan has it so */
     SIM_SERVER_PORT = 80, /* listened to on both sides */
     SIM_CLOSED_PORT = 81, /* never listened to */
     SIM_GATEWAY = 0xfd,   /* the last byte of the addresses of routers next to the sides */
