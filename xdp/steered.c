@@ -279,8 +279,8 @@ static int follow_ranges(struct ix_steer *s, uint32_t kind)
     return 0;
 }
 
-int ix_steer_add_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
-                       uint16_t lo, uint16_t hi)
+static int set_range(struct ix_steer *s, uint8_t family, uint8_t proto, const uint8_t *addr,
+                     uint16_t lo, uint16_t hi, bool on)
 {
     struct ix_steer_range range;
     bool found;
@@ -288,29 +288,27 @@ int ix_steer_add_range(struct ix_steer *steer, uint8_t family, uint8_t proto, co
 
     if (e)
         return e;
-    i = find_range(steer, &range, &found);
+    i = find_range(s, &range, &found);
+    if (i < 0 && i != -ENOSPC)
+        return i;
+    if (found == on)
+        return on ? -EEXIST : -ENOENT;
     if (i < 0)
         return i;
-    if (found)
-        return -EEXIST;
-    e = write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
-    if (!e)
-        e = write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_LIVE);
-    return e ? e : follow_ranges(steer, ix_steer_kind(family, proto));
+    e = write_range(s, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
+    if (!e && on)
+        e = write_range(s, (uint32_t)i, &range, IX_STEER_RANGE_LIVE);
+    return e ? e : follow_ranges(s, ix_steer_kind(family, proto));
+}
+
+int ix_steer_add_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
+                       uint16_t lo, uint16_t hi)
+{
+    return set_range(steer, family, proto, addr, lo, hi, true);
 }
 
 int ix_steer_del_range(struct ix_steer *steer, uint8_t family, uint8_t proto, const uint8_t *addr,
                        uint16_t lo, uint16_t hi)
 {
-    struct ix_steer_range range;
-    bool found;
-    int i, e = make_range(&range, family, proto, addr, lo, hi);
-
-    if (e)
-        return e;
-    i = find_range(steer, &range, &found);
-    if (!found)
-        return i < 0 && i != -ENOSPC ? i : -ENOENT;
-    e = write_range(steer, (uint32_t)i, &range, IX_STEER_RANGE_FREE);
-    return e ? e : follow_ranges(steer, ix_steer_kind(family, proto));
+    return set_range(steer, family, proto, addr, lo, hi, false);
 }
