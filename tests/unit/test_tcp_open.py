@@ -287,6 +287,14 @@ def test_flow_table_full_drops_syns_and_counts() -> None:
     assert call.result == -ENOBUFS
 
 
+def to_time_wait(stack: Stack, peer: Peer, handle: int) -> None:
+    """Closes a connection from this side first, in order."""
+    stack.close(handle)
+    peer.expect("FA")
+    peer.send("FA")
+    peer.expect("A")
+
+
 def test_flow_table_full_gives_up_the_oldest_time_wait() -> None:
     stack = Stack(listen=80, max_flows=4)
     waiting = []
@@ -294,10 +302,7 @@ def test_flow_table_full_gives_up_the_oldest_time_wait() -> None:
         peer = Peer(stack, sport=50000 + i)
         handle = peer.connect()
         if i in (1, 2):
-            stack.close(handle)
-            peer.expect("FA")
-            peer.send("FA")
-            peer.expect("A")
+            to_time_wait(stack, peer, handle)
             waiting.append(peer)
             stack.events.clear()
     Peer(stack, sport=50009).connect()
@@ -313,10 +318,7 @@ def test_time_wait_that_has_something_to_say_is_passed_over_once() -> None:
     stack = Stack(listen=80, max_flows=3, max_half_open=3)
     peers = [Peer(stack, sport=50000 + i) for i in range(3)]
     for peer in peers:
-        stack.close(peer.connect())
-        peer.expect("FA")
-        peer.send("FA")
-        peer.expect("A")
+        to_time_wait(stack, peer, peer.connect())
         stack.expect("DEAD")
     tcp = stack.shard.tcp
     assert tcp.time_wait == 3 and tcp.tw.head == peers[0].handle & 0xFFFFFFF
@@ -339,10 +341,7 @@ def test_time_wait_with_a_repeated_fin_is_no_longer_the_oldest() -> None:
     stack = Stack(listen=80, max_flows=2)
     peers = [Peer(stack, sport=50000 + i) for i in range(2)]
     for peer in peers:
-        stack.close(peer.connect())
-        peer.expect("FA")
-        peer.send("FA")
-        peer.expect("A")
+        to_time_wait(stack, peer, peer.connect())
         stack.events.clear()
     peers[0].send("FA", seq=0)
     peers[0].expect("A")
