@@ -6,7 +6,9 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ixnet.bench.client import Client, load_file
@@ -110,23 +112,26 @@ def ping(
     argv = [protocol, *target.words, *words]
     if clock.path is not None:
         argv += ["--clock", str(clock.path)]
-    if client.transport == "ixnet":
-        name = f"ping-{os.getpid()}"
-        process = client.start(client.run_argv("ixping.so", argv, name, "--timestamps"))
-    else:
-        argv = [str(load_file("ixping")), *argv]
-        process = client.start(argv, client.cores[0] if client.cores else None)
+    # A file of its own: what ixnet prints meanwhile would come in between.
+    with tempfile.NamedTemporaryFile(prefix="ixnet-ping-") as file:
+        argv += ["--report", file.name]
+        if client.transport == "ixnet":
+            name = f"ping-{os.getpid()}"
+            process = client.start(client.run_argv("ixping.so", argv, name, "--timestamps"))
+        else:
+            argv = [str(load_file("ixping")), *argv]
+            process = client.start(argv, client.cores[0] if client.cores else None)
+        try:
+            out, _ = process.communicate(timeout=patience_s)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(f"the pings did not end in {patience_s:g} s") from error
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        text = Path(file.name).read_text()
     try:
-        out, _ = process.communicate(timeout=patience_s)
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"the pings did not end in {patience_s:g} s") from error
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    line = next((line for line in out.splitlines() if line.startswith("{")), "")
-    try:
-        report: dict[str, Any] = json.loads(line)
+        report: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise failure(f"no report of the pings: {out.strip()}") from error
     explain(report, clock, out)

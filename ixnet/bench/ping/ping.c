@@ -1,5 +1,6 @@
 #include "ping.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <netdb.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@ static __attribute__((noreturn)) void usage(const char *why)
     fprintf(stderr,
             "ixping: %s\n"
             "usage: ixping udp|tcp --host IP --port N [--bytes B] [--seconds T] [--warmup T]\n"
-            "              [--interval T] [--timeout T] [--clock /dev/ptpN]\n"
+            "              [--interval T] [--timeout T] [--clock /dev/ptpN] [--report FILE]\n"
             "              [--received auto|hardware|software]\n"
             "              [--transmitted auto|hardware|completion|software]\n",
             why);
@@ -58,6 +59,7 @@ void ping_parse(struct ping *p, int argc, char **argv)
         {"warmup", required_argument, NULL, 'w'},   {"interval", required_argument, NULL, 'i'},
         {"timeout", required_argument, NULL, 't'},  {"clock", required_argument, NULL, 'c'},
         {"received", required_argument, NULL, 'r'}, {"transmitted", required_argument, NULL, 'x'},
+        {"report", required_argument, NULL, 'o'},
         {NULL, 0, NULL, 0}};
     struct ping_options *o = &p->opt;
     const char *host = NULL, *port = NULL;
@@ -80,6 +82,8 @@ void ping_parse(struct ping *p, int argc, char **argv)
             o->timeout_s = number(optarg, 0.001, 60);
         else if (opt == 'c')
             o->clock = optarg;
+        else if (opt == 'o')
+            o->report = optarg;
         else if (opt == 'r')
             p->received.seen.wanted = source_of(optarg);
         else if (opt == 'x')
@@ -170,7 +174,7 @@ static void report_stamps(const struct ping_stamps *s, const char *name, FILE *o
             stamps_name(s->source), s->why, s->seen.error > 0 ? "false" : "true");
 }
 
-void ping_report(const struct ping *p, FILE *out)
+static void print_report(const struct ping *p, FILE *out)
 {
     fprintf(out,
             "{\"protocol\": \"%s\", \"bytes\": %u, \"sent\": %llu, \"lost\": %llu, "
@@ -189,4 +193,16 @@ void ping_report(const struct ping *p, FILE *out)
         fputs("}", out);
     }
     fputs("]}\n", out);
+}
+
+void ping_report(const struct ping *p)
+{
+    FILE *out = p->opt.report ? fopen(p->opt.report, "w") : stdout;
+    if (!out) {
+        fprintf(stderr, "ixping: %s: %s\n", p->opt.report, strerror(errno));
+        return;
+    }
+    print_report(p, out);
+    if (out == stdout ? fflush(out) : fclose(out))
+        fprintf(stderr, "ixping: the report: %s\n", strerror(errno));
 }

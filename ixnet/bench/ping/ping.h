@@ -25,6 +25,7 @@ struct ping_options {
     double seconds, warmup_s, interval_s; /* interval: between two pings; 0: at once */
     double timeout_s;                     /* for a reply */
     const char *clock; /* the NIC's, /dev/ptpN; NULL: it has none, or it is not wanted */
+    const char *report; /* a file; NULL: standard output */
 };
 
 /* Of one direction: whose stamps were asked for, seen and taken. */
@@ -71,7 +72,8 @@ bool ping_begin(struct ping *p, uint64_t now_ns);
 void ping_record(struct ping *p, uint32_t stage, uint64_t from_ns, uint64_t to_ns);
 /* The next message: none is like the one before. */
 void ping_next_message(struct ping *p);
-void ping_report(const struct ping *p, FILE *out);
+/* The report, one line of JSON, to where the options say. */
+void ping_report(const struct ping *p);
 uint64_t ping_clock_ns(void);
 
 #endif

@@ -470,8 +470,7 @@ int ix_app_main(struct ix_app *app, int argc, char **argv)
     run_pings();
     if (link)
         link->ops = plane.inner;
-    ping_report(p, stdout);
-    fflush(stdout);
+    ping_report(p);
     device_clock_close(&p->clock);
     int status = p->error[0] ? 1 : 0;
     free(p);

@@ -249,6 +249,6 @@ int main(int argc, char **argv)
     }
     close(fd);
     device_clock_close(&p.clock);
-    ping_report(&p, stdout);
+    ping_report(&p);
     return p.error[0] ? 1 : 0;
 }
