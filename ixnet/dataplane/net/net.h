@@ -214,6 +214,7 @@ void ix_icmp6_error(struct ix_net *net, const struct ix_packet *pkt, uint8_t typ
 void ix_icmp_port_unreachable(struct ix_net *net, const struct ix_packet *pkt);
 
 /* ---- output (output.c) */
+enum { IX_NET_TTL = 64 }; /* RFC 1122 3.2.1.7, IANA's default; IPv6's hop limit, too */
 static inline bool ix_net_tx_room(const struct ix_net *net)
 {
     return net->tx_tail < IX_TX_STAGE;
@@ -225,11 +226,40 @@ static inline uint8_t *ix_net_frame_ptr(const struct ix_net *net, uint32_t frame
 {
     return net->link->umem + ix_frame_addr(net->frames, frame);
 }
-/* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. The caller
- * has checked ix_net_tx_room(). tos: the header's byte of that name, ECN field included. */
-void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
-                    uint8_t proto, uint8_t tos, uint32_t src, uint32_t dst,
-                    const struct ix_mac *to);
+/* Stages a frame that is complete, `data` its first byte. The caller has checked ix_net_tx_room().
+ */
+static inline void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data,
+                                uint32_t bytes)
+{
+    IX_ASSERT(net->tx_tail < IX_TX_STAGE);
+    ix_frame_tx_begin(net->frames, frame);
+    struct ix_desc *desc = &net->tx[net->tx_tail++];
+    desc->addr = (uint64_t)(data - net->link->umem);
+    desc->len = bytes;
+    desc->flags = 0;
+    net->counters->tx_frames++;
+    net->counters->tx_bytes += bytes;
+}
+/* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. tos: the
+ * header's byte of that name, ECN field included. */
+static inline __attribute__((always_inline)) void
+ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4,
+                                  uint32_t l4_bytes, uint8_t proto, uint8_t tos, uint32_t src,
+                                  uint32_t dst, const struct ix_mac *to)
+{
+    uint8_t *packet = l4 - IX_IPV4_BYTES;
+    uint8_t *data = packet - IX_ETH_BYTES;
+    ix_ipv4_put(packet, &(struct ix_ipv4){.src = src,
+                                          .dst = dst,
+                                          .total_bytes = (uint16_t)(IX_IPV4_BYTES + l4_bytes),
+                                          .id = net->ip_id++,
+                                          .proto = proto,
+                                          .tos = tos,
+                                          .ttl = IX_NET_TTL,
+                                          .dont_fragment = true});
+    ix_eth_put(data, to, &net->mac, IX_ETH_IPV4);
+    ix_net_stage(net, frame, data, IX_ETH_BYTES + IX_IPV4_BYTES + l4_bytes);
+}
 /* The same with an IPv6 header. */
 void ix_net_output6(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
                     const struct ix_ipv6 *ip, const struct ix_mac *to);
@@ -238,9 +268,9 @@ void ix_net_output6_flow(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32
                          uint8_t proto, uint8_t tos, const struct ix_flow_key *key,
                          const struct ix_mac *to);
 /* Of either family. */
-static inline void ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4,
-                                 uint32_t l4_bytes, uint8_t proto, uint8_t tos,
-                                 const struct ix_flow_key *key, const struct ix_mac *to)
+static inline __attribute__((always_inline)) void
+ix_net_output(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes, uint8_t proto,
+              uint8_t tos, const struct ix_flow_key *key, const struct ix_mac *to)
 {
     if (IX_LIKELY(key->family == 4))
         ix_net_output4(net, frame, l4, l4_bytes, proto, tos, key->local.v4, key->peer.v4, to);
@@ -251,8 +281,6 @@ static inline uint32_t ix_ip_header_bytes(uint8_t family)
 {
     return family == 6 ? IX_IPV6_BYTES : IX_IPV4_BYTES;
 }
-/* Stages a frame that is complete, `data` its first byte. */
-void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint32_t bytes);
 /* Hands staged frames to the link. Returns how many went. */
 uint32_t ix_net_flush(struct ix_net *net);
 

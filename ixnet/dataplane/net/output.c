@@ -1,42 +1,12 @@
 /* The way out: headers, and the stage of frames that the cycle sends at its end. */
 #include "net/net.h"
 
-enum { TTL = 64 }; /* RFC 1122 3.2.1.7, IANA's recommended default; IPv6's hop limit, too */
-
 uint32_t ix_net_alloc(struct ix_net *net)
 {
     uint32_t frame = ix_frame_alloc(net->frames);
     if (IX_UNLIKELY(frame == IX_NONE))
         net->counters->tx_no_frame++;
     return frame;
-}
-
-void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_t *data, uint32_t bytes)
-{
-    IX_ASSERT(net->tx_tail < IX_TX_STAGE);
-    ix_frame_tx_begin(net->frames, frame);
-    net->tx[net->tx_tail++] =
-        (struct ix_desc){.addr = (uint64_t)(data - net->link->umem), .len = bytes};
-    net->counters->tx_frames++;
-    net->counters->tx_bytes += bytes;
-}
-
-void ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
-                    uint8_t proto, uint8_t tos, uint32_t src, uint32_t dst,
-                    const struct ix_mac *to)
-{
-    uint8_t *packet = l4 - IX_IPV4_BYTES;
-    uint8_t *data = packet - IX_ETH_BYTES;
-    ix_ipv4_emit(packet, &(struct ix_ipv4){.src = src,
-                                           .dst = dst,
-                                           .total_bytes = (uint16_t)(IX_IPV4_BYTES + l4_bytes),
-                                           .id = net->ip_id++,
-                                           .proto = proto,
-                                           .tos = tos,
-                                           .ttl = TTL,
-                                           .dont_fragment = true});
-    ix_eth_emit(data, &(struct ix_eth){.dst = *to, .src = net->mac, .type = IX_ETH_IPV4});
-    ix_net_stage(net, frame, data, IX_ETH_BYTES + IX_IPV4_BYTES + l4_bytes);
 }
 
 void ix_net_output6(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes,
@@ -47,7 +17,7 @@ void ix_net_output6(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4
     struct ix_ipv6 header = *ip;
     header.payload_bytes = (uint16_t)l4_bytes;
     ix_ipv6_emit(packet, &header);
-    ix_eth_emit(data, &(struct ix_eth){.dst = *to, .src = net->mac, .type = IX_ETH_IPV6});
+    ix_eth_put(data, to, &net->mac, IX_ETH_IPV6);
     ix_net_stage(net, frame, data, IX_ETH_BYTES + IX_IPV6_BYTES + l4_bytes);
 }
 
@@ -63,7 +33,7 @@ void ix_net_output6_flow(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32
 {
     struct ix_ipv6 ip = {.flow_label = flow_label(net, key),
                          .next = proto,
-                         .hop_limit = TTL,
+                         .hop_limit = IX_NET_TTL,
                          .traffic_class = tos};
     __builtin_memcpy(ip.src, key->local.b, 16);
     __builtin_memcpy(ip.dst, key->peer.b, 16);

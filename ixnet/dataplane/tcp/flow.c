@@ -60,6 +60,7 @@ void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory)
     tcp->recoveries = take(&at, sizeof(struct ix_recovery) * tcp->max_recoveries);
     for (uint32_t i = 0; i < cfg->max_flows; i++) {
         tcp->flows[i].generation = 1;
+        tcp->flows[i].index = i;
         tcp->flows[i].out_next = i + 1 < cfg->max_flows ? i + 1 : IX_NONE;
     }
     for (uint32_t i = 0; i < cfg->max_extents; i++)
@@ -212,6 +213,7 @@ struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uin
     *tcb = (struct ix_tcb){
         .key = *key,
         .generation = tcb->generation,
+        .index = flow,
         .hash = hash,
         .rcvbuf_bytes = tcp->cfg->rcvbuf_bytes,
         .drs_bytes = ix_cc_initial_window(IX_MSS_DEFAULT),

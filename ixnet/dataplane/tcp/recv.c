@@ -74,14 +74,10 @@ static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
     return space;
 }
 
-uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
+/* Offers more than `offered`, if there is room for a step more. */
+static __attribute__((noinline)) uint32_t open_window(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                                      uint32_t offered, uint32_t step)
 {
-    uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
-    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
-     */
-    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, ix_tcb_mss(tcb));
-    if (IX_LIKELY(offered && buffer_space(tcb) < offered + step))
-        return offered; /* most segments: no need to look closer */
     uint32_t space = window_space(tcp, tcb);
     if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_SYN_RCVD)
         space = IX_MIN(space, 65535u); /* SYNs carry it unscaled */
@@ -99,6 +95,17 @@ uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
     tcb->rcv_adv = tcb->rcv_nxt + space;
     return space;
+}
+
+uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
+    /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
+     */
+    uint32_t step = IX_MIN(tcb->rcvbuf_bytes / 2, ix_tcb_mss(tcb));
+    if (IX_LIKELY(offered && buffer_space(tcb) < offered + step))
+        return offered; /* most segments: no need to look closer */
+    return open_window(tcp, tcb, offered, step);
 }
 
 bool ix_tcp_window_update_due(const struct ix_tcp *tcp, const struct ix_tcb *tcb)

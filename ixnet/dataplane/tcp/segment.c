@@ -7,20 +7,47 @@ enum {
     CHALLENGE_MS = 500
 }; /* RFC 5961 section 7 leaves the limit open; Linux: tcp_invalid_ratelimit */
 
-static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_hdr *hdr)
+/* Is there something that lies out of order, or came twice, for SACK blocks to tell? */
+static bool sack_due(const struct ix_tcb *tcb)
 {
-    if (tcb->flags & IX_TF_TS) {
-        hdr->has_ts = true;
-        hdr->ts_val = tcp->now_ms + tcb->ts_offset;
-        hdr->ts_ecr = tcb->ts_recent;
-    }
-    if (hdr->flags & IX_TCP_SYN) {
+    return (tcb->ooo_head != IX_NONE || tcb->rack & IX_RACK_DSACK_DUE) && tcb->flags & IX_TF_SACK;
+}
+
+/* Fields that every segment with ACK has, and the timestamp; no other option. */
+static inline __attribute__((always_inline)) struct ix_tcp_hdr
+plain_header(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq, uint8_t flags,
+             uint32_t window)
+{
+    bool has_ts = tcb->flags & IX_TF_TS;
+    return (struct ix_tcp_hdr){
+        .src_port = tcb->key.local_port,
+        .dst_port = tcb->key.peer_port,
+        .seq = seq,
+        .ack = tcb->rcv_nxt,
+        .window = (uint16_t)IX_MIN(window, 65535u),
+        .flags = flags,
+        .wscale = -1,
+        .has_ts = has_ts,
+        .ts_val = has_ts ? tcp->now_ms + tcb->ts_offset : 0,
+        .ts_ecr = has_ts ? tcb->ts_recent : 0,
+    };
+}
+
+/* The header of a SYN, or of a segment with SACK blocks. Returns how long it is. */
+static __attribute__((noinline)) uint32_t long_header(const struct ix_tcp *tcp,
+                                                      const struct ix_tcb *tcb, uint32_t seq,
+                                                      uint8_t flags, uint32_t window,
+                                                      struct ix_tcp_hdr *hdr)
+{
+    *hdr = plain_header(tcp, tcb, seq, flags, window);
+    if (!(flags & IX_TCP_ACK))
+        hdr->ack = 0;
+    if (flags & IX_TCP_SYN) {
         hdr->mss = tcb->own_mss;
         /* A shift of 0 is said too: silence would forbid the peer's shift (RFC 7323 2.2). */
         hdr->wscale = tcb->flags & IX_TF_WSCALE ? (int8_t)tcb->rcv_wscale : -1;
         hdr->sack_ok = tcb->flags & IX_TF_SACK;
-    } else if (IX_UNLIKELY(tcb->ooo_head != IX_NONE || tcb->rack & IX_RACK_DSACK_DUE) &&
-               tcb->flags & IX_TF_SACK) {
+    } else if (sack_due(tcb)) {
         uint32_t max = tcb->flags & IX_TF_TS ? IX_SACK_BLOCKS_TX : IX_SACK_BLOCKS_RX;
         uint32_t n = 0;
         if (tcb->rack & IX_RACK_DSACK_DUE && tcp->dsack_flow == ix_tcb_index(tcp, tcb))
@@ -28,26 +55,7 @@ static void fill_options(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_tcp_h
         n += ix_tcp_sack_blocks(tcp, tcb, &hdr->sack[n], max - n);
         hdr->sack_count = (uint8_t)n;
     }
-}
-
-static struct ix_tcp_hdr header(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint8_t flags)
-{
-    struct ix_tcp_hdr hdr = {
-        .src_port = tcb->key.local_port,
-        .dst_port = tcb->key.peer_port,
-        .seq = seq,
-        .flags = flags,
-        .wscale = -1,
-    };
-    uint32_t window = ix_tcp_receive_window(tcp, tcb);
-    if (flags & IX_TCP_SYN) /* never scaled (RFC 7323 2.2) */
-        hdr.window = (uint16_t)IX_MIN(window, 65535u);
-    else
-        hdr.window = (uint16_t)IX_MIN(window >> tcb->rcv_wscale, 65535u);
-    if (flags & IX_TCP_ACK)
-        hdr.ack = tcb->rcv_nxt;
-    fill_options(tcp, tcb, &hdr);
-    return hdr;
+    return ix_tcp_header_bytes(hdr);
 }
 
 /* Can [at, at + bytes) leave from where it lies? Its headers are written just before it, so that
@@ -148,7 +156,16 @@ static void ack_sent(struct ix_tcp *tcp, struct ix_tcb *tcb, bool pure)
         tcb->rack &= (uint8_t)~IX_RACK_DSACK_DUE;
         tcp->counters->tcp_dsack_out++;
     }
-    tcp->counters->tcp_pure_acks += pure;
+    if (pure)
+        tcp->counters->tcp_pure_acks++;
+}
+
+/* What a connection with ECN says in a segment: flags, and its part of the IP header's TOS byte. */
+static uint8_t mark(struct ix_tcb *tcb, bool new_data, uint8_t *flags)
+{
+    if (!(*flags & (IX_TCP_SYN | IX_TCP_RST)))
+        *flags |= ix_ecn_flags(tcb, new_data);
+    return new_data && !(tcb->ecn & IX_ECNF_MUTE) ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
 }
 
 bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
@@ -158,19 +175,30 @@ bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, u
     struct placed placed;
     if (IX_UNLIKELY(!ix_net_tx_room(net) || !ix_net_dst_ready(net, &tcb->key, &tcb->dst)))
         return false;
-    bool new_data = bytes && !ix_seq_lt(seq, tcb->snd_max);
-    if (tcb->ecn & IX_ECNF_ON && !(flags & (IX_TCP_SYN | IX_TCP_RST)))
-        flags |= ix_ecn_flags(tcb, new_data);
-    struct ix_tcp_hdr hdr = header(tcp, tcb, seq, flags);
-    uint32_t header_bytes = ix_tcp_header_bytes(&hdr);
+    uint8_t tos = tcb->tos;
+    if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON))
+        tos |= mark(tcb, bytes && !ix_seq_lt(seq, tcb->snd_max), &flags);
+    uint32_t window = ix_tcp_receive_window(tcp, tcb), header_bytes;
+    bool plain = (flags & (IX_TCP_SYN | IX_TCP_ACK)) == IX_TCP_ACK && IX_LIKELY(!sack_due(tcb));
+    struct ix_tcp_hdr hdr;
+    if (!(flags & IX_TCP_SYN)) /* whose window is never scaled (RFC 7323 2.2) */
+        window >>= tcb->rcv_wscale;
+    if (plain)
+        header_bytes = ix_tcp_plain_bytes(tcb->flags & IX_TF_TS);
+    else
+        header_bytes = long_header(tcp, tcb, seq, flags, window, &hdr);
     uint32_t lower_bytes = ix_ip_header_bytes(tcb->key.family) + IX_ETH_BYTES;
     if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + lower_bytes, &placed))
         return false;
     uint8_t *segment = placed.payload - header_bytes;
-    ix_tcp_emit(segment, &hdr, ix_ip_sum(&tcb->key.local, tcb->key.family),
-                ix_ip_sum(&tcb->key.peer, tcb->key.family), bytes, placed.sum);
-    bool ect = new_data && (tcb->ecn & (IX_ECNF_ON | IX_ECNF_MUTE)) == IX_ECNF_ON;
-    uint8_t tos = tcb->tos | (ect ? IX_ECN_ECT0 : IX_ECN_NOT_ECT);
+    uint32_t src = ix_ip_sum(&tcb->key.local, tcb->key.family);
+    uint32_t dst = ix_ip_sum(&tcb->key.peer, tcb->key.family);
+    if (plain) {
+        struct ix_tcp_hdr brief = plain_header(tcp, tcb, seq, flags, window);
+        ix_tcp_emit_plain(segment, &brief, src, dst, bytes, placed.sum);
+    } else {
+        ix_tcp_emit(segment, &hdr, src, dst, bytes, placed.sum);
+    }
     ix_net_output(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos, &tcb->key,
                   &tcb->dst.mac);
     net->counters->tcp_out++;

@@ -11,6 +11,18 @@ uint32_t ix_sendq_room(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
     return limit > tcb->queued_bytes ? limit - tcb->queued_bytes : 0;
 }
 
+/* From the free list, which is not empty, to the end of the queue. */
+static void append_extent(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
+{
+    uint32_t at = tcp->extent_free;
+    struct ix_extent *new = &tcp->extents[at];
+    tcp->extent_free = new->next;
+    tcp->extents_used++;
+    *new = (struct ix_extent){.addr = addr, .bytes = bytes, .next = IX_NONE};
+    *(tcb->q_tail == IX_NONE ? &tcb->q_head : &tcp->extents[tcb->q_tail].next) = at;
+    tcb->q_tail = at;
+}
+
 uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes)
 {
     uint32_t room = ix_sendq_room(tcp, tcb), taken = IX_MIN(bytes, room);
@@ -18,23 +30,18 @@ uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, 
      * been refused for want of one, and the stream must not skip it. */
     if (taken == 0 || tcp->extent_free == IX_NONE)
         return 0;
-    uint32_t end = ix_tcb_data_end(tcb);
     struct ix_extent *tail = tcb->q_tail == IX_NONE ? NULL : &tcp->extents[tcb->q_tail];
-    uint32_t at = tcb->q_tail, offset = tail ? tail->bytes : 0;
+    uint32_t offset = 0;
     if (tail && !tail->eor && tail->addr + tail->bytes == addr &&
         tail->bytes <= INT32_MAX - taken) {
+        offset = tail->bytes;
         tail->bytes += taken;
     } else {
-        at = tcp->extent_free;
-        offset = 0;
-        tcp->extent_free = tcp->extents[at].next;
-        tcp->extents_used++;
-        tcp->extents[at] = (struct ix_extent){.addr = addr, .bytes = taken, .next = IX_NONE};
-        *(tail ? &tail->next : &tcb->q_head) = at;
-        tcb->q_tail = at;
+        append_extent(tcp, tcb, addr, taken);
     }
     if (tcb->cursor.extent == IX_NONE)
-        tcb->cursor = (struct ix_send_cursor){.seq = end, .extent = at, .offset = offset};
+        tcb->cursor = (struct ix_send_cursor){
+            .seq = ix_tcb_data_end(tcb), .extent = tcb->q_tail, .offset = offset};
     tcb->queued_bytes += taken;
     return taken;
 }
@@ -73,12 +80,10 @@ void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes)
             .seq = new_una, .extent = tcb->q_head, .offset = tcb->q_head_off};
 }
 
-struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+struct ix_send_cursor ix_sendq_walk(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
                                     uint32_t seq)
 {
     struct ix_send_cursor at = tcb->cursor;
-    if (at.extent != IX_NONE && at.seq == seq && at.offset < tcp->extents[at.extent].bytes)
-        return at;
     if (at.extent == IX_NONE || ix_seq_lt(seq, at.seq))
         at = (struct ix_send_cursor){
             .seq = tcb->snd_una, .extent = tcb->q_head, .offset = tcb->q_head_off};

@@ -329,6 +329,7 @@ struct ix_tcb {
     uint32_t fin_wait_ms;  /* 0: default */
     uint32_t pace_us;      /* when what was sent has left at the pace; 0: nothing was yet */
     uint32_t pace_max;     /* bytes a second; IX_PACE_BY_WINDOW: as the window has it */
+    uint32_t index;        /* its own among the flows; never changes */
     uint32_t short_end;    /* where the latest segment ended that was not full */
     uint32_t run_start;    /* where the latest run of several segments began (output.c) */
     uint16_t own_mss;      /* what our SYN says */
@@ -427,7 +428,8 @@ static inline uint64_t ix_tcp_hash(const struct ix_tcp *tcp, const struct ix_flo
 }
 static inline uint32_t ix_tcb_index(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
-    return (uint32_t)(tcb - tcp->flows);
+    (void)tcp;
+    return tcb->index;
 }
 static inline uint64_t ix_tcb_handle(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {

@@ -331,9 +331,18 @@ uint32_t ix_sendq_room(const struct ix_tcp *tcp, const struct ix_tcb *tcb);
 uint32_t ix_sendq_append(struct ix_tcp *tcp, struct ix_tcb *tcb, uint64_t addr, uint32_t bytes);
 /* The first `bytes` bytes were acknowledged: gives their extents up. */
 void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes);
-/* A cursor at sequence number seq. */
-struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
+/* A cursor at sequence number seq: the flow's own, or the queue is walked. */
+struct ix_send_cursor ix_sendq_walk(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
                                     uint32_t seq);
+static inline struct ix_send_cursor ix_sendq_seek(const struct ix_tcp *tcp,
+                                                  const struct ix_tcb *tcb, uint32_t seq)
+{
+    struct ix_send_cursor at = tcb->cursor;
+    if (IX_LIKELY(at.extent != IX_NONE && at.seq == seq &&
+                  at.offset < tcp->extents[at.extent].bytes))
+        return at;
+    return ix_sendq_walk(tcp, tcb, seq);
+}
 /* How many of `bytes` bytes from seq on belong to the record of the first (IX_SEND_EOR). */
 uint32_t ix_sendq_record(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq,
                          uint32_t bytes);

@@ -14,7 +14,5 @@ enum ix_parse ix_eth_parse(const uint8_t *frame, size_t bytes, struct ix_eth *ou
 
 void ix_eth_emit(uint8_t *frame, const struct ix_eth *eth)
 {
-    __builtin_memcpy(frame, eth->dst.b, sizeof eth->dst.b);
-    __builtin_memcpy(frame + SRC_AT, eth->src.b, sizeof eth->src.b);
-    ix_store_be16(frame + TYPE_AT, eth->type);
+    ix_eth_put(frame, &eth->dst, &eth->src, eth->type);
 }

@@ -17,7 +17,14 @@ struct ix_eth {
 };
 
 enum ix_parse ix_eth_parse(const uint8_t *frame, size_t bytes, struct ix_eth *out);
-/* Writes IX_ETH_BYTES bytes. */
+/* Writes IX_ETH_BYTES bytes. type: host order. */
+static inline void ix_eth_put(uint8_t *frame, const struct ix_mac *dst, const struct ix_mac *src,
+                              uint16_t type)
+{
+    __builtin_memcpy(frame, dst->b, sizeof dst->b);
+    __builtin_memcpy(frame + sizeof dst->b, src->b, sizeof src->b);
+    ix_store_be16(frame + sizeof dst->b + sizeof src->b, type);
+}
 void ix_eth_emit(uint8_t *frame, const struct ix_eth *eth);
 
 static inline bool ix_mac_equal(const struct ix_mac *a, const struct ix_mac *b)

@@ -1,18 +1,12 @@
 #include "wire/ipv4.h"
 
-#include "wire/put.h"
-
 /* Field offsets (RFC 791 3.1). */
 enum {
     TOS_AT = 1,
     TOTAL_AT = 2,
     ID_AT = 4,
     FRAGMENT_AT = 6,
-    TTL_AT = 8,
-    CSUM_AT = 10,
 
-    DONT_FRAGMENT = 0x4000,
-    MORE_FRAGMENTS = 0x2000,
     OFFSET_MASK = 0x1fff, /* in units of 8 bytes */
 };
 
@@ -41,23 +35,14 @@ enum ix_parse ix_ipv4_parse(const uint8_t *packet, size_t bytes, struct ix_ipv4 
     out->frag_bytes = (uint16_t)((fragment & OFFSET_MASK) * 8);
     out->header_bytes = (uint8_t)header_bytes;
     out->proto = packet[IX_IPV4_PROTO_AT];
-    out->ttl = packet[TTL_AT];
+    out->ttl = packet[IX_IPV4_TTL_AT];
     out->tos = packet[TOS_AT];
-    out->dont_fragment = fragment & DONT_FRAGMENT;
-    out->more_fragments = fragment & MORE_FRAGMENTS;
+    out->dont_fragment = fragment & IX_IPV4_DONT_FRAGMENT;
+    out->more_fragments = fragment & IX_IPV4_MORE_FRAGMENTS;
     return IX_PARSE_OK;
 }
 
 void ix_ipv4_emit(uint8_t *packet, const struct ix_ipv4 *ip)
 {
-    uint16_t fragment = (uint16_t)(ip->frag_bytes / 8 | (ip->dont_fragment ? DONT_FRAGMENT : 0) |
-                                   (ip->more_fragments ? MORE_FRAGMENTS : 0));
-    struct ix_put put = {.at = packet};
-    ix_put_be16x2(&put, (uint16_t)(0x4500 | ip->tos), ip->total_bytes);
-    ix_put_be16x2(&put, ip->id, fragment);
-    ix_put_be16x2(&put, (uint16_t)(ip->ttl << 8 | ip->proto), 0);
-    ix_put_raw32(&put, ip->src);
-    ix_put_raw32(&put, ip->dst);
-    uint16_t csum = ix_put_finish(&put);
-    __builtin_memcpy(packet + CSUM_AT, &csum, 2);
+    ix_ipv4_put(packet, ip);
 }

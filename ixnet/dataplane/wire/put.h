@@ -28,10 +28,14 @@ static inline void ix_put_be16x2(struct ix_put *put, uint16_t first, uint16_t se
     ix_put_be32(put, (uint32_t)first << 16 | second);
 }
 
-/* The value for the header's checksum field, as it lies in memory. */
+/* The value for the header's checksum field, as it lies in memory. A sum and itself with its halves
+ * exchanged add up, in each half, to both halves with the other one's carry. */
 static inline uint16_t ix_put_finish(const struct ix_put *put)
 {
-    return ix_csum_finish(ix_csum_fold(put->sum));
+    uint64_t sum = put->sum + (put->sum << 32 | put->sum >> 32);
+    uint32_t high = (uint32_t)(sum >> 32);
+    high += high << 16 | high >> 16;
+    return (uint16_t)~(high >> 16);
 }
 
 #endif

@@ -1,8 +1,5 @@
 #include "wire/tcp.h"
 
-#include "wire/ipv4.h"
-#include "wire/put.h"
-
 /* Field offsets (RFC 9293 3.1). */
 enum {
     DST_PORT_AT = 2,
@@ -11,7 +8,6 @@ enum {
     OFFSET_AT = 12,
     FLAGS_AT = 13,
     WINDOW_AT = 14,
-    CSUM_AT = 16,
     URGENT_AT = 18,
 };
 
@@ -32,7 +28,7 @@ enum {
     SACK_BLOCK_BYTES = 8,
     TS_BYTES = 10,
 
-    TS_PADDED_BYTES = 12,
+    TS_PADDED_BYTES = IX_TCP_TS_BYTES,
     WSCALE_MAX = 14, /* RFC 7323 2.3 */
     OPTIONS_MAX = IX_TCP_HEADER_MAX - IX_TCP_BYTES,
 };
@@ -40,6 +36,7 @@ enum {
 /* A timestamp as nearly every segment of a connection carries it (RFC 7323 appendix A), and
  * its two no-operations apart. */
 #define WORD_NOP_NOP_TS ((uint32_t)KIND_NOP << 24 | KIND_NOP << 16 | KIND_TS << 8 | TS_BYTES)
+IX_STATIC_ASSERT(WORD_NOP_NOP_TS == IX_TCP_TS_WORD, "written as it is read");
 /* The same in a SYN, where SACK-permitted takes the place of the no-operations. */
 #define WORD_SACK_OK_TS                                                                            \
     ((uint32_t)KIND_SACK_OK << 24 | SACK_OK_BYTES << 16 | KIND_TS << 8 | TS_BYTES)
@@ -232,15 +229,10 @@ static void put_syn_options(struct ix_put *put, const struct ix_tcp_hdr *tcp)
     }
 }
 
-static inline void put_options(struct ix_put *put, const struct ix_tcp_hdr *tcp)
+static void put_options(struct ix_put *put, const struct ix_tcp_hdr *tcp)
 {
-    if (tcp->has_ts) {
-        ix_put_be32(put, WORD_NOP_NOP_TS);
-        ix_put_be32(put, tcp->ts_val);
-        ix_put_be32(put, tcp->ts_ecr);
-    }
-    if (IX_LIKELY(tcp->sack_count == 0))
-        return;
+    if (tcp->has_ts)
+        ix_tcp_put_ts(put, tcp);
     uint32_t blocks = sack_blocks_sent(tcp);
     ix_put_be16x2(put, KIND_NOP << 8 | KIND_NOP,
                   (uint16_t)(KIND_SACK << 8 | (SACK_HEAD_BYTES + blocks * SACK_BLOCK_BYTES)));
@@ -254,19 +246,17 @@ uint32_t ix_tcp_emit(uint8_t *segment, const struct ix_tcp_hdr *tcp, uint32_t sr
                      uint32_t payload_bytes, uint32_t payload_sum)
 {
     uint32_t header_bytes = ix_tcp_header_bytes(tcp);
-    uint32_t pseudo = ix_csum_pseudo4(src, dst, IX_PROTO_TCP, header_bytes + payload_bytes);
-    struct ix_put put = {.at = segment, .sum = (uint64_t)pseudo + payload_sum};
-    ix_put_be16x2(&put, tcp->src_port, tcp->dst_port);
-    ix_put_be32(&put, tcp->seq);
-    ix_put_be32(&put, tcp->ack);
-    ix_put_be16x2(&put, (uint16_t)(header_bytes << 10 | tcp->flags), tcp->window);
-    ix_put_be16x2(&put, 0, tcp->urgent);
+    if (ix_tcp_is_plain(tcp)) {
+        ix_tcp_emit_plain(segment, tcp, src, dst, payload_bytes, payload_sum);
+        return header_bytes;
+    }
+    struct ix_put put =
+        ix_tcp_put_fixed(segment, tcp, header_bytes, src, dst, payload_bytes, payload_sum);
     if (tcp->flags & IX_TCP_SYN)
         put_syn_options(&put, tcp);
     else
         put_options(&put, tcp);
     IX_ASSERT(put.at == segment + header_bytes);
-    uint16_t csum = ix_put_finish(&put);
-    __builtin_memcpy(segment + CSUM_AT, &csum, 2);
+    ix_tcp_put_csum(&put, segment, tcp);
     return header_bytes;
 }
