@@ -209,11 +209,9 @@ static bool new_ends_run(const struct ix_tcp *tcp, struct ix_tcb *tcb, struct ru
 static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
 {
     struct run run = {0, 0};
-    for (;;) {
-        uint32_t unsent = unsent_bytes(tcb);
-        bool fin = fin_due(tcb);
-        if (unsent == 0 && !fin)
-            return true;
+    uint32_t unsent = unsent_bytes(tcb);
+    bool fin = fin_due(tcb);
+    while (unsent || fin) {
         uint32_t max = segment_max(tcb);
         bool probe = tcb->rack & IX_RACK_TLP_DUE; /* RFC 8985 7.3: whatever the window says */
         uint32_t room = IX_MIN(probe ? max : congestion_room(tcb, window), peer_room(tcb));
@@ -224,51 +222,63 @@ static bool send_data(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t window)
             bytes = ix_sendq_record(tcp, tcb, tcb->snd_max, bytes);
             record = bytes < whole;
         }
-        fin = fin && bytes == unsent;
-        if (bytes < max && !record && !(fin && unsent == 0) &&
+        bool all = bytes == unsent, last = fin && all;
+        if (bytes < max && !record && !(last && unsent == 0) &&
             (bytes == 0 || !short_segment_ok(tcb, bytes, unsent)))
             return true;
-        bool pushed = record || (bytes && bytes == unsent && !(tcb->flags & IX_TF_NO_PUSH));
+        bool pushed = record || (bytes && all && !(tcb->flags & IX_TF_NO_PUSH));
         bool push = pushed;
         if (pushed)
             run.count = 0;
         else if (bytes)
             push = new_ends_run(tcp, tcb, &run, unsent - bytes, room - bytes, max);
-        uint8_t flags = IX_TCP_ACK | (push ? IX_TCP_PSH : 0) | (fin ? IX_TCP_FIN : 0);
+        uint8_t flags = IX_TCP_ACK | (push ? IX_TCP_PSH : 0) | (last ? IX_TCP_FIN : 0);
         if (!ix_tcp_send_segment(tcp, tcb, tcb->snd_max, bytes, flags, true))
             return false;
-        sent_new(tcp, tcb, bytes, fin);
+        sent_new(tcp, tcb, bytes, last);
         tcb->last.pushed = pushed;
         if (bytes < max)
             tcb->short_end = tcb->snd_max;
         if (probe)
             ix_tlp_sent(tcp, tcb, false);
+        if (all) /* and with it the FIN */
+            break;
+        unsent -= bytes;
     }
+    return true;
+}
+
+/* Is cwnd all but full? */
+static bool fills_window(const struct ix_tcb *tcb, uint32_t spare)
+{
+    return ix_tcb_pipe(tcb) + spare >= tcb->cwnd;
 }
 
 /* What is lost, then what is new. False if some of it has to wait for the next cycle. */
 static bool send_stream(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     if (ix_tcb_flight(tcb) == 0 && tcb->srtt_us && !(tcp->cfg->without & IX_WITHOUT_IDLE_RESTART) &&
-        tcp->now_ms - tcb->last_tx_ms > tcb->rto_us / 1000)
+        (tcp->now_ms - tcb->last_tx_ms) * 1000ull > tcb->rto_us)
         ix_cc_restart_after_idle(tcp, tcb);
     bool paced = tcb->flags & IX_TF_PACED;
     uint32_t window = IX_UNLIKELY(paced) ? ix_pace_window(tcp, tcb) : tcb->cwnd;
-    uint32_t spare = 2 * ix_tcb_mss(tcb), before = tcb->snd_max, pipe = ix_tcb_pipe(tcb);
+    uint32_t before = tcb->snd_max, pipe = IX_UNLIKELY(paced) ? ix_tcb_pipe(tcb) : 0;
     bool repaired = !(tcb->lost_bytes || tcb->flags & IX_TF_REXMIT_ONE) ||
                     send_lost(tcp, tcb, window);
     bool all = repaired && send_data(tcp, tcb, window);
     if (tcb->snd_max != before)
         ix_tcp_arm_after_new(tcp, tcb);
+    bool near = fills_window(tcb, 2u * tcb->mss); /* options take a part of that */
+    bool limited = IX_UNLIKELY(near) && fills_window(tcb, 2 * ix_tcb_mss(tcb));
     if (IX_UNLIKELY(paced)) {
         bool more = tcb->lost_bytes || (peer_room(tcb) && unsent_bytes(tcb));
         ix_pace_sent(tcp, tcb, ix_tcb_pipe(tcb) - pipe, window, all && more);
         if (window < tcb->cwnd)
-            spare = ix_pace_spare(tcb);
+            limited = fills_window(tcb, ix_pace_spare(tcb));
     }
     /* Judged here, where it is known what there was to send: one batch can hold the ACKs of a
      * whole window. */
-    if (all && ix_tcb_pipe(tcb) + spare >= tcb->cwnd)
+    if (all && IX_UNLIKELY(limited))
         tcb->flags |= IX_TF_CWND_LIMITED;
     else if (all)
         tcb->flags &= ~IX_TF_CWND_LIMITED;
