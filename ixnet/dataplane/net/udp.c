@@ -211,19 +211,19 @@ enum ix_verdict ix_udp_input(struct ix_udp_table *udp, struct ix_packet *pkt)
 
 bool ix_net_sendable(const struct ix_net *net, uint64_t addr, uint32_t bytes)
 {
-    uint32_t shift = net->frames->frame_shift;
-    uint64_t arena = (uint64_t)net->frames->pool_frames << shift;
-    /* Not umem_bytes: the UMEM may end behind the last frame. */
-    uint64_t end = (uint64_t)net->frames->total << shift;
-    if (bytes == 0 || addr >= end || bytes > end - addr)
-        return false;
-    if (addr >= arena)
-        return true;
+    const struct ix_frames *frames = net->frames;
+    uint64_t frame = addr >> frames->frame_shift;
+    if (frame >= frames->pool_frames) {
+        /* Not umem_bytes: the UMEM may end behind the last frame. */
+        uint64_t end = (uint64_t)frames->total << frames->frame_shift;
+        return bytes && addr < end && bytes <= end - addr;
+    }
     /* A lent frame: exactly what was lent of it, nothing of its neighbours. */
-    const struct ix_frame *meta = &net->frames->meta[ix_frame_of(net->frames, addr)];
-    uint64_t offset = addr & (((uint64_t)1 << shift) - 1);
-    return meta->owner == IX_FRAME_APP && offset >= meta->offset &&
-           offset + bytes <= (uint64_t)meta->offset + meta->bytes;
+    const struct ix_frame *meta = &frames->meta[frame];
+    uint32_t offset = (uint32_t)(addr - (frame << frames->frame_shift));
+    uint32_t end = (uint32_t)meta->offset + meta->bytes;
+    return bytes && meta->owner == IX_FRAME_APP && offset >= meta->offset && offset <= end &&
+           bytes <= end - offset;
 }
 
 int ix_udp_send(struct ix_udp_table *udp, const struct ix_call *call)
