@@ -53,7 +53,8 @@ static inline uint32_t bytestream_start(uint64_t seed, uint64_t number)
 /* The position `bytes` bytes after another. */
 static inline uint32_t bytestream_after(uint32_t at, uint32_t bytes)
 {
-    return (uint32_t)(((uint64_t)at + bytes) % BYTESTREAM_PERIOD);
+    uint64_t after = (uint64_t)at + bytes;
+    return (uint32_t)(after < BYTESTREAM_PERIOD ? after : after % BYTESTREAM_PERIOD);
 }
 
 /* Up to BYTESTREAM_SLICE bytes from a position on. */

@@ -178,8 +178,11 @@ static bool call_sendv(struct load *l, uint32_t index)
         if (last)
             last->flags = IX_SEND_MORE;
         last = call_for(l, index, IX_CALL_SENDV, true);
-        last->addr = piece_addr(id) + plane.pieces[id].taken;
-        last->bytes = plane.pieces[id].bytes - plane.pieces[id].taken;
+        const struct piece *p = &plane.pieces[id];
+        last->addr = piece_addr(id) + p->taken;
+        last->bytes = p->bytes - p->taken;
+        if (p->next == NONE && c->unsent == NONE)
+            return true;
     }
 }
 
@@ -195,12 +198,14 @@ static bool call_close(struct load *l, uint32_t index, uint16_t flags)
 static bool run_todo(struct load *l, uint32_t index)
 {
     struct conn *c = &l->conns[index];
-    if (c->todo & TODO_CONNECT && !call_connect(l, index))
-        return false;
-    c->todo &= (uint8_t)~TODO_CONNECT;
-    if (c->todo & TODO_ABORT && !call_for(l, index, IX_CALL_ABORT, false))
-        return false;
-    c->todo &= (uint8_t)~TODO_ABORT; /* DEAD follows */
+    if (c->todo & (TODO_CONNECT | TODO_ABORT)) {
+        if (c->todo & TODO_CONNECT && !call_connect(l, index))
+            return false;
+        c->todo &= (uint8_t)~TODO_CONNECT;
+        if (c->todo & TODO_ABORT && !call_for(l, index, IX_CALL_ABORT, false))
+            return false;
+        c->todo &= (uint8_t)~TODO_ABORT; /* DEAD follows */
+    }
     if (c->todo & TODO_SEND && !call_sendv(l, index))
         return false;
     c->todo &= (uint8_t)~TODO_SEND;
@@ -219,7 +224,9 @@ static bool run_todo(struct load *l, uint32_t index)
     return true;
 }
 
-static void put_calls(struct load *l)
+/* Fills the array. Returns how many calls at its beginning are RECV_DONE, whose results nobody
+ * asks for. */
+static uint32_t put_calls(struct load *l)
 {
     struct ix_io *io = plane.app->io;
     while (plane.done_head != NONE && io->n_calls < io->max_calls / 2) {
@@ -229,6 +236,7 @@ static void put_calls(struct load *l)
         call->bytes = x->bytes;
         plane.done_head = x->next;
     }
+    uint32_t done = io->n_calls;
     for (uint32_t last = plane.busy_tail, index = NONE; plane.busy_head != NONE && index != last;) {
         index = plane.busy_head;
         plane.busy_head = l->conns[index].next_busy;
@@ -236,6 +244,7 @@ static void put_calls(struct load *l)
         if (!run_todo(l, index))
             push_busy(l, index, 0);
     }
+    return done;
 }
 
 /* SENDV took a prefix: what is behind it follows when the peer has acknowledged something. */
@@ -257,9 +266,9 @@ static void on_taken(struct load *l, uint32_t index, int32_t result)
     }
 }
 
-static void look_at_results(struct load *l, uint32_t n_calls)
+static void look_at_results(struct load *l, uint32_t from, uint32_t n_calls)
 {
-    for (uint32_t i = 0; i < n_calls; i++) {
+    for (uint32_t i = from; i < n_calls; i++) {
         const struct ix_call *call = &plane.app->io->calls[i];
         uint32_t index = plane.call_conn[i];
         plane.call_conn[i] = NONE;
@@ -336,14 +345,14 @@ static void on_event(struct load *l, const struct ix_event *ev)
 
 bool transport_turn(struct load *l, uint64_t wait_ns)
 {
-    put_calls(l);
+    uint32_t done = put_calls(l);
     uint32_t n_calls = plane.app->io->n_calls;
     bool more = plane.busy_head != NONE || plane.done_head != NONE;
     int n = ix_app_poll(plane.app, more ? 0 : wait_ns);
     l->now_ns = clock_ns();
     if (n < 0)
         return false;
-    look_at_results(l, n_calls);
+    look_at_results(l, done, n_calls);
     for (int i = 0; i < n; i++)
         on_event(l, &plane.app->io->events[i]);
     return true;

@@ -35,10 +35,7 @@ void list_push(struct load *l, struct list *list, uint32_t index)
     struct conn *c = &l->conns[index];
     c->listed = true;
     c->next = NONE;
-    if (list->head == NONE)
-        list->head = index;
-    else
-        l->conns[list->tail].next = index;
+    *(list->head == NONE ? &list->head : &l->conns[list->tail].next) = index;
     list->tail = index;
 }
 
@@ -94,7 +91,7 @@ static struct group *group_of(struct load *l, const struct conn *c)
     return &l->groups[c->group];
 }
 
-static void free_request(struct load *l, struct conn *c)
+static inline void free_request(struct load *l, struct conn *c, struct group *g)
 {
     uint32_t id = c->first;
     c->first = l->requests[id].next;
@@ -104,7 +101,7 @@ static void free_request(struct load *l, struct conn *c)
     l->request_free = id;
     c->requests--;
     c->got = c->reply_bytes = 0;
-    group_of(l, c)->under_way--;
+    g->under_way--;
 }
 
 /* The transport has nothing of it any more. */
@@ -125,12 +122,13 @@ static void fail(struct load *l, uint32_t index, enum failure kind, const char *
     if (++l->failures_in_a_row >= FAILURES_MAX && l->opt.mode == MODE_CONNRATE)
         l->over = true;
     while (c->requests)
-        free_request(l, c);
+        free_request(l, c, group_of(l, c));
     c->unsent = NONE;
 }
 
 /* Of a connection that the transport still has. */
-static void fail_open(struct load *l, uint32_t index, enum failure kind, const char *what)
+static __attribute__((cold, noinline)) void fail_open(struct load *l, uint32_t index,
+                                                      enum failure kind, const char *what)
 {
     fail(l, index, kind, what);
     l->conns[index].retries = CONNECT_RETRIES; /* marks it as failed */
@@ -344,6 +342,7 @@ static void record_slice(struct group *g, uint64_t now_ns, uint64_t took_ns)
     histogram_add(&g->slice, took_ns);
 }
 
+/* The latency, if the request is one of the measured time. */
 static void record(struct load *l, struct group *g, const struct request *r)
 {
     bool counts = g->rate > 0 ? r->due_ns >= l->from_ns && r->due_ns < l->to_ns : l->measuring;
@@ -363,7 +362,7 @@ static void complete(struct load *l, uint32_t index)
     record(l, g, &l->requests[c->first]);
     if (l->memcached)
         memcached_count(l, &l->requests[c->first], c->reply_bytes);
-    free_request(l, c);
+    free_request(l, c, g);
     l->completed++;
     l->self->completed = l->completed;
     l->failures_in_a_row = 0;
@@ -388,6 +387,15 @@ static void complete(struct load *l, uint32_t index)
     }
 }
 
+static __attribute__((cold, noinline)) void fail_reply(struct load *l, uint32_t index,
+                                                       const uint8_t *data, uint32_t bytes)
+{
+    char what[96];
+    snprintf(what, sizeof what, "no reply to what was asked: %.*s", bytes < 60 ? (int)bytes : 60,
+             (const char *)data);
+    fail_open(l, index, FAIL_MISMATCH, what);
+}
+
 void load_received(struct load *l, uint32_t index, const uint8_t *data, uint32_t bytes)
 {
     struct conn *c = &l->conns[index];
@@ -401,10 +409,7 @@ void load_received(struct load *l, uint32_t index, const uint8_t *data, uint32_t
         if (!c->got)
             c->reply_bytes = workload_reply_bytes(l, r, data[0]);
         if (!c->reply_bytes) {
-            char what[96];
-            snprintf(what, sizeof what, "no reply to what was asked: %.*s",
-                     bytes < 60 ? (int)bytes : 60, (const char *)data);
-            fail_open(l, index, FAIL_MISMATCH, what);
+            fail_reply(l, index, data, bytes);
             return;
         }
         uint32_t left = c->reply_bytes - c->got, n = bytes < left ? bytes : left;
@@ -465,7 +470,7 @@ void load_drop_waiting(struct load *l)
     while ((index = list_pop(l, &l->to_connect)) != NONE) {
         struct conn *c = &l->conns[index];
         while (c->requests)
-            free_request(l, c);
+            free_request(l, c, group_of(l, c));
         c->unsent = NONE;
         list_push(l, &group_of(l, c)->spare, index);
     }
