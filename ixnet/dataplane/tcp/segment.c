@@ -13,12 +13,11 @@ static bool sack_due(const struct ix_tcb *tcb)
     return (tcb->ooo_head != IX_NONE || tcb->rack & IX_RACK_DSACK_DUE) && tcb->flags & IX_TF_SACK;
 }
 
-/* Fields that every segment with ACK has, and the timestamp; no other option. */
+/* Fields that every segment with ACK has; no option but the timestamp. */
 static inline __attribute__((always_inline)) struct ix_tcp_hdr
 plain_header(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq, uint8_t flags,
-             uint32_t window)
+             uint32_t window, bool has_ts)
 {
-    bool has_ts = tcb->flags & IX_TF_TS;
     return (struct ix_tcp_hdr){
         .src_port = tcb->key.local_port,
         .dst_port = tcb->key.peer_port,
@@ -33,13 +32,10 @@ plain_header(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq, u
     };
 }
 
-/* The header of a SYN, or of a segment with SACK blocks. Returns how long it is. */
-static __attribute__((noinline)) uint32_t long_header(const struct ix_tcp *tcp,
-                                                      const struct ix_tcb *tcb, uint32_t seq,
-                                                      uint8_t flags, uint32_t window,
-                                                      struct ix_tcp_hdr *hdr)
+static void fill_header(const struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t seq,
+                        uint8_t flags, uint32_t window, struct ix_tcp_hdr *hdr)
 {
-    *hdr = plain_header(tcp, tcb, seq, flags, window);
+    *hdr = plain_header(tcp, tcb, seq, flags, window, tcb->flags & IX_TF_TS);
     if (!(flags & IX_TCP_ACK))
         hdr->ack = 0;
     if (flags & IX_TCP_SYN) {
@@ -55,7 +51,6 @@ static __attribute__((noinline)) uint32_t long_header(const struct ix_tcp *tcp,
         n += ix_tcp_sack_blocks(tcp, tcb, &hdr->sack[n], max - n);
         hdr->sack_count = (uint8_t)n;
     }
-    return ix_tcp_header_bytes(hdr);
 }
 
 /* Can [at, at + bytes) leave from where it lies? Its headers are written just before it, so that
@@ -79,8 +74,9 @@ static bool fits_in_place(const struct ix_tcp *tcp, const struct ix_extent *exte
 }
 
 /* Gathers payload from the cursor on into dst; returns its checksum and moves the cursor. */
-static uint32_t gather(const struct ix_tcp *tcp, struct ix_send_cursor *at, uint8_t *dst,
-                       uint32_t bytes)
+static __attribute__((noinline)) uint32_t gather(const struct ix_tcp *tcp,
+                                                 struct ix_send_cursor *at, uint8_t *dst,
+                                                 uint32_t bytes)
 {
     uint32_t sum = 0, done = 0;
     while (done < bytes) {
@@ -111,8 +107,10 @@ static void pin(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
     tcb->pinned++;
 }
 
-static bool place(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
-                  bool in_place, uint32_t headers, struct placed *out)
+static inline __attribute__((always_inline)) bool place(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                                        uint32_t seq, uint32_t bytes,
+                                                        bool in_place, uint32_t headers,
+                                                        struct placed *out)
 {
     struct ix_net *net = tcp->net;
     struct ix_send_cursor at = {.extent = IX_NONE};
@@ -168,45 +166,66 @@ static uint8_t mark(struct ix_tcb *tcb, bool new_data, uint8_t *flags)
     return new_data && !(tcb->ecn & IX_ECNF_MUTE) ? IX_ECN_ECT0 : IX_ECN_NOT_ECT;
 }
 
-bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
-                         uint8_t flags, bool in_place)
+/* usual, a constant for each caller: IPv4, a timestamp and no other option. */
+static inline __attribute__((always_inline)) bool send(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                                       uint32_t seq, uint32_t bytes, uint8_t flags,
+                                                       bool in_place, bool usual)
 {
     struct ix_net *net = tcp->net;
     struct placed placed;
     if (IX_UNLIKELY(!ix_net_tx_room(net) || !ix_net_dst_ready(net, &tcb->key, &tcb->dst)))
         return false;
-    uint8_t tos = tcb->tos;
+    uint8_t tos = tcb->tos, family = usual ? 4 : tcb->key.family;
     if (IX_UNLIKELY(tcb->ecn & IX_ECNF_ON))
         tos |= mark(tcb, bytes && !ix_seq_lt(seq, tcb->snd_max), &flags);
-    uint32_t window = ix_tcp_receive_window(tcp, tcb), header_bytes;
-    bool plain = (flags & (IX_TCP_SYN | IX_TCP_ACK)) == IX_TCP_ACK && IX_LIKELY(!sack_due(tcb));
+    uint32_t window = ix_tcp_receive_window(tcp, tcb);
+    uint32_t header_bytes = IX_TCP_BYTES + IX_TCP_TS_BYTES;
     struct ix_tcp_hdr hdr;
-    if (!(flags & IX_TCP_SYN)) /* whose window is never scaled (RFC 7323 2.2) */
+    if (usual || !(flags & IX_TCP_SYN)) /* whose window is never scaled (RFC 7323 2.2) */
         window >>= tcb->rcv_wscale;
-    if (plain)
-        header_bytes = ix_tcp_plain_bytes(tcb->flags & IX_TF_TS);
-    else
-        header_bytes = long_header(tcp, tcb, seq, flags, window, &hdr);
-    uint32_t lower_bytes = ix_ip_header_bytes(tcb->key.family) + IX_ETH_BYTES;
+    if (!usual) {
+        fill_header(tcp, tcb, seq, flags, window, &hdr);
+        header_bytes = ix_tcp_header_bytes(&hdr);
+    }
+    uint32_t lower_bytes = ix_ip_header_bytes(family) + IX_ETH_BYTES;
     if (!place(tcp, tcb, seq, bytes, in_place, header_bytes + lower_bytes, &placed))
         return false;
     uint8_t *segment = placed.payload - header_bytes;
-    uint32_t src = ix_ip_sum(&tcb->key.local, tcb->key.family);
-    uint32_t dst = ix_ip_sum(&tcb->key.peer, tcb->key.family);
-    if (plain) {
-        struct ix_tcp_hdr brief = plain_header(tcp, tcb, seq, flags, window);
-        ix_tcp_emit_plain(segment, &brief, src, dst, bytes, placed.sum);
+    uint32_t src = ix_ip_sum(&tcb->key.local, family), dst = ix_ip_sum(&tcb->key.peer, family);
+    if (usual) {
+        struct ix_tcp_hdr plain = plain_header(tcp, tcb, seq, flags, window, true);
+        ix_tcp_emit_plain(segment, &plain, src, dst, bytes, placed.sum);
     } else {
         ix_tcp_emit(segment, &hdr, src, dst, bytes, placed.sum);
     }
-    ix_net_output(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos, &tcb->key,
-                  &tcb->dst.mac);
+    if (family == 4)
+        ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
+                       tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
+    else
+        ix_net_output6_flow(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
+                            &tcb->key, &tcb->dst.mac);
     net->counters->tcp_out++;
     /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due.
      */
-    if (flags & IX_TCP_ACK && !ix_seq_lt(seq, tcb->snd_una))
+    if ((usual || flags & IX_TCP_ACK) && !ix_seq_lt(seq, tcb->snd_una))
         ack_sent(tcp, tcb, bytes == 0 && !(flags & (IX_TCP_SYN | IX_TCP_FIN | IX_TCP_RST)));
     return true;
+}
+
+static __attribute__((noinline)) bool send_unusual(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                                   uint32_t seq, uint32_t bytes, uint8_t flags,
+                                                   bool in_place)
+{
+    return send(tcp, tcb, seq, bytes, flags, in_place, false);
+}
+
+bool ix_tcp_send_segment(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t seq, uint32_t bytes,
+                         uint8_t flags, bool in_place)
+{
+    if (IX_LIKELY((flags & (IX_TCP_SYN | IX_TCP_ACK)) == IX_TCP_ACK && tcb->flags & IX_TF_TS &&
+                  tcb->key.family == 4 && !sack_due(tcb)))
+        return send(tcp, tcb, seq, bytes, flags, in_place, true);
+    return send_unusual(tcp, tcb, seq, bytes, flags, in_place);
 }
 
 bool ix_tcp_send_bare(struct ix_tcp *tcp, const struct ix_packet *pkt, const struct ix_tcp_hdr *hdr)
