@@ -36,6 +36,18 @@ static inline void sip_compress(struct sip_state *s, uint64_t word)
     s->v0 ^= word;
 }
 
+/* Up to 7 bytes, little endian. */
+static inline uint64_t take_few(const uint8_t *at, size_t bytes)
+{
+    uint64_t value = 0;
+    uint32_t four = 0;
+    for (size_t i = bytes & 4; i < bytes; i++)
+        value |= (uint64_t)at[i] << (8 * i);
+    if (bytes & 4)
+        __builtin_memcpy(&four, at, sizeof four);
+    return value | four;
+}
+
 uint64_t ix_siphash(const struct ix_key *key, const void *data, size_t bytes)
 {
     /* The constants spell "somepseudorandomlygeneratedbytes". */
@@ -52,10 +64,7 @@ uint64_t ix_siphash(const struct ix_key *key, const void *data, size_t bytes)
         __builtin_memcpy(&word, at, 8);
         sip_compress(&s, word);
     }
-    uint64_t last = (uint64_t)bytes << 56;
-    for (size_t i = 0; i < (bytes & 7); i++)
-        last |= (uint64_t)tail[i] << (8 * i);
-    sip_compress(&s, last);
+    sip_compress(&s, (uint64_t)bytes << 56 | take_few(tail, bytes & 7));
     s.v2 ^= 0xff;
     sip_rounds(&s, FINAL_ROUNDS);
     return s.v0 ^ s.v1 ^ s.v2 ^ s.v3;
