@@ -230,7 +230,8 @@ static bool grow_requests(struct load *l)
     return true;
 }
 
-void load_start(struct load *l, uint32_t index, uint64_t due_ns)
+static inline __attribute__((always_inline)) void start(struct load *l, uint32_t index,
+                                                        uint64_t due_ns)
 {
     struct conn *c = &l->conns[index];
     if (l->request_free == NONE && !grow_requests(l)) {
@@ -258,6 +259,11 @@ void load_start(struct load *l, uint32_t index, uint64_t due_ns)
         transport_kick(l, index);
     else if (c->state == CONN_IDLE && !c->listed)
         list_push(l, &l->to_connect, index);
+}
+
+void load_start(struct load *l, uint32_t index, uint64_t due_ns)
+{
+    start(l, index, due_ns);
 }
 
 uint32_t load_fill(struct load *l, uint32_t index, uint8_t *out, uint32_t room)
@@ -292,13 +298,14 @@ static void advance_schedule(struct load *l, struct group *g)
 }
 
 /* On the next connection that can take it. False: there is none. */
-static bool issue_one(struct load *l, struct group *g, uint64_t due_ns)
+static inline __attribute__((always_inline)) bool issue_one(struct load *l, struct group *g,
+                                                            uint64_t due_ns)
 {
     uint32_t index = list_pop(l, &g->spare);
     if (index == NONE)
         return false;
     struct conn *c = &l->conns[index];
-    load_start(l, index, due_ns);
+    start(l, index, due_ns);
     if (c->state == CONN_OPEN && c->requests < l->opt.depth && !c->listed)
         list_push(l, &g->spare, index);
     return true;
