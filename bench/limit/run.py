@@ -41,7 +41,7 @@ OUTSTANDING = (1, 16, 128, 512)
 HEADER_BYTES = 14 + 20 + 32
 FRAME_BYTES = 64 + HEADER_BYTES
 FULL_FRAME_BYTES = 1514
-READY_S = 10.0
+READY_S = 60.0
 
 
 def same_as_ixnet(lab: Lab) -> dict[str, object]:
@@ -100,7 +100,7 @@ def pingpong(
         stderr=subprocess.PIPE,
     )
     try:
-        out, err = process.communicate(timeout=seconds + 15)
+        out, err = process.communicate(timeout=seconds + READY_S)
     except subprocess.TimeoutExpired as error:
         raise BenchError("the generator did not end in time") from error
     finally:

@@ -32,7 +32,7 @@ _HEAD_BYTES = 16 * 8
 _PAGE_BYTES = _HEAD_BYTES + _WORKERS_MAX * _WORKER.size
 _OPEN, _LOAD, _RUN, _QUIT = 1, 2, 3, 4
 
-READY_S = 30.0
+READY_S = 120.0
 POLL_S = 0.002
 # While a measurement runs: who looks often takes its core from the client or the server, and is
 # what the 99th percentile shows.

@@ -16,11 +16,15 @@ from typing import Any
 
 import pytest
 
+from bench.checks import tcp_counters
 from ixnet.bench.client import load_file
 from ixnet.control.lab import Lab, LabConfig
+from tests.runtime.lab import until
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "10.77.0.1"
+# For what ends soon, on a machine that is slow and has much else to do.
+PATIENCE_S = 200.0
 PROGRAMS = {
     "kecho": (),
     "limit/reflect": ("-lxdp", "-lbpf"),
@@ -103,7 +107,7 @@ def start_kecho(lab: Lab, programs: Path) -> Iterator[Callable[..., subprocess.P
 
 
 class Loader:
-    """Runs ixload in the client's namespace. Every run must end within patience_s."""
+    """Runs ixload in the client's namespace. Every run must end within PATIENCE_S."""
 
     def __init__(self, lab: Lab, program: Path) -> None:
         self._lab = lab
@@ -113,17 +117,25 @@ class Loader:
         argv = [str(self._program), *MODES[mode], "--host", host, *options]
         return self._lab.start_client(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def finish(
-        self, process: subprocess.Popen[str], patience_s: float = 30
-    ) -> tuple[int, dict[str, Any]]:
+    def finish(self, process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
         try:
-            out, err = process.communicate(timeout=patience_s)
+            out, err = process.communicate(timeout=PATIENCE_S)
         finally:
             self._lab.stop(process)
         assert not err, err
         report: dict[str, Any] = json.loads(out)
         assert report["ok"] == (process.returncode == 0)
         return process.returncode, report
+
+    def wait_busy(self) -> None:
+        """Waits until requests go to and fro: until the server's kernel has got many more segments
+        than the opening of some connections takes."""
+        before = tcp_counters(self._lab.cfg.server_netns)["InSegs"]
+        until(
+            "traffic",
+            lambda: tcp_counters(self._lab.cfg.server_netns)["InSegs"] > before + 200,
+            PATIENCE_S,
+        )
 
     def run(self, mode: str, *options: str, host: str = HOST) -> tuple[int, dict[str, Any]]:
         return self.finish(self.start(mode, *options, host=host))

@@ -28,7 +28,7 @@ from ixnet.bench.errors import BenchError, failure
 from ixnet.control.errors import IxError
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
-from tests.bench.conftest import HOST
+from tests.bench.conftest import HOST, PATIENCE_S
 from tests.bench.test_commands import SHORT, bench, client_words
 
 Serve = Callable[[socket.socket], None]
@@ -218,7 +218,7 @@ def test_descriptors_that_are_not_there_are_an_error_with_its_cure(lab: Lab) -> 
     argv = ["prlimit", "--nofile=64:64", "setpriv", "--bounding-set", "-sys_resource"]
     argv += ["--inh-caps", "-sys_resource", sys.executable, "-m", "ixnet", "bench", "echo"]
     argv += [*client_words(lab, "kernel"), f"{HOST}:7", "-c", "500"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert "more file descriptors than 64" in done.stderr and "ulimit -Hn" in done.stderr
 
@@ -233,14 +233,15 @@ def test_interrupted_what_was_measured_is_kept(
     try:
         # The workers of the second round: the first one is over.
         seen: set[bytes] = set()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while len(seen) < 3:
             assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.005)
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
             with contextlib.suppress(OSError):
                 seen |= set(children.read_bytes().split())
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == outcome.INTERRUPTED, err

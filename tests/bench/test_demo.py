@@ -22,7 +22,8 @@ from bench import demo as demo_module
 from bench.common import BenchError
 from ixnet.control.lab import Lab, LabConfig, lab_down, lab_status
 from ixnet.control.namespaces import in_netns
-from tests.bench.conftest import HOST, ROOT
+from tests.bench.conftest import HOST, PATIENCE_S, ROOT
+from tests.runtime.lab import until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -53,6 +54,13 @@ def start_demo(tag: str, *options: str) -> subprocess.Popen[str]:
     return demo
 
 
+def wait_for_checks(demo: subprocess.Popen[str]) -> None:
+    """Until it is in the midst of its checks: it said that the server is ready."""
+    assert demo.stdout is not None
+    while not (line := demo.stdout.readline()).startswith("kernel: ready"):
+        assert line, "it ended"
+
+
 def is_gone(tag: str) -> bool:
     return lab_status(LabConfig.named(tag)).state == "absent"
 
@@ -60,7 +68,7 @@ def is_gone(tag: str) -> bool:
 @as_root
 def test_demo_runs_through_and_leaves_nothing(tag: str, tmp_path: Path) -> None:
     demo = start_demo(tag, "--json", str(tmp_path / "demo.json"), "--seconds", "0.1")
-    out, _ = demo.communicate(timeout=120)
+    out, _ = demo.communicate(timeout=PATIENCE_S)
     assert demo.returncode == 0, out
     assert "all checks passed" in out
     assert is_gone(tag)
@@ -81,14 +89,18 @@ def test_demo_runs_through_and_leaves_nothing(tag: str, tmp_path: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("after_s", [0.3, 2.0])
-def test_demo_interrupted_leaves_nothing(tag: str, signum: int, after_s: float) -> None:
-    demo = start_demo(tag, "--seconds", "5")
-    time.sleep(after_s)
+@pytest.mark.parametrize("when", ["starting", "checking"])
+def test_demo_interrupted_leaves_nothing(tag: str, signum: int, when: str) -> None:
+    demo = start_demo(tag, "--seconds", "60")
+    if when == "starting":
+        time.sleep(0.3)
+    else:
+        wait_for_checks(demo)
     demo.send_signal(signum)
-    out, _ = demo.communicate(timeout=15)
+    out, _ = demo.communicate(timeout=PATIENCE_S)
     # At 0.3 s the interpreter may not have come as far as the demo itself.
-    assert demo.returncode in (128 + signum, -signum, 1 if after_s < 1 else 128 + signum), out
+    early = (-signum, 1) if when == "starting" else ()
+    assert demo.returncode in (128 + signum, *early), out
     assert is_gone(tag)
 
 
@@ -104,12 +116,12 @@ def test_a_signal_gets_out_of_an_event_loop() -> None:
 
 @as_root
 def test_demo_clears_what_a_killed_one_left(tag: str) -> None:
-    killed = start_demo(tag, "--seconds", "5")
-    time.sleep(2)
+    killed = start_demo(tag, "--seconds", "60")
+    wait_for_checks(killed)
     killed.kill()
     killed.communicate()
     again = start_demo(tag, "--no-compare")
-    out, _ = again.communicate(timeout=60)
+    out, _ = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, out
     assert is_gone(tag)
 
@@ -124,7 +136,7 @@ def test_demo_leaves_a_foreign_namespace_alone(tag: str) -> None:
     lab_module._create_netns(name, "somebody else's")
     try:
         demo = start_demo(tag)
-        out, _ = demo.communicate(timeout=30)
+        out, _ = demo.communicate(timeout=PATIENCE_S)
         assert demo.returncode == 2
         assert "is not this lab's" in " ".join(out.split())
     finally:
@@ -136,7 +148,7 @@ def test_demo_without_programs_names_the_cure(tag: str, monkeypatch: pytest.Monk
         pytest.skip("network namespaces need root")
     monkeypatch.setenv("IX_BENCH_BUILD", "/nonexistent")
     demo = start_demo(tag)
-    out, _ = demo.communicate(timeout=30)
+    out, _ = demo.communicate(timeout=PATIENCE_S)
     assert demo.returncode == 2
     assert "run make build" in " ".join(out.split())
     assert is_gone(tag)
@@ -219,23 +231,29 @@ def test_check_many_passes_and_fails(lab: Lab) -> None:
 
 def test_prober_counts_what_fails(lab: Lab) -> None:
     placement = servers.Placement(queues=1, cores=(1,))
-    prober = checks.Prober(lab.cfg, HOST, 7103, interval_s=0.02)
+    well, refused = (
+        checks.Prober(lab.cfg, HOST, 7103, interval_s=0.02, patience_s=60) for _ in range(2)
+    )
     delta: dict[str, int] = {}
     with checks.kernel_tcp_counted(lab.cfg.server_netns, delta):
         with servers.KernelServer().start(lab.cfg, 7103, placement):
-            prober.start()
-            time.sleep(0.4)
-            well = prober.check()
-        time.sleep(0.2)
-        prober.stop()
-    assert well.ok, well.detail
-    assert 10 < well.facts["answered"] <= 21
-    after = prober.check()
+            began = time.monotonic()
+            well.start()
+            until("answers", lambda: len(well.latencies_s) > 10)
+            well.stop()
+            seconds = time.monotonic() - began
+        refused.start()
+        until("failures", lambda: len(refused.failures) > 2)
+        refused.stop()
+    found = well.check()
+    assert found.ok, found.detail
+    assert 10 < found.facts["answered"] <= seconds / 0.02 + 1
+    after = refused.check()
     assert not after.ok
-    assert after.facts["failed"] > 2
+    assert (after.facts["failed"] > 2, after.facts["answered"]) == (True, 0)
     # What the kernel counted itself is the same number, and one more would be found.
-    assert checks.check_bypass(delta, prober.connected).ok
-    assert not checks.check_bypass(delta, prober.connected - 1).ok
+    assert checks.check_bypass(delta, well.connected).ok
+    assert not checks.check_bypass(delta, well.connected - 1).ok
 
 
 def test_prober_that_never_asked_is_no_success(lab: Lab) -> None:
@@ -276,8 +294,9 @@ def test_server_that_ends_at_once_is_shown_with_its_reason(lab: Lab) -> None:
 
 
 def test_server_that_never_gets_ready(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers.RunningServer.wait_ready, "__defaults__", (0.3,))
-    with pytest.raises(BenchError, match=r"(?s)not ready after 0.3 s.*thinking"):
+    monkeypatch.setattr(servers.RunningServer.wait_ready, "__defaults__", (3.0,))
+    monkeypatch.setattr(servers, "patience", lambda seconds: seconds)
+    with pytest.raises(BenchError, match=r"(?s)not ready after 3 s.*thinking"):
         Odd("echo thinking; exec sleep 60").start(lab.cfg, 1, PLACEMENT)
     facts = lab_status(lab.cfg).facts
     assert facts is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import signal
 import socket
 import subprocess
@@ -17,7 +19,8 @@ from ixnet.bench import session
 from ixnet.bench.client import load_file
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
-from tests.bench.conftest import HOST, Loader
+from tests.bench.conftest import HOST, PATIENCE_S, Loader
+from tests.runtime.lab import until
 
 Kecho = Callable[..., subprocess.Popen[str]]
 
@@ -36,7 +39,7 @@ def server(lab: Lab, serve: Callable[[socket.socket], None], port: int = 7000) -
 
     def serve_one(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE_S)
             serve(connection)
 
     def accept() -> None:
@@ -64,10 +67,10 @@ def test_rr_counts_and_verifies(
     start_kecho: Kecho, load: Loader, kecho_options: tuple[str]
 ) -> None:
     kecho = start_kecho(*kecho_options)
-    status, report = load.run("echo", "--connections", "20", "--seconds", "0.3", "--warmup", "0.1")
+    status, report = load.run("echo", "--connections", "20", "--seconds", "0.5", "--warmup", "0.1")
     assert status == 0, report
     assert report["opened"] == 20
-    assert report["completed"] > 100
+    assert report["completed"] > 0
     assert report["per_second"] == pytest.approx(report["completed"] / report["seconds"], rel=0.01)
     # Warm-up and the replies after the end are verified, but not counted.
     assert report["verified_bytes"] > report["completed"] * 64
@@ -158,8 +161,8 @@ def test_kecho_keeps_what_a_peer_does_not_read_yet(lab: Lab, start_kecho: Kecho)
     sent = 0
     with (
         in_netns(lab.cfg.client_netns),
-        socket.create_connection((HOST, 7000), 5) as slow,
-        socket.create_connection((HOST, 7000), 5) as other,
+        socket.create_connection((HOST, 7000), PATIENCE_S) as slow,
+        socket.create_connection((HOST, 7000), PATIENCE_S) as other,
     ):
         slow.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -170,7 +173,7 @@ def test_kecho_keeps_what_a_peer_does_not_read_yet(lab: Lab, start_kecho: Kecho)
         assert sent < 1 << 28
         other.sendall(b"still there?")
         assert other.recv(100) == b"still there?"
-        slow.settimeout(5)
+        slow.settimeout(PATIENCE_S)
         left = sent
         while left:
             left -= len(slow.recv(left))
@@ -183,25 +186,24 @@ def test_kecho_keeps_what_a_peer_does_not_read_yet(lab: Lab, start_kecho: Kecho)
 
 @pytest.mark.parametrize("mode", ["echo", "connrate", "many", "stream"])
 def test_nobody_listens(lab: Lab, load: Loader, mode: str) -> None:
-    started = time.monotonic()
-    status, report = load.run(mode, "--port", "7999", "--connections", "3")
+    """It is found out at once: not by waiting for an answer."""
+    options = ("--connections", "3", "--timeout", "100")
+    status, report = load.run(mode, "--port", "7999", *options)
     assert status == 1
+    assert report["errors"]["timeout"] == 0
     assert report["errors"]["refused"] >= 1
     assert f"{HOST}:7999" in report["first_error"]
     assert "refused" in report["first_error"]
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("mode", ["echo", "connrate", "stream"])
 def test_server_killed_in_the_middle(start_kecho: Kecho, load: Loader, mode: str) -> None:
     kecho = start_kecho()
-    client = load.start(mode, "--connections", "8", "--seconds", "20")
-    time.sleep(0.5)
+    client = load.start(mode, "--connections", "8", "--seconds", "600", "--timeout", "100")
+    load.wait_busy()
     kecho.kill()
-    killed = time.monotonic()
     status, report = load.finish(client)
     assert status == 1
-    assert time.monotonic() - killed < 5
     errors = report["errors"]
     assert errors["reset"] + errors["closed_early"] + errors["refused"] >= 8
     assert errors["mismatch"] == errors["timeout"] == errors["other"] == 0
@@ -211,20 +213,18 @@ def test_server_killed_in_the_middle(start_kecho: Kecho, load: Loader, mode: str
 def test_server_stops_answering(start_kecho: Kecho, load: Loader, mode: str) -> None:
     kecho = start_kecho()
     client = load.start(
-        mode, "--connections", "4", "--seconds", "20", "--timeout", "0.5",
+        mode, "--connections", "4", "--seconds", "600", "--timeout", "2",
         *(("--messages", "1000000") if mode == "many" else ()),
     )  # fmt: skip
-    time.sleep(0.5)
+    load.wait_busy()
     kecho.send_signal(signal.SIGSTOP)
-    stopped = time.monotonic()
     try:
         status, report = load.finish(client)
     finally:
         kecho.send_signal(signal.SIGCONT)
     assert status == 1
-    assert time.monotonic() - stopped < 6
     assert report["errors"]["timeout"] >= 1
-    assert "nothing moved for 0.5 s" in report["first_error"]
+    assert "nothing moved for 2 s" in report["first_error"]
 
 
 def echo_with_an_error_at(offset: int) -> Callable[[socket.socket], None]:
@@ -252,7 +252,7 @@ def test_one_wrong_bit_is_found(lab: Lab, load: Loader, mode: str) -> None:
 
 
 def test_bytes_of_another_connection_are_found(lab: Lab, load: Loader) -> None:
-    gate = threading.Barrier(2, timeout=5)
+    gate = threading.Barrier(2, timeout=PATIENCE_S)
     pool: dict[int, bytes] = {}
 
     def swap(connection: socket.socket) -> None:
@@ -291,20 +291,23 @@ def test_an_early_close_is_found(lab: Lab, load: Loader) -> None:
 
 
 def test_a_missing_fin_is_found(lab: Lab, load: Loader) -> None:
+    is_over = threading.Event()
+
     def clinging(connection: socket.socket) -> None:
         while data := connection.recv(65536):
             connection.sendall(data)
-        time.sleep(3)
+        is_over.wait(PATIENCE_S)
 
     with server(lab, clinging):
-        status, report = load.run("many", "--messages", "3", "--timeout", "0.5")
+        status, report = load.run("many", "--messages", "3", "--timeout", "2")
+        is_over.set()
     assert status == 1
     assert report["completed"] == 3
     assert report["errors"]["timeout"] == 1
 
 
 def test_waits_for_a_server_that_starts_later(start_kecho: Kecho, load: Loader) -> None:
-    client = load.start("echo", "--wait", "10", "--seconds", "0.1", "--port", "7004")
+    client = load.start("echo", "--wait", "100", "--seconds", "0.1", "--port", "7004")
     time.sleep(0.3)
     start_kecho("--port", "7004")
     status, report = load.finish(client)
@@ -313,39 +316,67 @@ def test_waits_for_a_server_that_starts_later(start_kecho: Kecho, load: Loader) 
 
 def test_interrupted_it_still_reports(start_kecho: Kecho, load: Loader) -> None:
     start_kecho()
-    client = load.start("echo", "--connections", "4", "--seconds", "20")
-    time.sleep(0.5)
+    client = load.start("echo", "--connections", "4", "--seconds", "600", "--warmup", "0")
+    load.wait_busy()
     client.terminate()
-    status, report = load.finish(client, 5)
+    status, report = load.finish(client)
     assert status == 1
     assert report["first_error"] == "interrupted"
     assert report["completed"] > 0
 
 
-def wait_until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[session.ControlPage]:
+    made = session.ControlPage(tmp_path / "control", 1)
+    yield made
+    made.close()
 
 
 def test_only_the_next_number_is_a_command(
-    start_kecho: Kecho, load: Loader, tmp_path: Path
+    start_kecho: Kecho, load: Loader, page: session.ControlPage
 ) -> None:
     """Python writes a number byte by byte, over zeroes."""
     start_kecho()
-    page = session.ControlPage(tmp_path / "control", 1)
     client = load.start("echo", "--control", str(page.path))
-    wait_until(lambda: page.worker(0).ready)
+    until("the worker", lambda: page.worker(0).ready, PATIENCE_S)
     page._number = 8
     page.command(session._QUIT)
     page._number = 0
     page.command(session._OPEN, connections=1)
-    wait_until(lambda: page.worker(0).done == 1)
+    until("the connection", lambda: page.worker(0).done == 1, PATIENCE_S)
     assert page.worker(0).open == 1
     page.command(session._QUIT)
-    assert client.wait(10) == 0
-    page.close()
+    assert client.wait(PATIENCE_S) == 0
+
+
+def test_connections_that_ended_before_get_no_requests(
+    lab: Lab, load: Loader, page: session.ControlPage
+) -> None:
+    """What was asked on one of them would be waited for to the end of the time limit."""
+    numbers, halve = itertools.count(), threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        if next(numbers) % 2:
+            halve.wait(PATIENCE_S)
+            return
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+    def carry_out(op: int, **fields: int) -> None:
+        number = page.command(op, **fields)
+        until("the command", lambda: page.worker(0).done == number, PATIENCE_S)
+
+    with server(lab, serve):
+        options = ("--control", str(page.path), "--connections", "4", "--timeout", "10")
+        client = load.start("echo", *options)
+        carry_out(session._OPEN, connections=4)
+        halve.set()
+        until("two to end", lambda: page.worker(0).open == 2, PATIENCE_S)
+        carry_out(session._RUN, measure_ns=500_000_000)
+        errors = json.loads(page.result_path(0).read_text())["errors"]
+        page.command(session._QUIT)
+        assert client.wait(PATIENCE_S) == 0
+    assert (errors["closed_early"], errors["timeout"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +398,7 @@ def test_only_the_next_number_is_a_command(
 def test_wrong_options_are_refused(words: list[str]) -> None:
     # The last: more connections than a process may have files.
     argv = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", str(load_file("ixload")), *words]
-    run = subprocess.run(argv, capture_output=True, text=True, timeout=10)
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 2
     assert run.stderr.startswith("ixload: ")
     assert run.stdout == ""
@@ -379,6 +410,6 @@ def test_kecho_says_why_it_cannot_start(lab: Lab, start_kecho: Kecho, programs: 
         second = lab.start_server(
             [str(programs / "kecho"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        _, err = second.communicate(timeout=5)
+        _, err = second.communicate(timeout=PATIENCE_S)
         assert second.returncode != 0
         assert cause in err

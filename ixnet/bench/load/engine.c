@@ -297,11 +297,21 @@ static void advance_schedule(struct load *l, struct group *g)
     g->next_due_ns += whole;
 }
 
+/* The next connection that can take a request, or NONE. Those that ended meanwhile are dropped. */
+static uint32_t pop_spare(struct load *l, struct group *g)
+{
+    uint32_t index;
+    do
+        index = list_pop(l, &g->spare);
+    while (index != NONE && l->conns[index].state > CONN_OPEN);
+    return index;
+}
+
 /* On the next connection that can take it. False: there is none. */
 static inline __attribute__((always_inline)) bool issue_one(struct load *l, struct group *g,
                                                             uint64_t due_ns)
 {
-    uint32_t index = list_pop(l, &g->spare);
+    uint32_t index = pop_spare(l, g);
     if (index == NONE)
         return false;
     struct conn *c = &l->conns[index];
