@@ -179,7 +179,7 @@ bench: build
 # One pytest for everything. The sanitizers' runtime must be loaded before Python, and
 # PYTHONMALLOC makes buffers of ffi.new() visible to it. tests/conftest.py takes these out of
 # the environment again so that child processes run plain.
-TEST_SECONDS := 2400
+TEST_SECONDS := 14400
 PYTEST = timeout --foreground -k 30 $(TEST_SECONDS) env LD_PRELOAD=$$(realpath $$($(CC) -print-file-name=libasan.so)) PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:quarantine_size_mb=64:log_path=$(B)/sanitizer \
 	UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$(B)/sanitizer \

@@ -16,11 +16,25 @@ How to run
 
 Child processes
     are to run without the sanitizers' runtime: it is taken out of the environment here.
+
+Examples of hypothesis
+    are the same in every run, and take the time that they take.
 """
 
 from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 for _name in ("LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "UBSAN_OPTIONS"):
     os.environ.pop(_name, None)
+
+settings.register_profile(
+    "ixnet",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ixnet")

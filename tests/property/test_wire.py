@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.packets import (
@@ -37,10 +37,7 @@ from tests.unit.segments import (
     segment,
 )
 
-settings.register_profile(
-    "wire", max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-wire = settings.get_profile("wire")
+wire = settings(max_examples=250)
 
 u8, u16, u32 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32))
 addresses = st.ip_addresses(v=4).map(str)
