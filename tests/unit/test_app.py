@@ -132,7 +132,7 @@ def test_idle_without_leave_to_wait_returns_at_once(worker: Worker) -> None:
     begin = time.monotonic()
     for _ in range(100):
         worker.poll(0)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5, "100 sleeps would have taken 10 s"
 
 
 def test_idle_worker_that_busy_polls_never_sleeps(worker: Worker) -> None:
@@ -140,48 +140,68 @@ def test_idle_worker_that_busy_polls_never_sleeps(worker: Worker) -> None:
     begin = time.monotonic()
     for _ in range(100):
         worker.poll(10_000_000_000)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 5, "100 sleeps would have taken 10 s"
 
 
 def test_idle_worker_sleeps_as_long_as_it_may(worker: Worker) -> None:
     worker.poll()
     begin = time.monotonic()
     assert worker.poll(30_000_000) == 0
-    assert 0.03 <= time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin >= 0.03
 
 
 def test_idle_worker_spins_before_it_sleeps(worker: Worker) -> None:
-    worker.app.spin_ns = 50_000_000
+    worker.app.spin_ns = 100_000_000_000
     begin = time.monotonic()
-    polls = 0
-    while time.monotonic() - begin < 0.045:
+    for _ in range(100):
         worker.poll(1_000_000_000)
-        polls += 1
-    assert polls > 10, "a sleep would have taken 100 ms"
-    time.sleep(0.01)
+    assert time.monotonic() - begin < 5, "100 sleeps would have taken 10 s"
+    worker.app.idle_since_ns = 1
     begin = time.monotonic()
     worker.poll(20_000_000)
     assert time.monotonic() - begin >= 0.02
 
 
-def wakes(worker: Worker, act: Callable[[], object]) -> float:
-    """How long a sleep of at most 100 ms takes when `act` is done 20 ms into it, s."""
-    worker.poll()
-    timer = threading.Timer(0.02, act)
-    begin = time.monotonic()
-    timer.start()
-    worker.poll(10_000_000_000)
-    took = time.monotonic() - begin
-    timer.join()
-    return took
+TRIES = 20  # on a busy machine anything takes long now and then
+
+
+def is_quick(act: Callable[[], object]) -> bool:
+    """Whether it takes less than a sleep, which is 100 ms."""
+    for _ in range(TRIES):
+        begin = time.monotonic()
+        act()
+        if time.monotonic() - begin < 0.08:
+            return True
+    return False
+
+
+def wakes(worker: Worker, act: Callable[[], object], undo: Callable[[], object]) -> bool:
+    """Whether a sleep of 100 ms ends early when `act` is done 20 ms into it. undo: for when it was
+    done too late."""
+    for _ in range(TRIES):
+        worker.poll()
+        timer = threading.Timer(0.02, act)
+        begin = time.monotonic()
+        timer.start()
+        worker.poll(10_000_000_000)
+        took = time.monotonic() - begin
+        timer.join()
+        if took < 0.08:
+            return True
+        undo()
+    return False
 
 
 def test_sleeper_wakes_for_the_link(worker: Worker) -> None:
-    assert wakes(worker, lambda: os.write(worker.link_write, b"x")) < 0.08
+    assert wakes(
+        worker,
+        lambda: os.write(worker.link_write, b"x"),
+        lambda: os.read(worker.link_read, 1),
+    )
 
 
 def test_sleeper_wakes_for_a_kick_and_takes_it(worker: Worker) -> None:
-    assert wakes(worker, lambda: os.eventfd_write(worker.kick, 1)) < 0.08
+    assert wakes(worker, lambda: os.eventfd_write(worker.kick, 1), worker.poll)
     with pytest.raises(BlockingIOError):
         os.eventfd_read(worker.kick)
 
@@ -199,17 +219,17 @@ def test_sleeper_that_is_stopped_ends(worker: Worker) -> None:
 
 
 def test_sleep_ends_with_the_shards_deadline(worker: Worker) -> None:
-    call = worker.app.io.calls
-    ffi.memmove(call, bytes(64), 64)
-    call.op, call.value = lib.IX_CALL_TIMER_SET, 20_000_000
-    worker.app.io.n_calls = 1
-    assert worker.poll() == 0
-    begin = time.monotonic()
-    events = 0
-    while not events and time.monotonic() - begin < 1:
-        events = worker.poll(10_000_000_000)
-    assert events == 1 and worker.app.io.events[0].type == lib.IX_EV_TIMER
-    assert time.monotonic() - begin < 0.08
+    def sleep_with_a_timer() -> None:
+        call = worker.app.io.calls
+        ffi.memmove(call, bytes(64), 64)
+        call.op, call.value = lib.IX_CALL_TIMER_SET, 20_000_000
+        worker.app.io.n_calls = 1
+        events = worker.poll()
+        while not events:
+            events = worker.poll(10_000_000_000)
+        assert events == 1 and worker.app.io.events[0].type == lib.IX_EV_TIMER
+
+    assert is_quick(sleep_with_a_timer)
 
 
 def test_call_run_is_not_idleness(worker: Worker) -> None:
@@ -237,7 +257,7 @@ def test_neighbour_missed_nudges_the_control_plane(worker: Worker) -> None:
     worker.app.io.n_calls = 1
     worker.poll()
     assert call.result == 0
-    end = time.monotonic() + 2
+    end = time.monotonic() + 60
     said: list[int] = []
     while lib.IX_REQUEST_NUDGE not in said and time.monotonic() < end:
         worker.poll(1_000_000)
@@ -383,6 +403,6 @@ def test_leave_aborts_and_ends_early_when_nothing_is_left(worker: Worker) -> Non
 
     with worker.control_plane(answer) as asked:
         begin = time.monotonic()
-        lib.ix_app_leave(worker.app, 5_000_000_000)
-        assert time.monotonic() - begin < 1
+        lib.ix_app_leave(worker.app, 60_000_000_000)
+        assert time.monotonic() - begin < 30
     assert [request.op for request in asked] == [lib.IX_REQUEST_LEAVE]

@@ -38,7 +38,7 @@ print("went on")
 def run_child(mode: str) -> subprocess.CompletedProcess[str]:
     load_library("")  # skips where there is none
     command = [sys.executable, "-c", CHILD, str(ROOT / "ixnet/libixnet.so"), mode]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
 
 def test_failed_assert_ends_the_process_with_a_trap() -> None:

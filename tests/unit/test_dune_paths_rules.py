@@ -154,7 +154,7 @@ print(error(broker.call("open", target, os.O_RDWR)), broker.lib.paths_why())
 def alone(code: str) -> str:
     """Runs it in a fresh interpreter: for what would upset this one."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, timeout=240
     )
     print(done.stderr)
     assert done.returncode == 0

@@ -70,7 +70,7 @@ def start(program: Path, *words: str | Path, **more: object) -> subprocess.Compl
         text=True,
         errors="replace",
         env=environment,
-        timeout=60,
+        timeout=240,
         **more,
     )
 

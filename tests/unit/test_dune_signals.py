@@ -48,7 +48,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_signals_case_agrees_with_the_kernel(harness: Path, case: str) -> None:
-    done = subprocess.run([harness, case], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([harness, case], capture_output=True, text=True, timeout=120)
     if done.returncode == NO_AVX:
         pytest.skip("this CPU has no AVX")
     assert (done.returncode, done.stderr if case != "host_fault" else "") == (0, "")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.san import ffi, lib
-from tests.unit.test_app import Worker, reply
+from tests.unit.test_app import Worker, is_quick, reply, wakes
 
 N = 3
 
@@ -102,9 +102,11 @@ def test_stop_ends_all_runs() -> None:
     with workers() as made:
 
         def stop() -> None:
+            while lib.ix_fiber_log.n < N:
+                time.sleep(0.001)
             made[0].stop[0] = 1
 
-        timer = threading.Timer(0.05, stop)
+        timer = threading.Thread(target=stop)
         timer.start()
         assert run(made, "0,1000000000,0", "0,1000000000,0", "0,1000000000,0") == 0
         timer.join()
@@ -115,7 +117,7 @@ def test_one_that_has_something_to_do_keeps_all_awake() -> None:
     with workers() as made:
         begin = time.monotonic()
         assert run(made, "60,1000000000,0", "60,0,0", "60,1000000000,0") == 0
-        assert time.monotonic() - begin < 3, "60 sleeps would have taken 6 s"
+        assert time.monotonic() - begin < 5, "60 sleeps would have taken 6 s"
 
 
 def test_all_that_may_sleep_do_as_long_as_the_most_hurried() -> None:
@@ -141,13 +143,11 @@ def test_sleep_of_one_ends_for_the_link_of_another() -> None:
     with workers() as made:
         for one in made:
             one.poll()
-        timer = threading.Timer(0.02, lambda: os.write(made[2].link_write, b"x"))
-        begin = time.monotonic()
-        timer.start()
-        made[0].poll(10_000_000_000)
-        took = time.monotonic() - begin
-        timer.join()
-        assert took < 0.08
+        assert wakes(
+            made[0],
+            lambda: os.write(made[2].link_write, b"x"),
+            lambda: os.read(made[2].link_read, 1),
+        )
 
 
 def test_no_sleep_while_calls_of_another_wait() -> None:
@@ -155,22 +155,18 @@ def test_no_sleep_while_calls_of_another_wait() -> None:
         for one in made:
             one.poll()
         made[1].app.io.n_calls = 1
-        begin = time.monotonic()
-        made[0].poll(10_000_000_000)
-        assert time.monotonic() - begin < 0.08
+        assert is_quick(lambda: made[0].poll(10_000_000_000))
 
 
 def test_no_sleep_while_another_has_not_been_idle_for_long() -> None:
     with workers() as made:
         for one in made:
-            one.app.spin_ns = 1_000_000_000
+            one.app.spin_ns = 100_000_000_000
             one.poll()
         time.sleep(0.01)
         for one in (made[0], made[2]):
             one.app.idle_since_ns = 1
-        begin = time.monotonic()
-        made[0].poll(10_000_000_000)
-        assert time.monotonic() - begin < 0.08
+        assert is_quick(lambda: made[0].poll(10_000_000_000))
         made[1].app.idle_since_ns = 1
         begin = time.monotonic()
         made[0].poll(30_000_000)

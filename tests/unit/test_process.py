@@ -50,7 +50,7 @@ def test_child_is_killed_when_its_parent_dies() -> None:
     # The pipe's last writer is the child: its end is the end of the file.
     begin = time.monotonic()
     assert os.read(read, 1) == b""
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30, "it would have ended by itself after 60 s"
     os.close(read)
 
 
