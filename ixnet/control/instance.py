@@ -78,7 +78,7 @@ class Instance:
         """The file that holds a shard's statistics."""
         return shard_path(self.directory, shard_id)
 
-    def ask(self, timeout_s: float = 1.0) -> dict[str, Any]:
+    def ask(self, timeout_s: float = 5.0) -> dict[str, Any]:
         """What the control plane says of itself right now; {} if it does not answer."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:

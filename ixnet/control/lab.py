@@ -53,7 +53,7 @@ from ixnet.control.namespaces import (
 LOCK_PATH = Path("/run/lock/ixnet-lab.lock")
 MARK_PREFIX = "ixnet-lab "
 
-_THREAD_PATIENCE_S = 10.0
+_THREAD_PATIENCE_S = 60.0
 _CLONE_NEWNET = 0x40000000
 _IFA_F_NODAD = 0x02
 _NUD_PERMANENT = 0x80
@@ -608,7 +608,7 @@ class Lab:
         self._started.append(process)
         return process
 
-    def stop(self, *processes: subprocess.Popen[str], patience_s: float = 3.0) -> None:
+    def stop(self, *processes: subprocess.Popen[str], patience_s: float = 10.0) -> None:
         """Ends programs of this lab: SIGTERM, and SIGKILL after patience_s seconds."""
         alive = [p for p in processes if p.poll() is None]
         end_processes([p.pid for p in alive], patience_s)

@@ -120,9 +120,9 @@ def processes_in_netns(name: str) -> dict[int, str]:
     return found
 
 
-def end_processes(pids: Sequence[int], patience_s: float = 3.0) -> None:
+def end_processes(pids: Sequence[int], patience_s: float = 10.0) -> None:
     """SIGTERM, and SIGKILL for those that are still there after patience_s seconds."""
-    for signum, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 1.0)):
+    for signum, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 10.0)):
         for pid in pids:
             try:
                 os.kill(pid, signum)
