@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from bench.common import patience
 from ixnet.control.instance import process_start_ticks
 from ixnet.control.lab import LabConfig, lab_down, lab_status
 from ixnet.control.namespaces import in_netns
@@ -28,15 +29,17 @@ def ixnet(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     """Runs `ixnet WORDS`."""
     return subprocess.run(
         [sys.executable, "-m", "ixnet", *words],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=60, **more,
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=240, **more,
     )  # fmt: skip
 
 
 def test_help_is_quick_and_names_the_commands() -> None:
-    ixnet("--help")
-    begin = time.monotonic()
-    run = ixnet("--help")
-    assert time.monotonic() - begin < 1
+    took: list[float] = []
+    while not took or (min(took) >= patience(1) and len(took) < 10):
+        begin = time.monotonic()
+        run = ixnet("--help")
+        took.append(time.monotonic() - begin)
+    assert min(took) < patience(1)
     assert run.returncode == 0
     for command in ("doctor", "lab", "run", "stat"):
         assert command in run.stdout
@@ -287,10 +290,10 @@ def test_stat_shows_a_running_instance() -> None:
         assert next(looks) and next(looks), "each look is shown at once, not at the end"
         assert any(line.startswith('  "total"') for line in objects.stdout)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-        out, _ = table.communicate(timeout=20)
+        assert process.wait(120) == 0
+        out, _ = table.communicate(timeout=120)
         assert table.returncode == 0 and "the instance has ended" in out
-        objects.communicate(timeout=20)
+        objects.communicate(timeout=120)
         assert objects.returncode == 0, "what has ended isn't watched any longer"
         assert ixnet("stat", "--name", name).returncode == 2
     finally:

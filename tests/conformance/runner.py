@@ -23,7 +23,7 @@ from tests.conformance.syscalls import PORT, VERSIONS, Calls, payload
 TOLERANCE_US = 4000  # packetdrill's default
 TS_TOLERANCE_MS = 10
 PEER_PORT = 40001
-HANG_S = 30.0  # real time that a blocking call may take to begin or end
+HANG_S = 120.0  # real time that a blocking call may take to begin or end
 _CODES = {
     "net_unreachable": 0,
     "host_unreachable": 1,

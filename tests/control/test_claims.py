@@ -187,7 +187,7 @@ def test_claimed_port_is_held_against_the_kernel_until_unclaimed(claims: Claims)
 def test_closed_service_left_time_wait_port_can_be_claimed(claims: Claims, pair: Pair) -> None:
     server = listener(TCP, str(NEAR_IP), 7000)
     with in_netns(pair.far_ns):
-        client = socket.create_connection((str(NEAR_IP), 7000), timeout=5)
+        client = socket.create_connection((str(NEAR_IP), 7000), timeout=60)
     served = server.accept()[0]
     served.close()  # closing first leaves TIME_WAIT on this side
     assert client.recv(1) == b""

@@ -39,12 +39,12 @@ def test_joined_group_is_in_the_filter_and_reported_by_mld(pair: Pair) -> None:
     with in_netns(pair.far_ns):
         ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IPV6))
         ear.bind((pair.far, ETH_P_IPV6))
-    ear.settimeout(5)
+    ear.settimeout(60)
     with ear:
         with joined(pair.near_index, [OWN, FAR_IP]) as problems:
             assert problems == [] and is_member(pair.near)
             assert filter_has(pair.near, group_mac(GROUP))
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while not is_report(ear.recv(2000)):
                 assert time.monotonic() < deadline
         assert not is_member(pair.near)

@@ -131,13 +131,13 @@ def start(pair: Pair, steering: Steering) -> Iterator[Start]:
 def client(pair: Pair) -> Iterator[socket.socket]:
     with in_netns(pair.far_ns):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.settimeout(5)
+    sock.settimeout(60)
     sock.connect((str(NEAR_IP), PORT))
     yield sock
     sock.close()
 
 
-def run_until(reflectors: list[Reflector], done: Callable[[], bool], seconds: float = 5) -> None:
+def run_until(reflectors: list[Reflector], done: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, [r.reflected for r in reflectors]

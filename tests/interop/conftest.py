@@ -17,7 +17,7 @@ import pytest
 from ixnet.control.lab import Lab
 from tests.interop.kit import Service, lab_config
 
-HARD_LIMIT_S = 60
+HARD_LIMIT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

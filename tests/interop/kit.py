@@ -28,14 +28,13 @@ from pyroute2.ethtool.ioctl import IoctlEthtool
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
 from ixnet.control.stats import read_instance
-from tests.runtime.lab import ROOT, Run, until
+from tests.runtime.lab import PATIENCE_S, ROOT, Run, until
 
 APPS = Path(__file__).parent / "apps"
 COMMANDS = APPS / "commands.py"
 NATIVE_ECHO = ROOT / "build" / "apps" / "echo.so"
 PYTHON_ECHO = ROOT / "apps" / "echo.py"
 PORT = 7070
-PATIENCE_S = 20.0
 CHUNK_MAX = 60_000
 MIB = 1 << 20
 _numbers = itertools.count()
@@ -396,7 +395,7 @@ def listening(
         yield sock
 
 
-def ping(netns: str, ip: str, timeout_s: float = 5.0, data: bytes = b"ixnet" * 20) -> bool:
+def ping(netns: str, ip: str, timeout_s: float = PATIENCE_S, data: bytes = b"ixnet" * 20) -> bool:
     """One ICMP echo request; whether its answer came."""
     if ":" in ip:
         return _ping6(netns, ip, timeout_s, data)

@@ -175,7 +175,7 @@ def test_application_resets_server_is_told(
     near, far = open_pair(lab, target)
     reset_on_close(near)
     near.close()
-    far.settimeout(10)
+    far.settimeout(PATIENCE_S)
     with far, pytest.raises(ConnectionResetError):
         far.recv(1)
     service.wait_quiet()

@@ -16,6 +16,7 @@ from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
 from tests.interop.kit import (
     MIB,
+    PATIENCE_S,
     PORT,
     Flow,
     Service,
@@ -115,7 +116,7 @@ def test_port_in_time_wait_is_used_again_at_once(lab: Lab, service: Service) -> 
         with in_netns(lab.cfg.client_netns):
             again = socket.socket()
         with again:
-            again.settimeout(10)
+            again.settimeout(PATIENCE_S)
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             until("the client's port", lambda: bind_when_free(again, address))
             again.connect((lab.facts.server.ip, PORT))
@@ -196,7 +197,7 @@ def test_application_stops_reading_kernel_probes_and_goes_on(lab: Lab, service: 
         until("probes of the kernel", lambda: fill(flow) or tcp_info(sock).backoff >= 1)
         assert answers_meanwhile(lab)
         # One window, and no more, was taken.
-        assert any(s["frames_app"] * 1448 >= 200_000 for s in service.shards())
+        until("it", lambda: any(s["frames_app"] * 1448 >= 200_000 for s in service.shards()))
         (service.directory / "stopped").touch()
         pump([flow])
         assert flow.got.decode() == digest(flow.data) + "\n"
@@ -204,16 +205,16 @@ def test_application_stops_reading_kernel_probes_and_goes_on(lab: Lab, service: 
 
 
 def test_application_reads_again_the_kernel_is_told_at_once(lab: Lab, service: Service) -> None:
-    """By a window update: the kernel's next probe would come 1.6 s after the one that made its
-    backoff 3 (200 ms, doubled three times)."""
+    """By a window update: the kernel's next probe would come 6.4 s after the one that made its
+    backoff 5 (200 ms, doubled five times)."""
     with connect(lab, "hold late") as sock:
         flow = Flow(sock, payload(4 * MIB, 12), 12)
-        until("the third probe", lambda: fill(flow) or tcp_info(sock).backoff >= 3)
+        until("the fifth probe", lambda: fill(flow) or tcp_info(sock).backoff >= 5)
         sent = flow.sent
         begin = time.monotonic()
         (service.directory / "late").touch()
         until("progress", lambda: fill(flow) or flow.sent > sent)
-        assert time.monotonic() - begin < 1.2
+        assert time.monotonic() - begin < 5
         pump([flow])
         assert flow.got.decode() == digest(flow.data) + "\n"
     service.wait_quiet()

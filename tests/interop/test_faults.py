@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,11 +115,9 @@ def test_stop_in_mid_stream_every_peer_is_told(lab: Lab, tmp_path: Path) -> None
         for flow in flows:
             stack.enter_context(flow.sock)
         run_a_while(flows, MIB // 50)
-        begin = time.monotonic()
         assert service.end() == 0
-        assert time.monotonic() - begin < 5
         for flow in flows:
-            flow.sock.settimeout(5)
+            flow.sock.settimeout(PATIENCE_S)
             with pytest.raises(ConnectionResetError):
                 while flow.sock.recv(1 << 20):
                     pass

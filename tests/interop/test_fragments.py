@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ixnet.control.lab import Lab
-from tests.interop.kit import APPS, Service, kernel_socket, lab_config, payload, until
+from tests.interop.kit import APPS, PATIENCE_S, Service, kernel_socket, lab_config, payload, until
 
 PORT, KERNEL_PORT = 7072, 7073
 OWN4, OWN6 = "10.77.0.100", "fd77:6978::100"
@@ -53,7 +53,7 @@ def answer_to(message: bytes) -> str:
 def greet(sock: socket.socket) -> None:
     """Sends until the shard that this socket's datagrams come to has found our MAC."""
     sock.settimeout(0.2)
-    for _ in range(100):
+    for _ in range(500):
         sock.send(HELLO)
         with suppress(TimeoutError):
             assert sock.recv(200).decode() == answer_to(HELLO)
@@ -68,7 +68,7 @@ def exchange(service: Service, address: str) -> None:
         with kernel_socket(service.lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock:
             sock.connect((address, PORT))
             greet(sock)
-            sock.settimeout(10)
+            sock.settimeout(PATIENCE_S)
             for length in LENGTHS:
                 message = payload(length, n)
                 sock.send(message)
@@ -97,7 +97,7 @@ def test_kernels_datagrams_in_fragments_stay_the_kernels(shared: Service, addres
         kernel_socket(shared.lab.cfg.client_netns, address, socket.SOCK_DGRAM) as sock,
     ):
         kernels.bind((address, KERNEL_PORT))
-        kernels.settimeout(10)
+        kernels.settimeout(PATIENCE_S)
         for length in LENGTHS:
             message = payload(length, 3)
             sock.sendto(message, (address, KERNEL_PORT))

@@ -147,7 +147,7 @@ def test_streams_over_a_bad_wire_are_whole(
     assert counters["drop_tcp_csum"] + counters["drop_ip_csum"] > 0
 
 
-@pytest.mark.timeout(7200 if LONG else 90)
+@pytest.mark.timeout(7200 if LONG else 600)
 @pytest.mark.parametrize("ip", [SERVER_IP, SERVER_IP6], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("name", LONG_WIRES if LONG else WIRES)
 def test_stream_each_way_is_whole(
@@ -169,15 +169,14 @@ def test_stream_each_way_is_whole(
     print(f"{name}, {ip}: in {middle - begin:.1f} s, out {end - middle:.1f} s: {counted}")
 
 
-@pytest.mark.timeout(90)
 def test_connections_over_a_worse_wire_all_come_to_their_end(
     near: Lab, far: Lab, service: Service
 ) -> None:
     """Handshakes and closes are lost as often as data are. The last of them waits for a time-out
     that has doubled a few times, so patience is needed."""
     with wire(near, far, *WORSE, "--seed", "3"):
-        echo_streams(far, 24, 20_000, ip=SERVER_IP, patience_s=40)
-        service.wait_quiet(patience_s=40)
+        echo_streams(far, 24, 20_000, ip=SERVER_IP)
+        service.wait_quiet()
 
 
 def test_connects_over_a_bad_wire_carry_streams(near: Lab, far: Lab, service: Service) -> None:
@@ -215,7 +214,7 @@ def test_long_wire_fills_its_window(near: Lab, far: Lab, service: Service) -> No
             send_and_sink(sock, 2 * MIB, 8)
         with connect(far, f"source {2 * MIB} 9", ip=SERVER_IP) as sock:
             take_source(sock, 2 * MIB, 9)
-        assert time.monotonic() - begin < 10, "a segment a round trip would take 60 s"
+        assert time.monotonic() - begin < 40, "a segment a round trip would take 60 s"
         with connect(far, "echo", ip=SERVER_IP) as sock:
             sock.sendall(b"far away")
             assert receive(sock, 8) == b"far away"

@@ -20,6 +20,7 @@ from tests.interop.kit import (
     APPS,
     MIB,
     NATIVE_ECHO,
+    PATIENCE_S,
     PORT,
     PYTHON_ECHO,
     Service,
@@ -88,7 +89,7 @@ def test_link_local_address_is_served(lab: Lab, service: Service) -> None:
             if a.get("IFA_ADDRESS").startswith("fe80")
         ]
     with kernel_socket(lab.cfg.client_netns, local) as sock:
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_S)
         sock.connect((local, PORT, 0, lab.facts.client.index))
         sock.sendall(b"echo\n")
         assert answers(sock)
@@ -163,7 +164,7 @@ def test_path_that_is_narrow_behind_a_router_is_learned(lab: Lab, service: Servi
     """The router says packet too big (RFC 8201)."""
     before = service.counters()["pmtu_lowered"]
     with beyond_a_router(lab, 1280) as far, kernel_socket(far, SERVER6) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_S)
         sock.connect((SERVER6, PORT))
         sock.sendall(f"source {MIB} 5\n".encode())
         take_source(sock, MIB, 5)
@@ -214,7 +215,7 @@ def test_datagrams_of_all_sizes_are_echoed(tmp_path: Path) -> None:
     with Lab(lab_config()) as own, Service(own, tmp_path, app, [str(UDP_PORT)]) as running:
         for n in range(2):  # several, so that both shards have some
             with kernel_socket(own.cfg.client_netns, SERVER6, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(5)
+                sock.settimeout(PATIENCE_S)
                 sock.connect((SERVER6, UDP_PORT))
                 for length in (0, 1, 17, 1000, 1451, 1452):
                     message = payload(length, n)
@@ -267,7 +268,7 @@ def test_own_address_that_another_one_has_is_refused(tmp_path: Path) -> None:
             ipr.addr("add", index=index, address=OWN6, prefixlen=64, flags=IFA_F_NODAD)
         run = Service(own, tmp_path, options=["--own-address", f"{OWN6}/64"])
         try:
-            assert run.process.wait(20) == 2
+            assert run.process.wait(PATIENCE_S) == 2
             assert f"{own.cfg.client_mac} has the address {OWN6}, too" in run.errors()
         finally:
             own.stop(run.process)
@@ -282,7 +283,7 @@ def test_own_address_udp_port_without_endpoint_is_unreachable(
     own_lab: Lab, own_service: Service
 ) -> None:
     with kernel_socket(own_lab.cfg.client_netns, OWN6, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_S)
         sock.connect((OWN6, 9))
         sock.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):

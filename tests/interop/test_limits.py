@@ -257,7 +257,7 @@ def test_echoes_hold_every_frame_streams_come_through(narrow: Lab, tmp_path: Pat
     """An echo gives a frame back when its own answer is acknowledged: with more in flight than
     frames there are, that must not end in everybody waiting for everybody."""
     with Service(narrow, tmp_path, options=["--frames", "1024"]) as service:
-        echo_streams(narrow, 64, 128 * 1024, patience_s=30)
+        echo_streams(narrow, 64, 128 * 1024)
         service.wait_quiet()
 
 

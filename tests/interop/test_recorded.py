@@ -35,7 +35,12 @@ def payload_of(packet: IP) -> bytes:
 def stream(segments: list[Segment]) -> bytes:
     """The payload in the order of sequence numbers, from the SYN on; each byte once."""
     (first,) = {seq for seq, flags, _ in segments if flags & 2}
-    pieces = {(seq - first - 1) % 2**32: data for seq, _, data in segments if data}
+    # Of those that were sent again, in other portions, the longest.
+    pieces: dict[int, bytes] = {}
+    for seq, _, data in segments:
+        at = (seq - first - 1) % 2**32
+        if len(data) > len(pieces.get(at, b"")):
+            pieces[at] = data
     whole = bytearray()
     for at in sorted(pieces):
         assert at <= len(whole), f"nothing was recorded at {len(whole)}"

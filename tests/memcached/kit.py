@@ -21,7 +21,7 @@ import pytest
 
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
-from tests.runtime.lab import ROOT, Run
+from tests.runtime.lab import PATIENCE_S, ROOT, Run
 
 PORT = 11211
 PEER_PORT = 11311
@@ -56,7 +56,7 @@ def serving(lab: Lab, *options: str) -> Iterator[Server]:
             server.process.wait()
 
 
-def connect(lab: Lab, port: int = PORT, timeout_s: float = 10.0) -> socket.socket:
+def connect(lab: Lab, port: int = PORT, timeout_s: float = PATIENCE_S) -> socket.socket:
     """A connection of the client's kernel to the server."""
     with in_netns(lab.cfg.client_netns):
         sock = socket.create_connection((lab.facts.server.ip, port), timeout=timeout_s)
@@ -89,7 +89,7 @@ def stats(sock: socket.socket, group: str = "") -> dict[str, str]:
 
 
 def in_client(
-    lab: Lab, argv: Sequence[str], timeout_s: float = 60
+    lab: Lab, argv: Sequence[str], timeout_s: float = 2 * PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program in the client's namespace."""
     if shutil.which(argv[0]) is None:
@@ -112,7 +112,7 @@ def debians(*options: str) -> Iterator[int]:
     argv = [program, "-u", "root", "-l", "127.0.0.1", "-p", str(port), "-t", "1", *options]
     with subprocess.Popen(argv) as process:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE_S
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port), 1).close()

@@ -10,7 +10,16 @@ import pytest
 
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
-from tests.memcached.kit import PORT, Server, connect, in_client, read_until, stats, talk
+from tests.memcached.kit import (
+    PATIENCE_S,
+    PORT,
+    Server,
+    connect,
+    in_client,
+    read_until,
+    stats,
+    talk,
+)
 
 
 @pytest.mark.parametrize("protocol", ["-a", "-b"])
@@ -68,7 +77,7 @@ def test_stats_conns_tell_both_ends_of_each_family(lab: Lab, server: Server) -> 
     for address in (lab.cfg.server_ip, lab.cfg.server_ip6):
         ip = address.split("/")[0]
         with in_netns(lab.cfg.client_netns):
-            sock = socket.create_connection((ip, PORT), timeout=10)
+            sock = socket.create_connection((ip, PORT), timeout=PATIENCE_S)
         kind, form = ("tcp6", "[{}]") if ":" in ip else ("tcp", "{}")
         found = stats(sock, "conns")
         own = f"{kind}:{form.format(sock.getsockname()[0])}:{sock.getsockname()[1]}"
@@ -84,7 +93,7 @@ def test_udp_request_is_answered_in_datagrams(lab: Lab, server: Server) -> None:
     assert talk(sock, b"set u 0 0 5000\r\n%s\r\n" % value) == b"STORED\r\n"
     with in_netns(lab.cfg.client_netns):
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.settimeout(10)
+    udp.settimeout(PATIENCE_S)
     udp.sendto(struct.pack("!HHHH", 77, 0, 1, 0) + b"get u\r\n", (lab.facts.server.ip, PORT))
     parts: dict[int, bytes] = {}
     total = 1

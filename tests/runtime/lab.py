@@ -27,7 +27,8 @@ from ixnet.control.stats import read_instance, total
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).resolve().parents[2]
 ECHO_PORT = 7777
-PATIENCE_S = 20.0
+# For what ends soon, on a machine that is slow and has much else to do.
+PATIENCE_S = 100.0
 _numbers = itertools.count()
 
 
@@ -87,7 +88,7 @@ class Run:
 
     def live(self) -> dict[str, Any]:
         """What its control plane answers."""
-        return self.instance().ask()
+        return self.instance().ask(PATIENCE_S)
 
     def worker_pids(self) -> list[int]:
         """The workers' processes, by shard."""
@@ -96,6 +97,14 @@ class Run:
     def states(self) -> list[str]:
         """The workers' states, by shard."""
         return [w["state"] for w in self.live().get("workers", [])]
+
+    def is_over(self, worker_pid: int) -> bool:
+        """Whether a worker's process has ended and the control plane knows; another one may serve
+        in its place already."""
+        workers = self.live().get("workers", [])
+        return bool(workers) and all(
+            w["state"] != "ready" for w in workers if w["pid"] == worker_pid
+        )
 
     def counters(self) -> dict[str, int]:
         """The sum over the shards."""
@@ -134,15 +143,17 @@ def run_to_end(
     return run.process.returncode, out.splitlines(), err
 
 
-def connect(lab: Lab, port: int = ECHO_PORT, timeout_s: float = 5.0) -> socket.socket:
+def connect(lab: Lab, port: int = ECHO_PORT, timeout_s: float = PATIENCE_S) -> socket.socket:
     """A connection of the client's kernel to the server's address."""
     with in_netns(lab.cfg.client_netns):
         return socket.create_connection((lab.facts.server.ip, port), timeout=timeout_s)
 
 
-def echo_once(lab: Lab, port: int = ECHO_PORT, message: bytes = b"hello") -> bytes:
+def echo_once(
+    lab: Lab, port: int = ECHO_PORT, message: bytes = b"hello", timeout_s: float = PATIENCE_S
+) -> bytes:
     """Sends one message and returns what comes back."""
-    with connect(lab, port) as sock:
+    with connect(lab, port, timeout_s) as sock:
         sock.sendall(message)
         return receive(sock, len(message))
 
@@ -161,6 +172,6 @@ def receive(sock: socket.socket, length: int) -> bytes:
 def serves(lab: Lab, port: int = ECHO_PORT) -> bool:
     """Whether a message comes back."""
     try:
-        return echo_once(lab, port) == b"hello"
+        return echo_once(lab, port, timeout_s=PATIENCE_S / 5) == b"hello"
     except OSError:
         return False

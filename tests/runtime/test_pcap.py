@@ -147,7 +147,9 @@ def test_end_of_the_instance_is_recorded(lab: Lab, start: Start, tmp_path: Path)
         sock.sendall(b"x")
         assert receive(sock, 1) == b"x"
         assert run.end() == 0
-        assert "R" in segments(path, sock.getsockname()[1])[-1][TCP].flags
+        port = sock.getsockname()[1]
+        sent = [p for p in segments(path, port) if p[TCP].dport == port]
+        assert "R" in sent[-1][TCP].flags
 
 
 def test_snaplen_keeps_the_headers_and_tells_the_length(
@@ -313,8 +315,8 @@ def test_worker_killed_leaves_whole_records_and_its_successor_goes_on(
         flooder = threading.Thread(target=flood)
         flooder.start()
         until("some records", lambda: path.stat().st_size > 100_000)
-        os.kill(run.worker_pids()[0], signal.SIGKILL)
-        until("its end", lambda: run.states() == ["waiting"])
+        os.kill(victim := run.worker_pids()[0], signal.SIGKILL)
+        until("its end", lambda: run.is_over(victim))
         left = Path(shutil.copy(path, tmp_path / "left.pcap"))
         # The kernel may have reset the connection already, whose frames are its own now.
         with contextlib.suppress(OSError):

@@ -23,7 +23,7 @@ from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
 from ixnet.control.stats import read_instance
 from tests.runtime.conftest import Start, started
-from tests.runtime.lab import ROOT, Run, connect, receive, run_to_end, serves, until
+from tests.runtime.lab import PATIENCE_S, ROOT, Run, connect, receive, run_to_end, serves, until
 from tests.runtime.test_faults import doctor_findings, stat_text
 from tests.runtime.test_pcap import recorded
 
@@ -62,7 +62,7 @@ def workers(n: int, *more: str) -> list[str]:
 def connections(lab: Lab, n: int = MANY) -> Iterator[list[socket.socket]]:
     """So many, open."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(connect(lab, PORT, 20.0)) for _ in range(n)]
+        yield [stack.enter_context(connect(lab, PORT)) for _ in range(n)]
 
 
 def echo(sock: socket.socket, message: bytes) -> None:
@@ -259,13 +259,13 @@ def test_a_proxy_opens_its_connections_where_it_took_them(two: Lab, tmp_path: Pa
     args = two.facts.client.ip, str(listener.getsockname()[1]), str(PORT)
     with listener, started(two) as start, contextlib.ExitStack() as stack:
         run = start(app, *args, options=["--workers", "1"]).wait_ready()
-        near = {i: stack.enter_context(connect(two, PORT, 60.0)) for i in range(8)}
+        near = {i: stack.enter_context(connect(two, PORT, PATIENCE_S)) for i in range(8)}
         for i, sock in near.items():
             sock.sendall(bytes([i]) * 5000)
-        listener.settimeout(60.0)
+        listener.settimeout(PATIENCE_S)
         for _ in near:
             far = stack.enter_context(listener.accept()[0])
-            far.settimeout(60.0)
+            far.settimeout(PATIENCE_S)
             message = receive(far, 5000)
             assert message == message[:1] * 5000
             far.sendall(message[:1])

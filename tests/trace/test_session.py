@@ -241,7 +241,7 @@ def test_workers_with_several_shards_have_all_their_queues() -> None:
 def ixnet(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ixnet", "trace", *words],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=60,
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=240,
     )  # fmt: skip
 
 
