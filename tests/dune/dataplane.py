@@ -23,8 +23,8 @@ from ixnet.control.lab import LabConfig, lab_down, lab_up
 from ixnet.control.namespaces import in_netns, run_in_netns
 from tests.dune.kit import ROOT
 
-READY_S = 150.0
-PATIENCE_S = 30.0
+READY_S = 900.0
+PATIENCE_S = 300.0
 ECHO = ROOT / "build/apps/echo.so"
 MODULE = ROOT / "ixnet/ring0.bin"
 

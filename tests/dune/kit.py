@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "build/tests/dune"
 SANDBOX = ROOT / "build/dune-sandbox"
 # Emulated, and nested in that: patience.
-TIMEOUT_S = 60.0
+TIMEOUT_S = 600.0
 SHOWN_CHARS = 6000
 
 

@@ -32,7 +32,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     file = tmp_path_factory.mktemp("bench") / "tables.json"
     words = ["bench", "--rounds", "1", "--json", str(file), "dune"]
     run = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=800
     )
     assert run.returncode == 0, run.stdout + run.stderr
     made = file.with_stem("tables-dune").read_text()

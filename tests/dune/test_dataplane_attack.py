@@ -37,7 +37,7 @@ ATTACKER = 1
 ATTACKER_PORT = PORT + ATTACKER
 Note = Callable[[str], None]
 # Emulated, and two instances to start.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3600)
 
 
 class World:

@@ -18,7 +18,7 @@ PORT = 7000
 OUTSTANDING = (1, 8, 64)
 SECONDS = 1.5
 SHARES = ("ring0", "ring3", "linux")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3600)
 
 
 def _measure(dataplane: Dataplane, link: Veth, connections: int) -> dict[str, Any]:

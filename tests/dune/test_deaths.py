@@ -47,7 +47,7 @@ UD2 = b"\x0f\x0b"
 RST = 4
 ETH_P_IP = 0x0800
 Note = Callable[[str], None]
-pytestmark = pytest.mark.timeout(600)  # emulated
+pytestmark = pytest.mark.timeout(3600)  # emulated
 
 
 class Tap:

@@ -58,7 +58,7 @@ GIB = 1 << 30
 VAULT, DATA = 0x4000000, GIB
 MODULE = (0x4000000, 0x20000)
 WITH_MODULE = ("direct", "pointers", "nested", "mappings", "signals", "threads", "races", "module")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 
 
 @dataclass

@@ -27,5 +27,5 @@ def test_kvm_uses_nested_paging(note: Callable[[str], None]) -> None:
 
 
 def test_run_outlasting_its_time_is_killed_with_its_children() -> None:
-    result = kit.run(["sh", "-c", "echo begun; sleep 100 | sleep 100"], timeout=1)
+    result = kit.run(["sh", "-c", "echo begun; sleep 100 | sleep 100"], timeout=10)
     assert (result.status, result.stdout) == (None, "begun\n")

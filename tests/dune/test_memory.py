@@ -29,8 +29,8 @@ TOUCHES = 1000
 
 def same(program: str, ring: str, case: str, env: dict[str, str] | None = None) -> None:
     """Fails unless the program says and ends in that ring as it does outside."""
-    bare = run([PROGRAMS / program, "bare", case], timeout=120)
-    inside = run([PROGRAMS / program, ring, case], timeout=120, env=env)
+    bare = run([PROGRAMS / program, "bare", case], timeout=800)
+    inside = run([PROGRAMS / program, ring, case], timeout=800, env=env)
     if (inside.status, inside.stdout) != (bare.status, bare.stdout):
         pytest.fail(f"outside: {bare}\n\ninside: {inside}", pytrace=False)
     bare.expect()

@@ -19,7 +19,7 @@ POLICIES = {
     "open": "permissive",
     "ruled": "read /\nwrite /\nexec /\nfork yes\nnetwork yes\nsignal yes\nlog none\n",
 }
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 
 from tests.dune import kit
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 WORDS = 12000
 BINARY_BYTES = 300_000
 POLICY = "permissive"

@@ -31,7 +31,7 @@ STREAM_BYTES = 1 << 20
 # Until both queues have some: all on one happens once in 2^31 times.
 CONNECTIONS = 32
 OPTIONS = ("--queues", "2", "--workers", "1")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")

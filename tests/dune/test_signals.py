@@ -48,6 +48,6 @@ def test_signals_of_ring0_and_of_threads_outside(run_program: Run, case: str) ->
 def test_signals_5000_at_1khz_leave_every_register_alone(
     run_program: Run, note: Callable[[str], None]
 ) -> None:
-    done = run_program("signals", "dune", "storm", timeout=200)
+    done = run_program("signals", "dune", "storm", timeout=800)
     assert done.stdout == "no register changed\n"
     note(f"signal storm in ring 3: {done.stderr.strip()}")

@@ -43,7 +43,7 @@ PROCESSES = (
     "exec-script",
 )
 ODDS = ("bases", "bases-threads", "options", "terminal", "sockets", "limits", "cpu")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 # What ring 3 is refused, where Linux would do as asked: see emulate.c and thread.c.
 CLOSED = """\
 seccomp -22
