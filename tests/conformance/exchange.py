@@ -56,6 +56,7 @@ class Exchange:
         self.fd = self.listener = -1
         self.seq = 1_000_000  # what the peer sends next
         self.ack = 0  # what the stack sends next
+        self.end: int | None = None  # of the data that it sent so far
         self.timestamps = timestamps
         self.clock, self.echo = 1000, 0
 
@@ -114,10 +115,15 @@ class Exchange:
         return TCP in packet and packet[TCP].dport == self.peer_port
 
     def _is_new(self, packet: Any) -> bool:
-        """Of this connection, and not a SYN or FIN once more because the machine was slow."""
+        """Of this connection, and not a SYN, FIN or data once more because the machine was slow."""
         if not self._is_ours(packet):
             return False
-        flags = packet[TCP].flags
+        flags, size = packet[TCP].flags, len(packet[TCP].payload)
+        if self.stack.real_time and size:
+            end = int(packet[TCP].seq) + size
+            if self.end is not None and signed(end - self.end) <= 0:
+                return False
+            self.end = end
         old = self.ack and signed(int(packet[TCP].seq) - self.ack) < 0
         return not (self.stack.real_time and old and (flags & 1 or flags & 0x12 == 2))
 

@@ -57,7 +57,7 @@ def outcome() -> Outcome:
     return play(PROGRAM, range(FIRST, FIRST + SEEDS))
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_two_shards_on_a_lossy_wire(outcome: Outcome) -> None:
     print(
         f"\nsimulation: {outcome.seeds} seeds, {outcome.totals['steps']} polls, "
