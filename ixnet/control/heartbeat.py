@@ -2,7 +2,8 @@
 
 A worker with nothing to do sleeps a tenth of a second at most before its next cycle (native/app.c).
 So when the last one was seconds ago the application holds it up: it spins, or waits for something.
-Time that the worker waited for its core, on a machine that has too much to do, is not counted.
+Time that the worker waited for its core, on a machine that has too much to do, is not counted, nor
+is time in which the control plane did not look either: a virtual machine may stop as a whole.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self.stalled_s = 0.0
         self._cycle_ns = -1
+        self._from_ns = 0
         self._waited_ns = 0
 
     def look(self, pid: int, cycle_ns: int, now_ns: int) -> str:
@@ -39,8 +41,9 @@ class Heartbeat:
         if cycle_ns != self._cycle_ns:
             recovered = self._runs()
             self._cycle_ns, self._waited_ns = cycle_ns, _waited_ns(pid)
+            self._from_ns = max(cycle_ns, now_ns - 2 * _SUSPECT_NS)
             return recovered
-        held_s = (age_ns - (_waited_ns(pid) - self._waited_ns)) / 1e9
+        held_s = (now_ns - self._from_ns - (_waited_ns(pid) - self._waited_ns)) / 1e9
         if held_s < STALLED_S:
             return ""
         news = not self.stalled_s

@@ -58,6 +58,14 @@ def test_time_without_a_core_is_not_counted(waited: list[int]) -> None:
     assert heart.look(PID, 10 * S, now + 2 * S)
 
 
+def test_time_in_which_nobody_looked_is_not_counted() -> None:
+    heart = Heartbeat()
+    assert heart.look(PID, 10 * S, 10 * S + S // 10) == ""
+    for i in range(14):  # five seconds later, and on from there
+        assert heart.look(PID, 10 * S, 15 * S + i * S // 10) == ""
+    assert "no cycle for 2 s" in heart.look(PID, 10 * S, 15 * S + 14 * S // 10)
+
+
 def test_waiting_for_a_core_is_read_of_linux() -> None:
     """More and more for a process that shares its core; nothing for one that is gone."""
     before = READ(PID)
