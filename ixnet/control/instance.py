@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ixnet.control.errors import IxError
 
 INSTANCE_FILE = "instance.json"
 CONTROL_SOCKET = "control"
+_LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -118,8 +119,17 @@ def find_instances() -> list[Instance]:
             if instance is not None and instance.is_alive():
                 found.append(instance)
             elif instance is not None:
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove_stale(directory)
     return found
+
+
+def _remove_stale(directory: Path) -> None:
+    """Unless someone makes an instance now: it may have this very name."""
+    with suppress(OSError), open(directory.parent / _LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        instance = _read(directory)
+        if instance is not None and not instance.is_alive():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def find_instance(name: str | None) -> Instance:
@@ -167,7 +177,7 @@ class InstanceDirectory:
 
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    with open(place / ".lock", "w") as lock:
+    with open(place / _LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
