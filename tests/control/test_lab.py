@@ -179,7 +179,7 @@ def test_bulk_tcp_is_whole_on_the_wire(cfg: LabConfig) -> None:
     with in_netns(cfg.server_netns):
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
     tap.bind((cfg.server_if, 0x0003))
-    tap.settimeout(0.3)
+    tap.settimeout(1.0)
     with (
         listener(cfg, socket.AF_INET, "10.77.0.1") as server,
         in_netns(cfg.client_netns),

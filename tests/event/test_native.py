@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ) -> dict[str, Any]:
         words = [str(program), str(loss_ppm), str(calls), str(pool), mode]
         words += ["--host", "10.0.0.1", "--port", "7", "--seconds", "0.3", "--warmup", "0.05"]
-        done = subprocess.run([*words, *options], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*words, *options], capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stdout + done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
         assert report["ok"], report

@@ -34,7 +34,7 @@ def wire() -> Iterator[socket.socket]:
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
             with sock:
                 sock.bind(("lo", ETH_P_IP))
-                sock.settimeout(0.3)
+                sock.settimeout(1.0)
                 yield sock
     finally:
         netns.remove(NETNS)
