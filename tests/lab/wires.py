@@ -13,7 +13,6 @@ Everything is emulated, 10 to 20 times slower than a machine, which the patience
 from __future__ import annotations
 
 import json
-import selectors
 import socket
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from ixnet.control.namespaces import in_netns, run_in_netns
 from ixnet.control.nic import Nic
 from tests.dune.dataplane import Link
 from tests.interop.kit import Flow, digest, payload, pump, receive
-from tests.runtime.lab import ROOT, until
+from tests.runtime.lab import ROOT, read_until_ready, until
 
 PATIENCE_S = 180.0
 FAR = "far"
@@ -143,15 +142,9 @@ class Service:
             self.process = run_in_netns(wire.near, argv, None, **how)
         else:
             self.process = subprocess.Popen(argv, text=True, **how)
-        self.said: list[str] = []
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            while not self.said or not self.said[-1].startswith("ready"):
-                assert selector.select(PATIENCE_S), f"not ready: {self.said}"
-                line = self.process.stdout.readline()
-                assert line, f"ended before it was ready: {self.said}, {self.end(0)}"
-                self.said.append(line.rstrip("\n"))
+        self.said = read_until_ready(self.process, PATIENCE_S)
+        is_ready = self.said and self.said[-1].startswith("ready")
+        assert is_ready, f"not ready, or not in time: {self.said}, {self.end(0)}"
 
     def __enter__(self) -> Service:
         return self

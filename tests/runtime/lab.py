@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +39,24 @@ def until(what: str, done: Callable[[], Any], patience_s: float = PATIENCE_S) ->
         assert time.monotonic() < deadline, f"waited {patience_s:g} s for {what}"
         time.sleep(0.02)
     return result
+
+
+def read_until_ready(process: subprocess.Popen[str], patience_s: float) -> list[str]:
+    """The lines that it prints, up to the one that begins with "ready" or to its end. It is killed
+    if that takes too long."""
+    assert process.stdout is not None
+    said: list[str] = []
+    # No select(): a line that came together with the one before is in the pipe no more.
+    killer = threading.Timer(patience_s, process.kill)
+    killer.start()
+    try:
+        for line in iter(process.stdout.readline, ""):
+            said.append(line.rstrip("\n"))
+            if line.startswith("ready"):
+                break
+    finally:
+        killer.cancel()
+    return said
 
 
 class Run:
@@ -68,16 +86,9 @@ class Run:
 
     def wait_ready(self, patience_s: float = PATIENCE_S) -> Run:
         """Reads on until the line that begins with "ready"."""
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + patience_s
-        while not self.said or not self.said[-1].startswith("ready"):
-            left = deadline - time.monotonic()
-            assert left > 0, f"not ready: {self.said}"
-            if not select.select([self.process.stdout], [], [], left)[0]:
-                continue
-            line = self.process.stdout.readline()
-            assert line, f"ended before it was ready: {self.said}, {self.errors()}"
-            self.said.append(line.rstrip("\n"))
+        self.said = read_until_ready(self.process, patience_s)
+        is_ready = self.said and self.said[-1].startswith("ready")
+        assert is_ready, f"not ready, or not in time: {self.said}, {self.errors()}"
         return self
 
     def instance(self) -> Instance:
