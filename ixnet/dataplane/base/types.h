@@ -16,6 +16,8 @@
 #define IX_ALIGNED(n)  __attribute__((aligned(n)))
 #define IX_PACKED      __attribute__((packed))
 #define IX_MUST_CHECK  __attribute__((warn_unused_result))
+/* For what few segments need: inlined, it would cost registers where all of them pass. */
+#define IX_NOINLINE    __attribute__((noinline))
 #define IX_STATIC_ASSERT(cond, why) _Static_assert(cond, why)
 #define IX_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 #define IX_CONTAINER_OF(ptr, type, member) \

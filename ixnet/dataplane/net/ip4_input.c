@@ -10,7 +10,7 @@ static bool source_impossible(uint32_t src)
     return first == 0 || first == 127 || first >= 224;
 }
 
-enum ix_verdict ix_ip_count_parse(struct ix_net *net, enum ix_parse parse)
+IX_NOINLINE enum ix_verdict ix_ip_count_parse(struct ix_net *net, enum ix_parse parse)
 {
     switch (parse) {
     case IX_PARSE_VERSION:

@@ -1,4 +1,5 @@
-/* The Internet checksum, with or without a copy, in one pass of 64-byte steps.
+/* The Internet checksum, with or without a copy, in one pass: short data by words of 8 bytes, long
+ * data in vectors.
  *
  * A sum of 16-bit words modulo 65535 may be taken over words of any larger size, since 2^16, 2^32
  * and 2^64 are all 1 modulo 65535 (RFC 1071 section 2 (C)). Only 16-byte vectors, which are part of
@@ -6,7 +7,11 @@
  */
 #include "wire/csum.h"
 
-enum { STEP_BYTES = 64 };
+enum {
+    CHAIN_BYTES = 32,
+    STEP_BYTES = 64,
+    LONG_BYTES = 256, /* from here on vectors are worth their setting up */
+};
 
 typedef uint64_t vec16 __attribute__((vector_size(16)));
 
@@ -82,63 +87,93 @@ static inline __attribute__((always_inline)) uint64_t take_few(bool copy, uint8_
     return value;
 }
 
-static inline uint32_t fold(unsigned __int128 sum)
+/* A sum to which words are added one after the other, the carry of each with the next. By value: so
+ * gcc keeps it in registers and the carry where the processor has it. */
+struct chain {
+    unsigned long long sum;
+    unsigned char carry;
+};
+
+static inline __attribute__((always_inline)) struct chain link8(struct chain before, uint64_t word)
 {
-    uint64_t folded;
-    if (__builtin_add_overflow((uint64_t)sum, (uint64_t)(sum >> 64), &folded))
-        folded++;
-    return ix_csum_fold(folded);
+    unsigned long long sum;
+    unsigned char carry = __builtin_ia32_addcarryx_u64(before.carry, before.sum, word, &sum);
+    return (struct chain){sum, carry};
 }
 
-/* `copy` is a constant in both callers, so that one of them has no stores. */
-static inline __attribute__((always_inline)) uint32_t sum_pass(bool copy, uint8_t *restrict dst,
-                                                               const uint8_t *restrict src,
-                                                               size_t bytes, uint32_t sum)
+/* Words of 8 bytes, then what is left. `copy` is a constant everywhere, so that what only sums has
+ * no stores. */
+static inline __attribute__((always_inline)) uint32_t sum_short(bool copy, uint8_t *restrict dst,
+                                                                const uint8_t *restrict src,
+                                                                size_t bytes, uint64_t sum)
 {
-    size_t at = 0;
-    /* Two accumulators of each kind, so that additions do not wait for each other. */
-    unsigned __int128 even = sum, odd = 0;
-    if (bytes >= STEP_BYTES) {
-        struct lanes a = {{0}, {0}}, b = {{0}, {0}};
-        for (; bytes - at >= STEP_BYTES; at += STEP_BYTES) {
-            vec16 v0 = load16(src + at), v1 = load16(src + at + 16);
-            vec16 v2 = load16(src + at + 32), v3 = load16(src + at + 48);
-            if (copy) {
-                store16(dst + at, v0);
-                store16(dst + at + 16, v1);
-                store16(dst + at + 32, v2);
-                store16(dst + at + 48, v3);
-            }
-            lanes_add(&a, v0);
-            lanes_add(&b, v1);
-            lanes_add(&a, v2);
-            lanes_add(&b, v3);
-        }
-        odd = (unsigned __int128)lanes_sum(&a) + lanes_sum(&b);
+    const uint8_t *to = src + bytes / CHAIN_BYTES * CHAIN_BYTES;
+    for (; src != to; src += CHAIN_BYTES, dst = copy ? dst + CHAIN_BYTES : NULL) {
+        struct chain c = link8((struct chain){sum, 0}, take8(copy, dst, src, 0));
+        c = link8(c, take8(copy, dst, src, 8));
+        c = link8(c, take8(copy, dst, src, 16));
+        c = link8(c, take8(copy, dst, src, 24));
+        sum = c.sum + c.carry; /* which can't carry once more: a sum that carried is not all ones */
     }
-    for (; bytes - at >= 16; at += 16) {
-        even += take8(copy, dst, src, at);
-        odd += take8(copy, dst, src, at + 8);
-    }
-    if (bytes - at >= 8) {
-        odd += take8(copy, dst, src, at);
-        at += 8;
-    }
-    if (bytes == at)
-        return fold(even + odd);
+    for (to += bytes % CHAIN_BYTES / 8 * 8; src != to; src += 8, dst = copy ? dst + 8 : NULL)
+        sum = ix_csum_add8(sum, take8(copy, dst, src, 0));
+    size_t left = bytes % 8, again = 8 - left;
+    if (left == 0)
+        return ix_csum_fold(sum);
+    uint64_t rest;
     if (bytes >= 8) /* the 8 bytes that end with the last one, less those that were counted */
-        even += take8(copy, dst, src, bytes - 8) >> (8 * (8 - (bytes - at)));
+        rest = take8(copy, copy ? dst - again : NULL, src - again, 0) >> 8 * again;
     else
-        even += take_few(copy, dst, src, bytes);
-    return fold(even + odd);
+        rest = take_few(copy, dst, src, left);
+    return ix_csum_fold(ix_csum_add8(sum, rest));
 }
 
-uint32_t ix_csum_add(const void *data, size_t bytes, uint32_t sum)
+/* In steps, as far as they go. */
+static inline __attribute__((always_inline)) uint32_t sum_long(bool copy, uint8_t *restrict dst,
+                                                               const uint8_t *restrict src,
+                                                               size_t bytes, uint64_t sum)
 {
-    return sum_pass(false, NULL, data, bytes, sum);
+    /* Two accumulators of each kind, so that additions do not wait for each other. */
+    struct lanes a = {{0}, {0}}, b = {{0}, {0}};
+    size_t at = 0;
+    for (; bytes - at >= STEP_BYTES; at += STEP_BYTES) {
+        vec16 v0 = load16(src + at), v1 = load16(src + at + 16);
+        vec16 v2 = load16(src + at + 32), v3 = load16(src + at + 48);
+        if (copy) {
+            store16(dst + at, v0);
+            store16(dst + at + 16, v1);
+            store16(dst + at + 32, v2);
+            store16(dst + at + 48, v3);
+        }
+        lanes_add(&a, v0);
+        lanes_add(&b, v1);
+        lanes_add(&a, v2);
+        lanes_add(&b, v3);
+    }
+    sum = ix_csum_add8(sum, lanes_sum(&a) + lanes_sum(&b));
+    return sum_short(copy, copy ? dst + at : NULL, src + at, bytes - at, sum);
+}
+
+/* Apart, as each keeps others in registers. */
+static IX_NOINLINE uint32_t add_long(const uint8_t *src, size_t bytes, uint64_t sum)
+{
+    return sum_long(false, NULL, src, bytes, sum);
+}
+
+static IX_NOINLINE uint32_t copy_long(uint8_t *restrict dst, const uint8_t *restrict src,
+                                      size_t bytes, uint64_t sum)
+{
+    return sum_long(true, dst, src, bytes, sum);
+}
+
+uint32_t ix_csum_add(const void *data, size_t bytes, uint64_t sum)
+{
+    return IX_LIKELY(bytes < LONG_BYTES) ? sum_short(false, NULL, data, bytes, sum)
+                                         : add_long(data, bytes, sum);
 }
 
 uint32_t ix_csum_copy(void *dst, const void *src, size_t bytes, uint32_t sum)
 {
-    return sum_pass(true, dst, src, bytes, sum);
+    return IX_LIKELY(bytes < LONG_BYTES) ? sum_short(true, dst, src, bytes, sum)
+                                         : copy_long(dst, src, bytes, sum);
 }

@@ -8,8 +8,9 @@
 
 #include "base/types.h"
 
-/* Adds `bytes` bytes at `data` to `sum`. Every part but the last must have even length. */
-uint32_t ix_csum_add(const void *data, size_t bytes, uint32_t sum);
+/* Adds `bytes` bytes at `data` to `sum`, which need not be folded. Every part but the last must
+ * have even length. */
+uint32_t ix_csum_add(const void *data, size_t bytes, uint64_t sum);
 
 /* Copies `bytes` bytes and returns `sum` with them added: one pass over the payload. The regions
  * must not overlap. */
@@ -22,12 +23,21 @@ static inline uint32_t ix_csum_fold(uint64_t sum)
     return (uint32_t)sum + (uint32_t)(sum >> 32);
 }
 
+/* Adds 8 bytes, and the carry to what that gives. */
+static inline uint64_t ix_csum_add8(uint64_t sum, uint64_t word)
+{
+    sum += word;
+    return sum + (sum < word);
+}
+
 /* The sum of 20 bytes: an IPv4 header without options. */
 static inline uint32_t ix_csum_20(const void *data)
 {
-    uint32_t w[5];
-    __builtin_memcpy(w, data, sizeof w);
-    return ix_csum_fold((uint64_t)w[0] + w[1] + w[2] + w[3] + w[4]);
+    uint64_t q[2];
+    uint32_t last;
+    __builtin_memcpy(q, data, sizeof q);
+    __builtin_memcpy(&last, (const uint8_t *)data + sizeof q, sizeof last);
+    return ix_csum_fold(ix_csum_add8(ix_csum_add8(q[0], q[1]), last));
 }
 
 /* Adds two sums. */
@@ -60,16 +70,19 @@ static inline uint32_t ix_csum_address(const uint8_t ip[16])
 {
     uint64_t q[2];
     __builtin_memcpy(q, ip, sizeof q);
-    uint64_t sum = q[0] + q[1];
-    return ix_csum_fold(sum + (sum < q[0])); /* the carry comes in again */
+    return ix_csum_fold(ix_csum_add8(q[0], q[1]));
 }
 
 /* The pseudo header (RFC 9293 3.1, RFC 768). src, dst: IPv4 addresses as they lie in memory, or
  * ix_csum_address() of IPv6 ones, whose pseudo header (RFC 8200 8.1) adds up to the same. */
+static inline uint64_t ix_csum_pseudo4_unfolded(uint32_t src, uint32_t dst, uint8_t proto,
+                                                uint32_t l4_bytes)
+{
+    return (uint64_t)src + dst + ((uint32_t)proto << 8) + ix_swap16((uint16_t)l4_bytes);
+}
 static inline uint32_t ix_csum_pseudo4(uint32_t src, uint32_t dst, uint8_t proto, uint32_t l4_bytes)
 {
-    return ix_csum_fold((uint64_t)src + dst + ((uint32_t)proto << 8) +
-                        ix_swap16((uint16_t)l4_bytes));
+    return ix_csum_fold(ix_csum_pseudo4_unfolded(src, dst, proto, l4_bytes));
 }
 
 /* Whether a checksum field, as it lies in memory, holds the bare pseudo header sum: what Linux

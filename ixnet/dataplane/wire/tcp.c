@@ -147,6 +147,22 @@ static inline void read_fields(const uint8_t *segment, size_t header_bytes, stru
     };
 }
 
+/* Other options than a timestamp alone. `out` stays as it was if they are malformed. Not for every
+ * segment: the copy reads narrow stores in wide loads, and waits for them. */
+static IX_NOINLINE enum ix_parse parse_unusual(const uint8_t *segment, size_t header_bytes,
+                                               struct ix_tcp_hdr *out)
+{
+    const uint8_t *options = segment + IX_TCP_BYTES;
+    size_t option_bytes = header_bytes - IX_TCP_BYTES;
+    struct ix_tcp_hdr hdr;
+    read_fields(segment, header_bytes, &hdr);
+    if (!(hdr.flags & IX_TCP_SYN && parse_usual_syn(options, option_bytes, &hdr)) &&
+        !parse_options(options, option_bytes, &hdr))
+        return IX_PARSE_HEADER;
+    *out = hdr;
+    return IX_PARSE_OK;
+}
+
 enum ix_parse ix_tcp_parse(const uint8_t *segment, size_t bytes, uint32_t src, uint32_t dst,
                            struct ix_tcp_hdr *out)
 {
@@ -157,28 +173,18 @@ enum ix_parse ix_tcp_parse(const uint8_t *segment, size_t bytes, uint32_t src, u
         return IX_PARSE_HEADER;
     if (header_bytes > bytes)
         return IX_PARSE_SHORT;
-    uint32_t pseudo = ix_csum_pseudo4(src, dst, IX_PROTO_TCP, (uint32_t)bytes);
+    uint64_t pseudo = ix_csum_pseudo4_unfolded(src, dst, IX_PROTO_TCP, (uint32_t)bytes);
     if (IX_UNLIKELY(ix_csum_finish(ix_csum_add(segment, bytes, pseudo)) != 0))
         return IX_PARSE_CSUM;
 
     const uint8_t *options = segment + IX_TCP_BYTES;
-    if (IX_LIKELY(header_bytes == IX_TCP_BYTES + TS_PADDED_BYTES &&
-                  ix_load_be32(options) == WORD_NOP_NOP_TS)) {
-        read_fields(segment, header_bytes, out);
-        out->has_ts = true;
-        out->ts_val = ix_load_be32(options + 4);
-        out->ts_ecr = ix_load_be32(options + 8);
-        return IX_PARSE_OK;
-    }
-    /* Apart, because `out` stays as it was if the options are malformed. Not for every segment: the
-     * copy reads narrow stores in wide loads, and waits for them. */
-    struct ix_tcp_hdr hdr;
-    read_fields(segment, header_bytes, &hdr);
-    size_t option_bytes = header_bytes - IX_TCP_BYTES;
-    if (!(hdr.flags & IX_TCP_SYN && parse_usual_syn(options, option_bytes, &hdr)) &&
-        !parse_options(options, option_bytes, &hdr))
-        return IX_PARSE_HEADER;
-    *out = hdr;
+    if (IX_UNLIKELY(header_bytes != IX_TCP_BYTES + TS_PADDED_BYTES ||
+                    ix_load_be32(options) != WORD_NOP_NOP_TS))
+        return parse_unusual(segment, header_bytes, out);
+    read_fields(segment, IX_TCP_BYTES + TS_PADDED_BYTES, out);
+    out->has_ts = true;
+    out->ts_val = ix_load_be32(options + 4);
+    out->ts_ecr = ix_load_be32(options + 8);
     return IX_PARSE_OK;
 }
 
