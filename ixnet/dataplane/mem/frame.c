@@ -96,8 +96,8 @@ void ix_frame_free(struct ix_frames *f, uint32_t frame)
     push_free(f, frame);
 }
 
-void ix_frame_lend(struct ix_frames *f, uint32_t frame, uint64_t handle, uint16_t offset,
-                   uint16_t bytes)
+inline void ix_frame_lend(struct ix_frames *f, uint32_t frame, uint64_t handle, uint16_t offset,
+                          uint16_t bytes)
 {
     IX_ASSERT(in_pool(f, frame) && f->meta[frame].owner == IX_FRAME_RX);
     IX_ASSERT(handle != 0 && bytes > 0);

@@ -110,11 +110,13 @@ void ix_wheel_set(struct ix_wheel *w, uint32_t id, uint64_t deadline_ns)
     if (deadline_ns & ((1ull << IX_WHEEL_TICK_SHIFT) - 1) && tick < TICK_MAX)
         tick++;
     tick = IX_MAX(tick, w->now);
+    uint64_t before = t->tick;
     w->armed += !t->armed;
     t->armed = true;
     t->tick = tick;
     if (t->slot != IX_NONE) {
-        if (t->slot != PARKED && tick >= slot_tick(w, t->slot))
+        /* Mostly to later than it was set for: then the slot is early enough. */
+        if (t->slot != PARKED && (tick >= before || tick >= slot_tick(w, t->slot)))
             return;
         unlink_timer(w, id);
     }

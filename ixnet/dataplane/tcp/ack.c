@@ -23,7 +23,8 @@ void ix_tcp_rtt_sample(struct ix_tcb *tcb, uint64_t rtt_ns)
     tcb->rto_us = IX_MIN(rto_us, (uint32_t)IX_TCP_RTO_MAX_US);
 }
 
-void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr)
+inline void ix_tcp_update_window(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                 const struct ix_tcp_hdr *hdr)
 {
     /* RFC 9293 3.10.7.4, fifth: only from a segment that is not older than the last one used. The
      * later ACK decides first: data sent again has an old number and still brings news, and a
@@ -79,8 +80,10 @@ static void advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
                     struct ix_ack *a)
 {
     uint32_t data = IX_MIN(hdr->ack - tcb->snd_una, tcb->queued_bytes);
-    tcb->rto_us = ix_tcp_rto_us(tcb); /* Karn: backed off until there is a new sample */
-    tcb->retries = 0;
+    if (IX_UNLIKELY(tcb->retries)) {
+        tcb->rto_us = ix_tcp_rto_us(tcb); /* Karn: backed off until there is a new sample */
+        tcb->retries = 0;
+    }
     if (data) {
         ix_sendq_acked(tcp, tcb, data);
         tcb->sent_bytes += data;

@@ -38,8 +38,8 @@ static bool answers_earlier(const struct ix_tcp *tcp, const struct ix_tcb *tcb,
     return age_us < tcb->min_rtt_us;
 }
 
-void ix_rack_delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
-                       const struct ix_tx_rec *r, uint32_t end)
+inline void ix_rack_delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                              const struct ix_tx_rec *r, uint32_t end)
 {
     uint32_t age_us = tcp->now_us - r->sent_us;
     /* Step 3: something sent before what has arrived arrives after it. fack stays behind snd_una
@@ -134,13 +134,14 @@ void ix_rack_timeout(struct ix_tcp *tcp, struct ix_tcb *tcb, bool forget)
 
 /* ---- tail loss probes: section 7 --------------------------------------------------- */
 
-uint32_t ix_tlp_wait_us(const struct ix_tcb *tcb)
+inline uint32_t ix_tlp_wait_us(const struct ix_tcb *tcb)
 {
-    if (!(tcb->flags & IX_TF_SACK) || tcb->state < IX_TCP_ESTABLISHED || tcb->retries ||
-        tcb->flags & (IX_TF_RECOVERY | IX_TF_RTO | IX_TF_PERSIST) || tcb->sacked_bytes ||
-        tcb->rack & IX_RACK_TLP_OUT || ix_tcb_flight(tcb) == 0)
+    const uint32_t instead = IX_TF_RECOVERY | IX_TF_RTO | IX_TF_PERSIST;
+    if (IX_UNLIKELY((tcb->flags & (IX_TF_SACK | instead)) != IX_TF_SACK ||
+                    tcb->state < IX_TCP_ESTABLISHED || tcb->retries || tcb->sacked_bytes ||
+                    tcb->rack & IX_RACK_TLP_OUT || ix_tcb_flight(tcb) == 0))
         return 0;
-    bool lone = ix_tcb_flight(tcb) <= ix_tcb_mss(tcb) && tcb->rec_head == IX_NONE;
+    bool lone = tcb->rec_head == IX_NONE && ix_tcb_flight(tcb) <= ix_tcb_mss(tcb);
     uint32_t spare_us = lone ? (uint32_t)MAX_ACK_DELAY_US : PTO_SPARE_US;
     uint32_t wait_us = tcb->srtt_us ? 2 * tcb->srtt_us + spare_us : (uint32_t)PTO_UNKNOWN_US;
     return IX_MIN(wait_us, ix_tcp_rto_us(tcb)); /* in the timeout's place where that is sooner */

@@ -310,8 +310,17 @@ static void move_on(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_ack 
         grow(tcp, tcb, a);
 }
 
-uint32_t ix_recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
-                         struct ix_ack *a, bool dup)
+/* Was nothing lost, sent again, SACKed or probed for, as far as anybody knows? Then there is
+ * nothing to find out or to end, and all that look_closely() does is to let the window grow. */
+static bool calm(const struct ix_tcb *tcb, const struct ix_ack *a)
+{
+    return (tcb->flags & (IX_TF_SACK | IX_TF_RECOVERY | IX_TF_RTO)) == IX_TF_SACK &&
+           tcb->recovery == IX_NONE && (tcb->sacked_bytes | tcb->lost_bytes) == 0 &&
+           !(tcb->rack & IX_RACK_TLP_OUT) && !a->hole && !a->has_dsack;
+}
+
+static IX_NOINLINE uint32_t look_closely(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                         const struct ix_tcp_hdr *hdr, struct ix_ack *a, bool dup)
 {
     uint32_t lost_before = tcb->lost_bytes;
     struct ix_recovery *r = recovery_of(tcp, tcb);
@@ -337,6 +346,15 @@ uint32_t ix_recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix
         }
     }
     return wait_us;
+}
+
+inline uint32_t ix_recovery_ack(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                const struct ix_tcp_hdr *hdr, struct ix_ack *a, bool dup)
+{
+    if (IX_UNLIKELY(!calm(tcb, a)))
+        return look_closely(tcp, tcb, hdr, a, dup);
+    grow(tcp, tcb, a);
+    return 0;
 }
 
 void ix_recovery_look(struct ix_tcp *tcp, struct ix_tcb *tcb)

@@ -3,8 +3,9 @@
 #include "tcp/tcp.h"
 
 /* [at, r->end) has arrived, which was not known before. */
-static void delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
-                      struct ix_ack *a, const struct ix_tx_rec *r, uint32_t at, uint32_t end)
+static inline void delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                             struct ix_ack *a, const struct ix_tx_rec *r, uint32_t at,
+                             uint32_t end)
 {
     a->delivered += end - at;
     if (!r->again) {
@@ -17,8 +18,8 @@ static void delivered(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tc
 }
 
 /* Marks what of [start, end) is outstanding as arrived. */
-static void mark(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
-                 struct ix_ack *a, const struct ix_tcp_sack *block)
+static IX_NOINLINE void mark(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                             struct ix_ack *a, const struct ix_tcp_sack *block)
 {
     uint32_t at = tcb->snd_una;
     for (struct ix_tx_rec *r = ix_rec_first(tcp, tcb); r && ix_seq_lt(at, block->end);
@@ -84,11 +85,11 @@ void ix_sack_update(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_
     }
 }
 
-void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
-                     struct ix_ack *a)
+/* From record to record. */
+static IX_NOINLINE void walk(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                             struct ix_ack *a)
 {
     uint32_t at = tcb->snd_una;
-    a->acked = hdr->ack - at;
     while (ix_seq_lt(at, hdr->ack)) {
         struct ix_tx_rec *r = tcb->rec_head == IX_NONE ? &tcb->last : &tcp->recs[tcb->rec_head];
         bool whole = ix_seq_leq(r->end, hdr->ack);
@@ -106,5 +107,17 @@ void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp
         }
         at = end;
     }
+}
+
+inline void ix_sack_advance(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_tcp_hdr *hdr,
+                            struct ix_ack *a)
+{
+    const struct ix_tx_rec *last = &tcb->last;
+    a->acked = hdr->ack - tcb->snd_una;
+    /* All that is out left at one time and is there: no sum changes. */
+    if (IX_LIKELY(tcb->rec_head == IX_NONE && last->end == hdr->ack && last->state == IX_TX_OUT))
+        delivered(tcp, tcb, hdr, a, last, tcb->snd_una, hdr->ack);
+    else
+        walk(tcp, tcb, hdr, a);
     tcb->snd_una = hdr->ack;
 }

@@ -58,7 +58,7 @@ static void free_head(struct ix_tcp *tcp, struct ix_tcb *tcb)
     tcb->q_head_off = 0;
 }
 
-void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes)
+inline void ix_sendq_acked(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t bytes)
 {
     /* Called before snd_una moves: new_una is what it will be. */
     uint32_t new_una = tcb->snd_una + bytes;
