@@ -54,6 +54,15 @@ struct ix_flow_key {
 };
 IX_STATIC_ASSERT(sizeof(struct ix_flow_key) == 40, "no holes: keys are compared as memory");
 
+/* Sets ports and family: as one word, for so it is read when keys are compared, and a load that
+ * spans several stores waits for them. */
+static inline void ix_flow_key_set(struct ix_flow_key *key, uint16_t peer_port, uint16_t local_port,
+                                   uint8_t family)
+{
+    uint64_t word = peer_port | (uint64_t)local_port << 16 | (uint64_t)family << 32;
+    __builtin_memcpy((uint8_t *)key + offsetof(struct ix_flow_key, peer_port), &word, sizeof word);
+}
+
 static inline bool ix_flow_key_equal(const struct ix_flow_key *a, const struct ix_flow_key *b)
 {
     uint64_t x, y; /* ports and family */

@@ -20,7 +20,7 @@ static void put_addresses(struct ix_event *event, const struct ix_tcb *tcb)
     __builtin_memcpy(event->local, tcb->key.local.b, sizeof event->local);
 }
 
-static bool deliver_opening(struct ix_tcp *tcp, struct ix_tcb *tcb)
+static IX_NOINLINE bool deliver_opening(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     bool knock = tcb->flags & IX_TF_EV_KNOCK;
     struct ix_event *event = event_for(tcp, tcb, knock ? IX_EV_KNOCK : IX_EV_CONNECTED);
@@ -67,7 +67,7 @@ static bool deliver_payload(struct ix_tcp *tcp, struct ix_tcb *tcb)
     return true;
 }
 
-static bool deliver_dead(struct ix_tcp *tcp, struct ix_tcb *tcb)
+static IX_NOINLINE bool deliver_dead(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     /* Memory that the NIC still reads is not given back: the last completion comes here again. */
     if (tcb->pinned)

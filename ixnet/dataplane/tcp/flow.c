@@ -73,7 +73,7 @@ void ix_tcp_init(struct ix_tcp *tcp, const struct ix_config *cfg, void *memory)
     init_keys(tcp, cfg);
 }
 
-struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash)
+inline struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, uint64_t hash)
 {
     struct ix_flow_iter it = ix_flowtab_iter(&tcp->table, hash);
     uint32_t flow;
@@ -122,17 +122,21 @@ struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle)
     return tcb;
 }
 
-static void list_append(struct ix_tcp *tcp, struct ix_flow_list *list, uint32_t flow,
-                        size_t next_offset)
+static inline uint32_t *next_of(struct ix_tcb *tcb, size_t next_offset)
 {
-#define NEXT(i) (*(uint32_t *)(void *)((uint8_t *)&tcp->flows[i] + next_offset))
-    NEXT(flow) = IX_NONE;
+    return (uint32_t *)(void *)((uint8_t *)tcb + next_offset);
+}
+
+static inline void list_append(struct ix_tcp *tcp, struct ix_flow_list *list, struct ix_tcb *tcb,
+                               size_t next_offset)
+{
+    uint32_t flow = ix_tcb_index(tcp, tcb);
+    *next_of(tcb, next_offset) = IX_NONE;
     if (list->tail == IX_NONE)
         list->head = flow;
     else
-        NEXT(list->tail) = flow;
+        *next_of(&tcp->flows[list->tail], next_offset) = flow;
     list->tail = flow;
-#undef NEXT
 }
 
 void ix_tcp_want_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
@@ -140,7 +144,7 @@ void ix_tcp_want_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
     if (tcb->flags & IX_TF_ON_OUTPUT)
         return;
     tcb->flags |= IX_TF_ON_OUTPUT;
-    list_append(tcp, &tcp->output, ix_tcb_index(tcp, tcb), offsetof(struct ix_tcb, out_next));
+    list_append(tcp, &tcp->output, tcb, offsetof(struct ix_tcb, out_next));
 }
 
 void ix_tcp_want_event(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t flags)
@@ -149,7 +153,7 @@ void ix_tcp_want_event(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t flags)
     if (tcb->flags & IX_TF_ON_EVENTS)
         return;
     tcb->flags |= IX_TF_ON_EVENTS;
-    list_append(tcp, &tcp->events, ix_tcb_index(tcp, tcb), offsetof(struct ix_tcb, ev_next));
+    list_append(tcp, &tcp->events, tcb, offsetof(struct ix_tcb, ev_next));
 }
 
 /* Does nothing but the timer wait for it? */
@@ -162,11 +166,10 @@ static bool is_idle(const struct ix_tcb *tcb)
 /* The list has those alone that may be given up: so the first one is found at once. */
 static void tw_append(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    uint32_t flow = ix_tcb_index(tcp, tcb);
     if (tcb->flags & IX_TF_ON_TW || !is_idle(tcb))
         return;
     tcb->tw_prev = tcp->tw.tail;
-    list_append(tcp, &tcp->tw, flow, offsetof(struct ix_tcb, tw_next));
+    list_append(tcp, &tcp->tw, tcb, offsetof(struct ix_tcb, tw_next));
     tcb->flags |= IX_TF_ON_TW;
 }
 
@@ -326,9 +329,9 @@ void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb)
     ix_wheel_set(tcp->wheel, ix_tcb_timer(tcp, tcb, IX_TIMER_KEEP), tcp->now_ns + wait_ns);
 }
 
-void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb)
+void ix_tcp_release_ended(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
-    if (IX_UNLIKELY(tcb->state == IX_TCP_TIME_WAIT))
+    if (tcb->state == IX_TCP_TIME_WAIT)
         tw_append(tcp, tcb);
     if (tcb->state != IX_TCP_CLOSED || tcb->hash == 0 || !is_idle(tcb))
         return;

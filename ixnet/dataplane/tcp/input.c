@@ -24,40 +24,38 @@ static enum ix_verdict count_parse(struct ix_tcp *tcp, struct ix_packet *pkt, en
     return IX_VERDICT_DROP;
 }
 
-static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
-                                  const struct ix_tcp_hdr *hdr);
-
-/* CLOSED and LISTEN: 3.10.7.1 and 3.10.7.2 */
-static enum ix_verdict input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
-                                     const struct ix_tcp_hdr *hdr, const struct ix_flow_key *key,
-                                     uint64_t hash)
+/* CLOSED and LISTEN: 3.10.7.1 and 3.10.7.2. The connection, in SYN_RCVD, for which the segment now
+ * is; NULL: it is done with. */
+static IX_NOINLINE struct ix_tcb *input_no_flow(struct ix_tcp *tcp, struct ix_packet *pkt,
+                                                const struct ix_tcp_hdr *hdr,
+                                                const struct ix_flow_key *key, uint64_t hash)
 {
     const uint8_t kind = hdr->flags & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST | IX_TCP_FIN);
     struct ix_listener *listener = ix_tcp_listener(tcp, key);
     if (listener && kind == IX_TCP_SYN) {
         ix_tcp_passive_open(tcp, listener, pkt, hdr, key, hash);
-        return IX_VERDICT_DROP;
+        return NULL;
     }
     struct ix_tcb *tcb;
     if (listener && (kind & ~IX_TCP_FIN) == IX_TCP_ACK &&
         ix_cookie_ack(tcp, listener, pkt, hdr, key, hash, &tcb))
-        return tcb ? input_flow(tcp, tcb, pkt, hdr) : IX_VERDICT_DROP;
+        return tcb;
     const struct ix_config *cfg = tcp->cfg;
     bool sibling = key->local_port >= cfg->all_port_lo && key->local_port <= cfg->all_port_hi &&
                    (key->local_port < cfg->port_lo || key->local_port > cfg->port_hi);
     if (sibling && cfg->all_port_lo) { /* on the wrong queue: not ours to reset */
         tcp->counters->drop_tcp_foreign++;
-        return IX_VERDICT_DROP;
+        return NULL;
     }
     /* A listener answers neither (3.10.7.2, fourth), or scanners would learn of it. */
     bool headless = !(kind & (IX_TCP_SYN | IX_TCP_ACK | IX_TCP_RST));
     if (listener && (headless || kind == (IX_TCP_SYN | IX_TCP_FIN))) {
         tcp->counters->drop_tcp_flags++;
-        return IX_VERDICT_DROP;
+        return NULL;
     }
     tcp->counters->drop_tcp_no_listener++;
     ix_tcp_send_reset_for(tcp, pkt, hdr, pkt->l4_bytes - hdr->header_bytes);
-    return IX_VERDICT_DROP;
+    return NULL;
 }
 
 /* ---- SYN_SENT: 3.10.7.3 ------------------------------------------------- */
@@ -185,6 +183,23 @@ static bool accept_queue_full(const struct ix_tcp *tcp, const struct ix_tcb *tcb
     return listener->complete >= listener->backlog;
 }
 
+/* Of a segment that is not a plain ACK second, fourth, and what comes first of the fifth. True: the
+ * rest of the segment counts. */
+static IX_NOINLINE bool input_control(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                      const struct ix_tcp_hdr *hdr)
+{
+    if (hdr->flags & IX_TCP_RST) {
+        input_rst(tcp, tcb, hdr);
+        return false;
+    }
+    if (hdr->flags & IX_TCP_SYN && !input_syn(tcp, tcb, hdr))
+        return false;
+    if (hdr->flags & IX_TCP_ACK)
+        return true;
+    tcp->counters->drop_tcp_flags++;
+    return false;
+}
+
 /* Fifth: the ACK field. False: the segment is dropped. */
 static bool ack_ok(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_packet *pkt,
                    const struct ix_tcp_hdr *hdr)
@@ -292,16 +307,9 @@ static enum ix_verdict input_flow(struct ix_tcp *tcp, struct ix_tcb *tcb, struct
     uint32_t payload_bytes = pkt->l4_bytes - hdr->header_bytes;
     if (!timestamp_ok(tcp, tcb, hdr) || !sequence_ok(tcp, tcb, hdr, payload_bytes))
         return IX_VERDICT_DROP;
-    if (IX_UNLIKELY(hdr->flags & IX_TCP_RST)) {
-        input_rst(tcp, tcb, hdr);
+    const uint8_t control = hdr->flags & (IX_TCP_RST | IX_TCP_SYN | IX_TCP_ACK);
+    if (IX_UNLIKELY(control != IX_TCP_ACK) && !input_control(tcp, tcb, hdr))
         return IX_VERDICT_DROP;
-    }
-    if (IX_UNLIKELY(hdr->flags & IX_TCP_SYN) && !input_syn(tcp, tcb, hdr))
-        return IX_VERDICT_DROP;
-    if (IX_UNLIKELY(!(hdr->flags & IX_TCP_ACK))) {
-        tcp->counters->drop_tcp_flags++;
-        return IX_VERDICT_DROP;
-    }
     if (!ack_ok(tcp, tcb, pkt, hdr))
         return IX_VERDICT_DROP;
     /* RFC 7323 4.3 (3). Not before the ACK has proved good: one forged timestamp from the future
@@ -352,24 +360,19 @@ enum ix_verdict ix_tcp_input(struct ix_tcp *tcp, struct ix_packet *pkt)
     if (IX_UNLIKELY(parse != IX_PARSE_OK))
         return count_parse(tcp, pkt, parse);
     tcp->counters->tcp_in++;
-    struct ix_flow_key key = {
-        .peer = pkt->src,
-        .local = pkt->dst,
-        .peer_port = hdr.src_port,
-        .local_port = hdr.dst_port,
-        .family = pkt->family,
-    };
+    struct ix_flow_key key = {.peer = pkt->src, .local = pkt->dst};
+    ix_flow_key_set(&key, hdr.src_port, hdr.dst_port, pkt->family);
     uint64_t hash = ix_tcp_hash(tcp, &key);
     struct ix_tcb *tcb = ix_tcp_find(tcp, &key, hash);
-    if (IX_UNLIKELY(!tcb))
-        return input_no_flow(tcp, pkt, &hdr, &key, hash);
+    if (IX_UNLIKELY(!tcb) && (tcb = input_no_flow(tcp, pkt, &hdr, &key, hash)) == NULL)
+        return IX_VERDICT_DROP;
     if (IX_UNLIKELY(tcb->state == IX_TCP_TIME_WAIT)) {
         uint32_t end;
         if (reuse_time_wait(tcp, tcb, &hdr, &end)) {
-            enum ix_verdict verdict = input_no_flow(tcp, pkt, &hdr, &key, hash);
+            (void)input_no_flow(tcp, pkt, &hdr, &key, hash); /* a SYN */
             if ((tcb = ix_tcp_find(tcp, &key, hash)) != NULL)
                 ix_tcp_begin_after(tcb, end);
-            return verdict;
+            return IX_VERDICT_DROP;
         }
     }
     if (IX_UNLIKELY(tcb->state <= IX_TCP_SYN_SENT)) {

@@ -75,8 +75,8 @@ static uint32_t window_space(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 }
 
 /* Offers more than `offered`, if there is room for a step more. */
-static __attribute__((noinline)) uint32_t open_window(struct ix_tcp *tcp, struct ix_tcb *tcb,
-                                                      uint32_t offered, uint32_t step)
+static IX_NOINLINE uint32_t open_window(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t offered,
+                                        uint32_t step)
 {
     uint32_t space = window_space(tcp, tcb);
     if (tcb->state == IX_TCP_SYN_SENT || tcb->state == IX_TCP_SYN_RCVD)
@@ -97,7 +97,7 @@ static __attribute__((noinline)) uint32_t open_window(struct ix_tcp *tcp, struct
     return space;
 }
 
-uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
+inline uint32_t ix_tcp_receive_window(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     uint32_t offered = tcb->rcv_adv - tcb->rcv_nxt;
     /* Receiver's silly window avoidance (RFC 9293 3.8.6.2.2): open by a segment or half the buffer.
@@ -192,7 +192,8 @@ static bool frames_dear(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 }
 
 /* Copies a small frame's payload behind that of the one before, which has not been lent either. */
-static bool collapse(struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t into, uint32_t frame)
+static IX_NOINLINE bool collapse(struct ix_tcp *tcp, const struct ix_tcb *tcb, uint32_t into,
+                                 uint32_t frame)
 {
     struct ix_frame *to = meta_of(tcp, into);
     const struct ix_frame *from = meta_of(tcp, frame);
@@ -324,7 +325,7 @@ static void note_latest(const struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t s
 /* ---- data --------------------------------------------------------------- */
 
 /* Appends a frame that continues the stream at rcv_nxt. False if it is not needed: copied. */
-static bool accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
+static inline bool accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
     tcb->rcv_nxt += meta->bytes;
@@ -344,7 +345,7 @@ static bool accept_frame(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 }
 
 /* Moves what has become contiguous out of the reassembly queue: whole runs. */
-static void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
+static IX_NOINLINE void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
     while (tcb->ooo_head != IX_NONE && ix_seq_leq(meta_of(tcp, tcb->ooo_head)->seq, tcb->rcv_nxt)) {
         uint32_t last = (uint32_t)meta_of(tcp, tcb->ooo_head)->handle, frame;
@@ -398,14 +399,16 @@ void ix_tcp_report_duplicate(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t st
     tcp->dsack_flow = ix_tcb_index(tcp, tcb);
 }
 
-static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame, bool *kept)
+/* Returns whether the frame is kept. */
+static IX_NOINLINE bool out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame)
 {
     struct ix_frame *meta = meta_of(tcp, frame);
     enum ooo_insert inserted;
+    bool kept = false;
     if (tcb->ooo_runs >= IX_OOO_RUNS_MAX || tcb->ooo_count == UINT16_MAX) {
         tcp->counters->drop_tcp_ooo_limit++;
     } else if ((inserted = ooo_insert(tcp, tcb, frame)) != OOO_OLD) {
-        *kept = inserted == OOO_KEPT;
+        kept = inserted == OOO_KEPT;
         note_latest(tcp, tcb, meta->seq);
         tcp->counters->tcp_ooo++;
     } else {
@@ -416,6 +419,17 @@ static void out_of_order(struct ix_tcp *tcp, struct ix_tcb *tcb, uint32_t frame,
     /* RFC 5681 4.2: a duplicate ACK for each. With SACK one a batch says as much. */
     if (tcb->flags & IX_TF_SACK ||
         !ix_tcp_send_segment(tcp, tcb, ix_tcb_ack_seq(tcb), 0, IX_TCP_ACK, false))
+        ix_tcp_ack_now(tcp, tcb);
+    return kept;
+}
+
+/* Not acknowledged, so the peer sends it again; the application has to give frames back. */
+static IX_NOINLINE void refuse(struct ix_tcp *tcp, struct ix_tcb *tcb, bool in_order)
+{
+    (*(in_order ? &tcp->counters->drop_tcp_lend_limit : &tcp->counters->drop_tcp_ooo_limit))++;
+    if (tcb->held_frames + tcb->ooo_count < FRAMES_FEW)
+        ix_tcp_starved(tcp, in_order);
+    if (!in_order)
         ix_tcp_ack_now(tcp, tcb);
 }
 
@@ -461,13 +475,8 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     /* What is out of order frees no frame until a hole is filled, so it gets half of them at most:
      * or a few connections with holes could take all, and nothing that fills one could come in. */
     uint32_t left = ix_tcp_frames_left(tcp, in_order ? frames->lend_max : frames->lend_max / 2);
-    if (in_order ? holds_most(tcp, tcb, left) : tcb->ooo_count >= left) {
-        /* Not acknowledged, so the peer sends it again; the application has to give frames back. */
-        (*(in_order ? &tcp->counters->drop_tcp_lend_limit : &tcp->counters->drop_tcp_ooo_limit))++;
-        if (tcb->held_frames + tcb->ooo_count < FRAMES_FEW)
-            ix_tcp_starved(tcp, in_order);
-        if (!in_order)
-            ix_tcp_ack_now(tcp, tcb);
+    if (IX_UNLIKELY(in_order ? holds_most(tcp, tcb, left) : tcb->ooo_count >= left)) {
+        refuse(tcp, tcb, in_order);
         return IX_VERDICT_DROP;
     }
     if (IX_UNLIKELY(tcp->pressure.since_ns) && in_order && tcb->held_frames < FRAMES_FEW)
@@ -476,18 +485,15 @@ static enum ix_verdict take_payload(struct ix_tcp *tcp, struct ix_tcb *tcb, stru
     meta->seq = seq;
     meta->offset = (uint16_t)(payload - ix_net_frame_ptr(tcp->net, pkt->frame));
     meta->bytes = (uint16_t)bytes;
-    if (!in_order) {
-        bool kept = false;
-        out_of_order(tcp, tcb, pkt->frame, &kept);
-        return kept ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
-    }
-    bool filled_hole = tcb->ooo_head != IX_NONE;
+    if (IX_UNLIKELY(!in_order))
+        return out_of_order(tcp, tcb, pkt->frame) ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
     bool kept = accept_frame(tcp, tcb, pkt->frame);
-    drain_ooo(tcp, tcb);
-    if (filled_hole) /* RFC 5681 4.2: at once when it fills a gap */
-        ix_tcp_ack_now(tcp, tcb);
-    else
+    if (IX_LIKELY(tcb->ooo_head == IX_NONE)) {
         schedule_ack(tcp, tcb);
+    } else {
+        drain_ooo(tcp, tcb);
+        ix_tcp_ack_now(tcp, tcb); /* RFC 5681 4.2: at once when it fills a gap */
+    }
     return kept ? IX_VERDICT_KEPT : IX_VERDICT_DROP;
 }
 
@@ -501,10 +507,14 @@ enum ix_verdict ix_tcp_data(struct ix_tcp *tcp, struct ix_tcb *tcb, struct ix_pa
     uint32_t fin_seq = seq + arrived;
     enum ix_verdict verdict = IX_VERDICT_DROP;
 
-    if (fin && ix_seq_lt(fin_seq, tcb->rcv_nxt))
-        fin = false; /* taken before */
-    uint32_t bytes = trim(tcp, tcb, &seq, &payload, arrived, &fin);
-    ix_tcp_report_duplicate(tcp, tcb, hdr->seq, ix_seq_max(hdr->seq, seq)); /* what was cut off */
+    uint32_t bytes = arrived;
+    if (IX_UNLIKELY(seq != tcb->rcv_nxt || bytes > tcb->rcv_adv - seq)) {
+        if (fin && ix_seq_lt(fin_seq, tcb->rcv_nxt))
+            fin = false; /* taken before */
+        bytes = trim(tcp, tcb, &seq, &payload, arrived, &fin);
+        /* What was cut off. */
+        ix_tcp_report_duplicate(tcp, tcb, hdr->seq, ix_seq_max(hdr->seq, seq));
+    }
     if (bytes) {
         verdict = take_payload(tcp, tcb, pkt, seq, payload, bytes);
         if (verdict == IX_VERDICT_DROP && seq == tcb->rcv_nxt)

@@ -448,10 +448,8 @@ static inline uint32_t ix_tcb_headers(const struct ix_tcb *tcb)
 /* What the path, too, takes at this time; options not subtracted. */
 static inline uint32_t ix_tcb_mss_now(const struct ix_tcb *tcb)
 {
-    uint32_t headers = ix_tcb_headers(tcb);
-    if (IX_UNLIKELY(tcb->dst.mtu && tcb->dst.mtu < tcb->mss + headers))
-        return tcb->dst.mtu - headers;
-    return tcb->mss;
+    uint32_t room = tcb->dst.mtu - ix_tcb_headers(tcb); /* not looked up yet: beyond all */
+    return IX_MIN(tcb->mss, room);
 }
 /* Payload bytes that fit beside the timestamp option. */
 static inline uint32_t ix_tcb_mss(const struct ix_tcb *tcb)

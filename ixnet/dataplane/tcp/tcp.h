@@ -28,8 +28,14 @@ static inline void ix_tcp_ack_now(struct ix_tcp *tcp, struct ix_tcb *tcb)
 /* Ends a connection now: state CLOSED, timers off, queues empty; `status` goes into DEAD (or
  * CONNECTED). */
 void ix_tcp_finish(struct ix_tcp *tcp, struct ix_tcb *tcb, int32_t status);
-/* Frees a CLOSED TCB that nothing waits for any more; else does nothing. */
-void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb);
+/* Frees a CLOSED TCB that nothing waits for any more; one in TIME_WAIT may be given up from now on.
+ * Else does nothing. */
+void ix_tcp_release_ended(struct ix_tcp *tcp, struct ix_tcb *tcb);
+static inline void ix_tcp_release(struct ix_tcp *tcp, struct ix_tcb *tcb)
+{
+    if (IX_UNLIKELY(tcb->state == IX_TCP_CLOSED || tcb->state == IX_TCP_TIME_WAIT))
+        ix_tcp_release_ended(tcp, tcb);
+}
 void ix_tcp_enter_time_wait(struct ix_tcp *tcp, struct ix_tcb *tcb);
 /* The connection no longer counts against its listener's backlog. */
 void ix_tcp_leave_backlog(struct ix_tcp *tcp, struct ix_tcb *tcb);
