@@ -16,11 +16,11 @@ uint32_t ix_csum_add(const void *data, size_t bytes, uint64_t sum);
  * must not overlap. */
 uint32_t ix_csum_copy(void *dst, const void *src, size_t bytes, uint32_t sum);
 
-/* Folds to 32 bits. Twice: the first addition can itself carry. */
+/* Folds to 32 bits. Both halves become the sum of both; the upper one gets the carry of the lower
+ * one, which is the same as its own. */
 static inline uint32_t ix_csum_fold(uint64_t sum)
 {
-    sum = (sum & UINT32_MAX) + (sum >> 32);
-    return (uint32_t)sum + (uint32_t)(sum >> 32);
+    return (uint32_t)((sum + (sum >> 32 | sum << 32)) >> 32);
 }
 
 /* Adds 8 bytes, and the carry to what that gives. */
@@ -59,9 +59,7 @@ static inline uint32_t ix_csum_append(uint32_t sum, uint32_t part, size_t offset
  * correct checksum. */
 static inline uint16_t ix_csum_finish(uint32_t sum)
 {
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    return (uint16_t)~sum;
+    return (uint16_t)~((sum + (sum >> 16 | sum << 16)) >> 16); /* as ix_csum_fold() */
 }
 
 /* An IP address's part of the pseudo header; of an IPv4 address followed by zeros the address
