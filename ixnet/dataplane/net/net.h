@@ -243,9 +243,8 @@ static inline void ix_net_stage(struct ix_net *net, uint32_t frame, const uint8_
 /* Puts IPv4 and Ethernet headers before the l4_bytes bytes at `l4` and stages the frame. tos: the
  * header's byte of that name, ECN field included. */
 static inline __attribute__((always_inline)) void
-ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4,
-                                  uint32_t l4_bytes, uint8_t proto, uint8_t tos, uint32_t src,
-                                  uint32_t dst, const struct ix_mac *to)
+ix_net_output4(struct ix_net *net, uint32_t frame, uint8_t *l4, uint32_t l4_bytes, uint8_t proto,
+               uint8_t tos, uint32_t src, uint32_t dst, const struct ix_mac *to)
 {
     uint8_t *packet = l4 - IX_IPV4_BYTES;
     uint8_t *data = packet - IX_ETH_BYTES;

@@ -369,6 +369,8 @@ static const char *check_ooo(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 
 static const char *check_flow(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
+    if (tcb != &tcp->flows[tcb->index])
+        return "tcp: a flow has another's index";
     if (tcb->hash != ix_tcp_hash(tcp, &tcb->key) || ix_tcp_find(tcp, &tcb->key, tcb->hash) != tcb)
         return "tcp: a flow is not found under its key";
     if (ix_seq_gt(tcb->snd_una, tcb->snd_max))

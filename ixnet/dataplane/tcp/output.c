@@ -340,7 +340,8 @@ bool ix_tcp_output(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
     if (tcb->flags & IX_TF_SYN_DUE && !send_syn(tcp, tcb))
         return false;
-    if (tcb->state >= IX_TCP_ESTABLISHED && tcb->state != IX_TCP_TIME_WAIT) {
+    if (IX_LIKELY(tcb->state == IX_TCP_ESTABLISHED) ||
+        (tcb->state > IX_TCP_ESTABLISHED && tcb->state != IX_TCP_TIME_WAIT)) {
         if (!send_stream(tcp, tcb))
             return false;
         if (tcb->rack & IX_RACK_TLP_DUE)

@@ -61,12 +61,13 @@ static bool fits_in_place(const struct ix_tcp *tcp, const struct ix_extent *exte
                           uint32_t bytes, uint32_t headers)
 {
     const struct ix_frames *frames = tcp->net->frames;
-    uint64_t addr = extent->addr + offset;
-    uint32_t frame = ix_frame_of(frames, addr);
-    uint32_t start = (uint32_t)(addr & ((1u << frames->frame_shift) - 1));
+    if (IX_UNLIKELY(offset) || IX_UNLIKELY(extent->bytes < bytes))
+        return false;
+    uint32_t frame = ix_frame_of(frames, extent->addr);
+    uint32_t start = (uint32_t)(extent->addr - ix_frame_addr(frames, frame));
     const struct ix_frame *meta = &frames->meta[frame];
-    if (offset || extent->bytes < bytes || start < headers ||
-        start + bytes > 1u << frames->frame_shift || meta->tx_refs)
+    if (IX_UNLIKELY(start < headers) || IX_UNLIKELY(start + bytes > 1u << frames->frame_shift) ||
+        IX_UNLIKELY(meta->tx_refs))
         return false;
     if (frame < frames->pool_frames)
         return start == meta->offset && meta->owner == IX_FRAME_APP;
@@ -198,12 +199,12 @@ static inline __attribute__((always_inline)) bool send(struct ix_tcp *tcp, struc
     } else {
         ix_tcp_emit(segment, &hdr, src, dst, bytes, placed.sum);
     }
-    if (family == 4)
+    if (usual)
         ix_net_output4(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
                        tcb->key.local.v4, tcb->key.peer.v4, &tcb->dst.mac);
     else
-        ix_net_output6_flow(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
-                            &tcb->key, &tcb->dst.mac);
+        ix_net_output(net, placed.frame, segment, header_bytes + bytes, IX_PROTO_TCP, tos,
+                      &tcb->key, &tcb->dst.mac);
     net->counters->tcp_out++;
     /* A probe's old number makes the peer drop it with its ACK unread: one that is due stays due.
      */

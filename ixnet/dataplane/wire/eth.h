@@ -17,7 +17,7 @@ struct ix_eth {
 };
 
 enum ix_parse ix_eth_parse(const uint8_t *frame, size_t bytes, struct ix_eth *out);
-/* Writes IX_ETH_BYTES bytes. type: host order. */
+/* Both write IX_ETH_BYTES bytes. type: host order. */
 static inline void ix_eth_put(uint8_t *frame, const struct ix_mac *dst, const struct ix_mac *src,
                               uint16_t type)
 {
