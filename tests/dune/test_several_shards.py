@@ -15,7 +15,6 @@ import pytest
 
 from ixnet.control.instance import find_instance
 from ixnet.control.lab import Lab, LabConfig
-from ixnet.control.stats import read_instance
 from tests.dune.test_placement import (
     NATIVE,
     PATIENCE_S,
@@ -26,6 +25,7 @@ from tests.dune.test_placement import (
     running,
     stream,
 )
+from tests.runtime.lab import fresh_readings
 
 STREAM_BYTES = 1 << 20
 # Until both queues have some: all on one happens once in 2^31 times.
@@ -42,7 +42,7 @@ def lab() -> Iterator[Lab]:
 
 def of_shards(instance: Instance, name: str) -> list[int]:
     """A counter of each shard, now. Not by `ixnet stat`: a process takes its time in the lab."""
-    return [reading.values[name] for reading in read_instance(find_instance(instance.name))]
+    return [reading.values[name] for reading in fresh_readings(find_instance(instance.name))]
 
 
 def wait_serving(instance: Instance, other_than: int) -> None:

@@ -27,7 +27,6 @@ from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
-from ixnet.control.stats import read_instance
 from tests.runtime.lab import PATIENCE_S, ROOT, Run, until
 
 APPS = Path(__file__).parent / "apps"
@@ -100,7 +99,7 @@ class Service(Run):
 
     def shards(self) -> list[dict[str, int]]:
         """Each shard's gauges and counters."""
-        return [reading.values for reading in read_instance(self.instance())]
+        return [reading.values for reading in self.readings()]
 
     def reports(self) -> list[str]:
         """What commands.py reported so far."""

@@ -6,7 +6,6 @@ import os
 import signal
 
 from ixnet.control.lab import Lab
-from ixnet.control.stats import read_instance
 from tests.memcached.kit import Server, connect, serving, stats, talk
 from tests.runtime.lab import until
 
@@ -41,7 +40,7 @@ def test_connections_of_both_queues_share_the_store(lab: Lab) -> None:
                 b"VALUE k%d 0 %d\r\n%s\r\nEND\r\n" % (i, len(value(i)), value(i))
                 for i in range(0, CONNECTIONS, 4)
             )
-        flows = [reading.values["flows"] for reading in read_instance(server.instance())]
+        flows = [reading.values["flows"] for reading in server.readings()]
         assert sum(flows) == CONNECTIONS and all(flows), flows
         for sock in socks:
             sock.close()
@@ -61,7 +60,7 @@ def test_worker_killed_is_replaced_for_both_queues_and_items_stay(lab: Lab) -> N
         again = [connect(lab) for _ in range(CONNECTIONS)]
         for one in again:
             assert talk(one, b"get kept\r\n", b"END\r\n") == b"VALUE kept 5 4\r\nkept\r\nEND\r\n"
-        flows = [reading.values["flows"] for reading in read_instance(server.instance())]
+        flows = [reading.values["flows"] for reading in server.readings()]
         assert all(flows), flows
         assert stats(again[0])["worker_recoveries"] == "2"
     finally:

@@ -22,7 +22,7 @@ from typing import Any
 from ixnet.control.instance import Instance, find_instances
 from ixnet.control.lab import Lab
 from ixnet.control.namespaces import in_netns
-from ixnet.control.stats import read_instance, total
+from ixnet.control.stats import ShardReading, read_instance, total
 
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +57,20 @@ def read_until_ready(process: subprocess.Popen[str], patience_s: float) -> list[
     finally:
         killer.cancel()
     return said
+
+
+def fresh_readings(instance: Instance) -> list[ShardReading]:
+    """Each shard's statistics, no older than this question: a shard brings them up to date when it
+    goes to sleep, and every 1,024 cycles."""
+    began = time.monotonic_ns()
+    found: list[ShardReading] = []
+
+    def are_fresh() -> bool:
+        found[:] = read_instance(instance)
+        return all(reading.now_ns >= began for reading in found)
+
+    until("statistics", are_fresh)
+    return found
 
 
 class Run:
@@ -119,7 +133,11 @@ class Run:
 
     def counters(self) -> dict[str, int]:
         """The sum over the shards."""
-        return total(read_instance(self.instance()))
+        return total(self.readings())
+
+    def readings(self) -> list[ShardReading]:
+        """Each shard's statistics."""
+        return fresh_readings(self.instance())
 
     def control_pid(self) -> int:
         """The control plane's process."""

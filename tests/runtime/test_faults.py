@@ -26,7 +26,6 @@ from pyroute2 import IPRoute
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
 from ixnet.control.nic import Nic
-from ixnet.control.stats import read_instance
 from ixnet.control.xdp import Steering, XdpMode
 from ixnet.control.xsk import QueueConfig, QueueSocket, Umem
 from tests.runtime.conftest import Start, started
@@ -326,7 +325,7 @@ def test_worker_killed_its_peers_are_reset_at_once(lab: Lab, start: Start) -> No
 
 def flows_by_shard(run: Run, count: int) -> list[int]:
     """How many each shard has; [] unless all are counted."""
-    flows = [reading.values["flows"] for reading in read_instance(run.instance())]
+    flows = [reading.values["flows"] for reading in run.readings()]
     return flows if sum(flows) == count else []
 
 

@@ -21,7 +21,6 @@ import pytest
 
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
-from ixnet.control.stats import read_instance
 from tests.runtime.conftest import Start, started
 from tests.runtime.lab import PATIENCE_S, ROOT, Run, connect, receive, run_to_end, serves, until
 from tests.runtime.test_faults import doctor_findings, stat_text
@@ -73,7 +72,7 @@ def echo(sock: socket.socket, message: bytes) -> None:
 
 def by_shard(run: Run, name: str) -> list[int]:
     """A counter of each shard."""
-    return [reading.values.get(name, 0) for reading in read_instance(run.instance())]
+    return [reading.values.get(name, 0) for reading in run.readings()]
 
 
 @apps
