@@ -69,13 +69,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_every_reply_matches(run: Run, connections: int) -> None:
     report = run("echo", "--connections", str(connections))
     assert report["opened"] == connections
-    assert report["completed"] > 10 * connections
+    assert report["completed"] > connections
     assert report["verified_bytes"] >= 64 * report["completed"]
     assert report["us"]["p50"] > 0
 
 
 def test_large_messages(run: Run) -> None:
-    assert run("echo", "--connections", "20", "--bytes", "1400")["completed"] > 100
+    assert run("echo", "--connections", "20", "--bytes", "1400")["completed"] > 20
 
 
 def test_messages_of_many_frames(run: Run) -> None:
@@ -93,29 +93,30 @@ def test_transfer_ends_in_order(run: Run) -> None:
 
 
 def test_open_loop_keeps_its_schedule(run: Run) -> None:
-    report = run("echo", "--connections", "8", "--rate", "1000", "--fixed", "--probes", "1")
+    report = run("echo", "--connections", "8", "--rate", "100", "--fixed", "--probes", "1",
+                 "--probe-rate", "100")  # fmt: skip
     assert report["late"] == 0
     # Each request due in 0.3 s, however late it was answered.
-    assert abs(sum(count for _, count in report["histogram"]) - 300) <= 1
+    assert abs(sum(count for _, count in report["histogram"]) - 30) <= 1
 
 
 def test_connect_request_close(run: Run) -> None:
     report = run("connrate", "--connections", "16")
-    assert report["completed"] > 100
+    assert report["completed"] > 16
     assert report["opened"] >= report["completed"]
 
 
 def test_small_arrays_of_calls_delay_and_lose_nothing(run: Run) -> None:
-    assert run("echo", "--connections", "200", calls=64)["completed"] > 1000
-    assert run("connrate", "--connections", "50", calls=64)["completed"] > 100
+    assert run("echo", "--connections", "200", calls=64)["completed"] > 200
+    assert run("connrate", "--connections", "50", calls=64)["completed"] > 50
 
 
 def test_loss_is_made_good(run: Run) -> None:
-    assert run("echo", "--connections", "50", loss_ppm=10_000)["completed"] > 100
+    assert run("echo", "--connections", "50", loss_ppm=10_000)["completed"] > 50
 
 
 def test_few_frames_are_enough(run: Run) -> None:
-    assert run("echo", "--connections", "250", "--bytes", "1400", pool=1024)["completed"] > 300
+    assert run("echo", "--connections", "250", "--bytes", "1400", pool=1024)["completed"] > 250
 
 
 def test_nobody_listening_is_refused(run: Run) -> None:
