@@ -327,6 +327,36 @@ def test_second_segment_is_acknowledged_at_once() -> None:
     peer.expect_nothing()
 
 
+def test_ack_does_not_wait_after_a_pause_longer_than_the_timeout() -> None:
+    # RFC 5681 4.1: the peer begins slowly after such a pause, and there is nothing to wait for.
+    stack, peer, handle = opened()
+    stack.sleep(ms=3 * SECOND)
+    peer.send("PA", b"x")  # the first is no pause's end
+    assert near(times(stack, SECOND), [40])
+    peer.take_all()
+    rto_ms = stack.tcb(handle).rto_us // 1000
+    stack.sleep(ms=rto_ms + 100)
+    peer.send("PA", b"y")
+    stack.settle()
+    peer.expect("A", ack=2)
+    stack.sleep(ms=rto_ms // 2)
+    peer.send("PA", b"z")
+    assert near(times(stack, SECOND), [40])
+
+
+def test_ack_waits_for_the_answer_of_one_that_answers_after_a_pause_too() -> None:
+    stack, peer, handle = opened()
+    for number in range(3):
+        peer.send("PA", b"x", ack=6 * number)
+        peer.expect_nothing()
+        stack.sleep(ms=10)
+        stack.sendv(handle, b"answer")
+        peer.expect("PA", ack=number + 1)
+        peer.send("A", ack=6 * (number + 1))
+        stack.sleep(ms=3 * SECOND)
+        peer.expect_nothing()
+
+
 # ---- keepalive ------------------------------------------------------------------------
 
 

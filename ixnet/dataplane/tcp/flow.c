@@ -235,6 +235,7 @@ struct ix_tcb *ix_tcp_new(struct ix_tcp *tcp, const struct ix_flow_key *key, uin
         .rto_us = 1000000, /* RFC 6298 (2.1) */
         .ssthresh = UINT32_MAX,
         .last_rx_ms = tcp->now_ms,
+        .ack_due_ms = tcp->now_ms + INT32_MAX, /* no data yet */
     };
     ix_cc_choose(tcb, tcp->cfg->congestion ? tcp->cfg->congestion : IX_CC_CUBIC);
     ix_pace_choose(tcb, tcp->cfg->pacing ? IX_PACE_BY_WINDOW : 0);

@@ -364,10 +364,22 @@ static IX_NOINLINE void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
     }
 }
 
+/* The peer was silent for long after the data before this, to which we had no answer: to wait with
+ * the ACK would save no segment this time either. The peer keeps what it sent meanwhile, and begins
+ * slowly after such a pause (RFC 5681 4.1). */
+static bool waits_in_vain(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
+{
+    uint32_t before_ms = tcb->ack_due_ms - DELAYED_ACK_MS;
+    return (int32_t)(tcp->now_ms - before_ms) > (int32_t)(tcb->rto_us / 1000) &&
+           tcb->last_tx_ms - before_ms > DELAYED_ACK_MS;
+}
+
 /* Every second segment is acknowledged at once, a single one after a while, or with what the
  * application sends meanwhile (RFC 9293 3.8.6.3). */
 static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
 {
+    bool at_once = waits_in_vain(tcp, tcb);
+    tcb->ack_due_ms = tcp->now_ms + DELAYED_ACK_MS;
     if (tcb->unacked_segs < 255)
         tcb->unacked_segs++;
     if (IX_UNLIKELY(tcb->quick_acks)) { /* the peer's slow start needs them (RFC 5681 4.2) */
@@ -375,13 +387,12 @@ static void schedule_ack(struct ix_tcp *tcp, struct ix_tcb *tcb)
         ix_tcp_ack_now(tcp, tcb);
         return;
     }
-    if (tcb->unacked_segs >= 2) {
+    if (tcb->unacked_segs >= 2 || at_once) {
         ix_tcp_ack_now(tcp, tcb);
         return;
     }
     uint32_t timer = ix_tcb_timer(tcp, tcb, IX_TIMER_ACK);
     uint64_t due_ns = tcp->now_ns + DELAYED_ACK_MS * 1000000ull;
-    tcb->ack_due_ms = tcp->now_ms + DELAYED_ACK_MS;
     /* If it is armed it is set again when it fires: no list work per segment. But not if it stands
      * for what the pace holds, later. */
     if (!ix_wheel_armed(tcp->wheel, timer) ||

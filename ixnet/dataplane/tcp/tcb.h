@@ -312,8 +312,9 @@ struct ix_tcb {
     struct ix_dst dst;
     uint32_t last_rx_ms;   /* when the peer was last heard of */
     uint32_t last_tx_ms;   /* when data was last sent (RFC 5681 4.1) */
-    uint32_t ack_due_ms; /* when the delayed ACK is due; the timer may stand earlier and is then set
-                            again */
+    uint32_t ack_due_ms;   /* when the ACK of the latest data is due, if it waits; far in the
+                              future: no data came. The timer may stand earlier, and is then set
+                              again */
     uint32_t rtx_start_ms; /* retries > 0: when what is not yet answered was first sent */
     uint32_t challenge_ms; /* when the last challenge ACK was sent */
     uint32_t keepalive_ms; /* 0: off */
