@@ -1,6 +1,8 @@
 /* The application's calls, and its timers. */
 #include "shard/shard.h"
 
+enum { CALLS_AHEAD = 4 }; /* whose connection is on its way to the cache */
+
 static uint32_t wheel_id(const struct ix_shard *shard, uint32_t timer)
 {
     return shard->cfg.max_flows * IX_TIMERS_PER_FLOW + timer;
@@ -103,14 +105,26 @@ static int run_one(struct ix_shard *shard, struct ix_call *call)
     }
 }
 
+/* With more connections than the cache holds: the connection of a later call, on which something is
+ * sent that it is not an answer to, was last touched long ago. A hint: nothing is checked yet. */
+static void prefetch(const struct ix_shard *shard, const struct ix_call *call)
+{
+    uint32_t flow = ix_handle_index(call->handle);
+    if (call->op == IX_CALL_SENDV && flow < shard->cfg.max_flows)
+        ix_tcp_prefetch_flow(&shard->tcp, flow);
+}
+
 void ix_shard_run_calls(struct ix_shard *shard, uint32_t n)
 {
     n = IX_MIN(n, shard->io.max_calls);
+    bool far = shard->tcp.in_use >= IX_MANY_FLOWS;
     for (uint32_t i = 0; i < n; i++) {
         /* The application may change the record meanwhile: what is checked and what is used is one
          * copy. The compiler must not look at the record again instead. */
         struct ix_call *shared = &shard->io.calls[i], call = *shared;
         __asm__ volatile("" : "+m"(call));
+        if (far && i + CALLS_AHEAD < n)
+            prefetch(shard, shared + CALLS_AHEAD);
         int result = run_one(shard, &call);
         shared->result = result;
         if (call.op == IX_CALL_CONNECT || call.op == IX_CALL_TIMER_SET) {

@@ -9,11 +9,10 @@
 enum {
     STATS_EVERY = 1024, /* cycles between two updates of the gauges */
     RECLAIM_MAX_NS = 10000000,
-    /* How many frames ahead things are fetched; and connections whose TCBs a core's cache holds. */
+    /* How many frames ahead things are fetched. */
     FRAME_AHEAD = 8,
     BUCKET_AHEAD = 4,
     TCB_AHEAD = 2,
-    MANY_FLOWS = 512,
 };
 
 /* 1. Frames whose sending is over. */
@@ -165,7 +164,7 @@ static void prefetch(const struct ix_shard *shard, uint32_t i, uint32_t n, uint6
     const struct ix_link *link = shard->link;
     if (i + FRAME_AHEAD < n)
         prefetch_frame(link, &shard->rx[i + FRAME_AHEAD]);
-    if (shard->tcp.in_use < MANY_FLOWS)
+    if (shard->tcp.in_use < IX_MANY_FLOWS)
         return;
     if (i + BUCKET_AHEAD < n) {
         const struct ix_desc *desc = &shard->rx[i + BUCKET_AHEAD];

@@ -24,6 +24,9 @@ struct ix_app_timer {
     bool due; /* fired, the event waits for room */
 };
 
+/* From so many connections on the cache doesn't hold them. */
+#define IX_MANY_FLOWS 512u
+
 struct ix_shard {
     struct ix_stats stats; /* first: at offset 0 of the shard's memory */
     /* On a page of its own: strangers may map the statistics. */

@@ -102,8 +102,12 @@ void ix_tcp_prefetch(const struct ix_tcp *tcp, uint64_t hash)
 {
     struct ix_flow_iter it = ix_flowtab_iter(&tcp->table, hash);
     uint32_t flow = hash ? ix_flowtab_next(&tcp->table, &it) : IX_NONE;
-    if (flow == IX_NONE)
-        return;
+    if (flow != IX_NONE)
+        ix_tcp_prefetch_flow(tcp, flow);
+}
+
+void ix_tcp_prefetch_flow(const struct ix_tcp *tcp, uint32_t flow)
+{
     const uint8_t *tcb = (const uint8_t *)&tcp->flows[flow];
     for (uint32_t at = 0; at < sizeof(struct ix_tcb); at += IX_CACHE_LINE)
         __builtin_prefetch(tcb + at);

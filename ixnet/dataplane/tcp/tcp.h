@@ -13,6 +13,7 @@ struct ix_tcb *ix_tcp_find(struct ix_tcp *tcp, const struct ix_flow_key *key, ui
 uint64_t ix_tcp_expect(const struct ix_tcp *tcp, const uint8_t *frame, uint32_t bytes);
 /* ... and then the TCB itself and its timers. */
 void ix_tcp_prefetch(const struct ix_tcp *tcp, uint64_t hash);
+void ix_tcp_prefetch_flow(const struct ix_tcp *tcp, uint32_t flow);
 /* The live connection that an application's handle names, or NULL. */
 struct ix_tcb *ix_tcp_of_handle(struct ix_tcp *tcp, uint64_t handle);
 /* A new TCB in the table, or NULL if the table is full (the oldest TIME_WAIT is given up for it).
