@@ -27,6 +27,7 @@ OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _AF_XDP = 44
 # Bytes of UMEM and shard that the defaults take a queue, for advice.
 _HUGE_PAGES_WANTED = 64
+_HUGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -120,19 +121,20 @@ def _rights() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    base = "/sys/kernel/mm/hugepages/hugepages-2048kB"
-    free, total = _read(f"{base}/free_hugepages"), _read(f"{base}/nr_hugepages")
-    if not free:
-        yield Finding("memory", "huge pages", WARN, "none of 2 MiB on this kernel")
-    elif int(free) < _HUGE_PAGES_WANTED:
+    try:
+        from ixnet.control.xsk import Umem, UmemKind
+
+        umem = Umem.allocate(_HUGE_BYTES)
+    except IxError as error:
+        yield Finding("memory", "huge pages", FAIL, error.message, error.cure)
+        return
+    kind = umem.kind
+    umem.close()
+    if kind is UmemKind.PAGES:
         cure = f"sysctl vm.nr_hugepages={_HUGE_PAGES_WANTED} (fewer TLB misses; not needed)"
-        yield Finding("memory", "huge pages", WARN, f"{free} of {total} free", cure)
+        yield Finding("memory", "huge pages", WARN, "none of 2 MiB for shared memory", cure)
     else:
-        yield Finding("memory", "huge pages", OK, f"{free} of {total} free")
-    shmem = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    chosen = re.search(r"\[(\w+)\]", shmem)
-    value = chosen[1] if chosen else "unknown"
-    yield Finding("memory", "transparent huge pages", INFO, f"shared memory: {value}")
+        yield Finding("memory", "huge pages", OK, kind.value)
 
 
 def _cpu() -> Iterator[Finding]:

@@ -25,9 +25,11 @@ class Region:
                 os.ftruncate(fd, head_bytes)
             result = -1
             if huge != "no":
-                result = lib.ix_region_map(self._region, nbytes, 1, fd, head_bytes)
+                how = lib.IX_REGION_HUGETLB
+                result = lib.ix_region_map(self._region, nbytes, how, fd, head_bytes)
             if result < 0 and huge != "yes":
-                result = lib.ix_region_map(self._region, nbytes, 0, fd, head_bytes)
+                how = lib.IX_REGION_COLLAPSED if huge == "auto" else lib.IX_REGION_SMALL
+                result = lib.ix_region_map(self._region, nbytes, how, fd, head_bytes)
         finally:
             if fd >= 0:
                 os.close(fd)

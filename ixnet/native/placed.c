@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <sys/mman.h>
 
+#include "base/huge_hosted.h"
+
 #define NOTHING (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
 
 static void *pointer(uint64_t at)
@@ -36,7 +38,7 @@ int ix_placed_map(uint64_t at, uint64_t bytes, int fd, uint64_t offset, uint32_t
     if (mmap(pointer(at), bytes, prot, how, fd, (off_t)offset) == MAP_FAILED)
         return -errno;
     if (flags & IX_PLACED_HUGE)
-        madvise(pointer(at), bytes, MADV_HUGEPAGE);
+        ix_huge_collapse(pointer(at), bytes);
     if (!(flags & IX_PLACED_FILL))
         return 0;
     int advice = flags & IX_PLACED_WRITE ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;

@@ -2,8 +2,11 @@
 #include "native/region.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#include "base/huge_hosted.h"
 
 #define PAGE ((size_t)4096)
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -26,9 +29,11 @@ static int populate(uint8_t *base, size_t bytes)
     return madvise(base, bytes, MADV_POPULATE_WRITE) ? -errno : 0;
 }
 
-int ix_region_map(struct ix_region *region, size_t bytes, int huge, int head_fd, size_t head_bytes)
+int ix_region_map(struct ix_region *region, size_t bytes, uint32_t huge, int head_fd,
+                  size_t head_bytes)
 {
     size_t unit = huge ? HUGE_PAGE : PAGE;
+    bool hugetlb = huge == IX_REGION_HUGETLB;
     memset(region, 0, sizeof *region);
     if (!bytes || head_bytes % PAGE || head_bytes > bytes || (head_fd < 0) != (head_bytes == 0))
         return -EINVAL;
@@ -43,9 +48,11 @@ int ix_region_map(struct ix_region *region, size_t bytes, int huge, int head_fd,
     uint8_t *base = body - head_bytes;
     int err = 0;
     if (body_bytes)
-        err = map_at(body, body_bytes, MAP_ANONYMOUS | (huge ? MAP_HUGETLB : 0), -1);
+        err = map_at(body, body_bytes, MAP_ANONYMOUS | (hugetlb ? MAP_HUGETLB : 0), -1);
     if (!err && head_bytes)
         err = map_at(base, head_bytes, 0, head_fd);
+    if (huge == IX_REGION_COLLAPSED && !err) /* before its small pages are there: nothing to copy */
+        huge = (uint32_t)ix_huge_collapse(body, body_bytes);
     if (!err)
         err = populate(base, head_bytes + body_bytes);
     if (err) {
@@ -56,7 +63,7 @@ int ix_region_map(struct ix_region *region, size_t bytes, int huge, int head_fd,
     region->bytes = bytes;
     region->map = map;
     region->map_bytes = map_bytes;
-    region->huge = huge ? 1 : 0;
+    region->huge = huge != 0;
     return 0;
 }
 

@@ -10,9 +10,15 @@ RANK = {layer: rank for rank, layer in enumerate(tree.LAYERS)}
 # The records of the API are vocabulary that every layer may use: api.h includes nothing of the
 # core, config.h only what ranks lowest.
 OPEN_TO_ALL = {"api/api.h", "api/config.h", "api/gate.h"}
-# What the application's side may see of the core: the API, the interface that a link fills in, and
-# the recorder that it may put around one.
-OPEN_TO_APPLICATIONS = ("api/", "base/types.h", "link/link.h", "link/pcap_link.h")
+# What the application's side may see of the core: the API, the interface that a link fills in,
+# the recorder that it may put around one, and how memory comes on huge pages.
+OPEN_TO_APPLICATIONS = (
+    "api/",
+    "base/types.h",
+    "base/huge_hosted.h",
+    "link/link.h",
+    "link/pcap_link.h",
+)
 
 
 def violations(layer: str, included: list[str]) -> list[str]:

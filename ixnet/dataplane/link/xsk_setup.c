@@ -18,6 +18,7 @@
 
 #include "link/xsk.h"
 #include "link/xsk_meta_hosted.h"
+#include "base/huge_hosted.h"
 
 /* Absent from the C library's or the kernel's headers of Debian 12. */
 #ifndef SO_PREFER_BUSY_POLL
@@ -97,27 +98,6 @@ static void *map_aligned(uint64_t bytes)
     return mem;
 }
 
-/* Whether the kernel did map huge pages at mem: asking for them is one thing
- * (shmem_enabled decides), getting them another. */
-static bool has_huge_pages(const void *mem)
-{
-    char line[256];
-    bool inside = false, huge = false;
-    unsigned long lo, hi, kb;
-    FILE *smaps = fopen("/proc/self/smaps", "re");
-
-    if (!smaps)
-        return false;
-    while (fgets(line, sizeof line, smaps)) {
-        if (sscanf(line, "%lx-%lx ", &lo, &hi) == 2)
-            inside = lo <= (uintptr_t)mem && (uintptr_t)mem < hi;
-        else if (inside && sscanf(line, "ShmemPmdMapped: %lu", &kb) == 1)
-            huge = kb > 0;
-    }
-    fclose(smaps);
-    return huge;
-}
-
 int ix_umem_alloc(uint64_t bytes, int huge_pages, void **mem, uint64_t *got_bytes, uint32_t *kind)
 {
     const int hugetlb = MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE | MAP_HUGETLB |
@@ -139,12 +119,10 @@ int ix_umem_alloc(uint64_t bytes, int huge_pages, void **mem, uint64_t *got_byte
     at = map_aligned(bytes);
     if (at == MAP_FAILED)
         return -errno;
-    if (huge_pages)
-        madvise(at, bytes, MADV_HUGEPAGE);
+    *kind = huge_pages && ix_huge_collapse(at, bytes) ? IX_UMEM_THP : IX_UMEM_PAGES;
     /* Every page now, so that the first frames don't fault. */
     memset(at, 0, bytes);
     *mem = at;
-    *kind = huge_pages && has_huge_pages(at) ? IX_UMEM_THP : IX_UMEM_PAGES;
     return 0;
 }
 
