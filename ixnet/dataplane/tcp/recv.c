@@ -370,7 +370,8 @@ static IX_NOINLINE void drain_ooo(struct ix_tcp *tcp, struct ix_tcb *tcb)
 static bool waits_in_vain(const struct ix_tcp *tcp, const struct ix_tcb *tcb)
 {
     uint32_t before_ms = tcb->ack_due_ms - DELAYED_ACK_MS;
-    return (int32_t)(tcp->now_ms - before_ms) > (int32_t)(tcb->rto_us / 1000) &&
+    int32_t pause_ms = (int32_t)(tcp->now_ms - before_ms);
+    return IX_UNLIKELY(pause_ms > DELAYED_ACK_MS) && pause_ms > (int32_t)(tcb->rto_us / 1000) &&
            tcb->last_tx_ms - before_ms > DELAYED_ACK_MS;
 }
 
