@@ -169,7 +169,7 @@ class GuestShard:
         umem_at = _up(shard_at + size.shard_bytes, HUGE_BYTES)
         try:
             _map(at, shard_at - at, -1, lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL)
-            self._map_shard(shard_at)
+            self._map_shard(shard_at, lib.IX_PLACED_HUGE if huge_pages != "no" else 0)
             kind = self._map_umem(umem_at, huge_pages)
         except BaseException:
             self.close()
@@ -189,7 +189,7 @@ class GuestShard:
         self._alias.append((int(at[0]), nbytes))
         return int(at[0])
 
-    def _map_shard(self, at: int) -> None:
+    def _map_shard(self, at: int, huge: int) -> None:
         cfg = self._size.cfg
         write = lib.IX_PLACED_WRITE | lib.IX_PLACED_FILL
         head, shared = stats_bytes(), int(lib.ix_shard_shared_bytes(cfg))
@@ -202,7 +202,7 @@ class GuestShard:
         self.app_stats = self._reserve_alias(head, PAGE_BYTES)
         _map(self.app_stats, head, fd, 0)
         self._size.stats_path.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
-        _map(at + head, body, -1, write | lib.IX_PLACED_HUGE)
+        _map(at + head, body, -1, write | huge)
         fd = os.memfd_create("ixnet-arrays", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, shared)
