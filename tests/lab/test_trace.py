@@ -57,6 +57,7 @@ from tests.runtime.lab import ROOT, until
 UNCLAIMED = 9999
 # A worker's longest sleep, and as long again until it runs here.
 SLEEP_S = 0.2
+BATCH = 64  # frames that a call sends at most, where nothing else is asked for
 HOG_S = 0.5
 pytestmark = pytest.mark.timeout(900)
 
@@ -268,7 +269,7 @@ def test_wakeups_are_those_that_the_workers_count(wire: Wire) -> None:
         if service.mode == "native copy" and not trace.said[0].startswith("ixnet: not told"):
             frames = [c["frames_a_call"] for c in kicks if c["call"] == "sendto"]
             told = sum(int(n) * k for one in frames for n, k in one.items())
-            assert sent.holds(told, found["missed"])
+            assert sent.holds(told, found["missed"] * BATCH)  # a call that was missed had so many
         else:
             assert all(c["frames_a_call"] is None for c in kicks)
 
