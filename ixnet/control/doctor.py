@@ -27,7 +27,6 @@ OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 _AF_XDP = 44
 # Bytes of UMEM and shard that the defaults take a queue, for advice.
 _HUGE_PAGES_WANTED = 64
-_HUGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _memory() -> Iterator[Finding]:
     try:
         from ixnet.control.xsk import Umem, UmemKind
 
-        umem = Umem.allocate(_HUGE_BYTES)
+        umem = Umem.allocate(1)
     except IxError as error:
         yield Finding("memory", "huge pages", FAIL, error.message, error.cure)
         return

@@ -16,9 +16,9 @@
 #include <xdp/libxdp.h>
 #include <xdp/xsk.h>
 
+#include "base/huge_hosted.h"
 #include "link/xsk.h"
 #include "link/xsk_meta_hosted.h"
-#include "base/huge_hosted.h"
 
 /* Absent from the C library's or the kernel's headers of Debian 12. */
 #ifndef SO_PREFER_BUSY_POLL

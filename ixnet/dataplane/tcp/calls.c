@@ -24,8 +24,8 @@ static int call_reject(struct ix_tcp *tcp, struct ix_tcb *tcb)
 }
 
 /* The two of nearly all calls are apart from the others, and save what they alone need. */
-static __attribute__((noinline)) int call_sendv(struct ix_tcp *tcp, struct ix_tcb *tcb,
-                                                const struct ix_call *call)
+static IX_NOINLINE int call_sendv(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                  const struct ix_call *call)
 {
     if (!(tcb->flags & IX_TF_ACCEPTED))
         return -IX_ENOTCONN;
@@ -45,7 +45,7 @@ static __attribute__((noinline)) int call_sendv(struct ix_tcp *tcp, struct ix_tc
     return (int)taken;
 }
 
-static __attribute__((noinline)) int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
+static IX_NOINLINE int call_recv_done(struct ix_tcp *tcp, const struct ix_call *call)
 {
     struct ix_frames *frames = tcp->net->frames;
     uint64_t handle = call->handle;
@@ -197,8 +197,8 @@ static int call_option(struct ix_tcp *tcp, struct ix_tcb *tcb, const struct ix_c
     }
 }
 
-static __attribute__((noinline)) int call_other(struct ix_tcp *tcp, struct ix_tcb *tcb,
-                                                const struct ix_call *call)
+static IX_NOINLINE int call_other(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                  const struct ix_call *call)
 {
     switch (call->op) {
     case IX_CALL_ACCEPT:

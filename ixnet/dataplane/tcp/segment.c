@@ -75,9 +75,9 @@ static bool fits_in_place(const struct ix_tcp *tcp, const struct ix_extent *exte
 }
 
 /* Gathers payload from the cursor on into dst; returns its checksum and moves the cursor. */
-static __attribute__((noinline)) uint32_t gather(const struct ix_tcp *tcp,
-                                                 struct ix_send_cursor *at, uint8_t *dst,
-                                                 uint32_t bytes)
+static IX_NOINLINE uint32_t gather(const struct ix_tcp *tcp,
+                                   struct ix_send_cursor *at, uint8_t *dst,
+                                   uint32_t bytes)
 {
     uint32_t sum = 0, done = 0;
     while (done < bytes) {
@@ -213,9 +213,9 @@ static inline __attribute__((always_inline)) bool send(struct ix_tcp *tcp, struc
     return true;
 }
 
-static __attribute__((noinline)) bool send_unusual(struct ix_tcp *tcp, struct ix_tcb *tcb,
-                                                   uint32_t seq, uint32_t bytes, uint8_t flags,
-                                                   bool in_place)
+static IX_NOINLINE bool send_unusual(struct ix_tcp *tcp, struct ix_tcb *tcb,
+                                     uint32_t seq, uint32_t bytes, uint8_t flags,
+                                     bool in_place)
 {
     return send(tcp, tcb, seq, bytes, flags, in_place, false);
 }
