@@ -65,7 +65,7 @@ NATIVE_HDR := $(wildcard ixnet/native/*.h)
 # What ixnet._core declares to Python.
 PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.h \
 	ixnet/dataplane/gate/gate_hosted.h ixnet/dataplane/shard/farewell_hosted.h \
-	xdp/loader.h xdp/kernel_types.h) $(NATIVE_HDR)
+	xdp/loader.h xdp/express.h xdp/kernel_types.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
 SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(APP_DIR_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h
 

@@ -333,6 +333,11 @@ int ix_steer_prog_id(const struct ix_steer *steer, uint32_t *id)
     return 0;
 }
 
+int ix_steer_prog_fd(const struct ix_steer *steer)
+{
+    return steer->prog_fd;
+}
+
 int ix_steer_map_fd(const struct ix_steer *steer, const char *name)
 {
     return bpf_object__find_map_fd_by_name(steer->object, name);

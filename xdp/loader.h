@@ -67,6 +67,9 @@ int ix_steer_prog_id(const struct ix_steer *steer, uint32_t *id);
 /* Descriptor of a map by name (steer.bpf.c), -ENOENT. Stays the steer's. */
 int ix_steer_map_fd(const struct ix_steer *steer, const char *name);
 
+/* The program's descriptor. Stays the steer's. */
+int ix_steer_prog_fd(const struct ix_steer *steer);
+
 /* Enters an AF_XDP socket for a queue; fd < 0 takes it out (-ENOENT if none was in). */
 int ix_steer_set_socket(struct ix_steer *steer, uint32_t queue, int fd);
 

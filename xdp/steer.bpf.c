@@ -27,6 +27,11 @@
 #define IX_STEER_STAMPS 0
 #endif
 
+/* 1: which also sends (steer_express.bpf.c). */
+#ifdef IX_STEER_EXPRESS
+#include "express_bpf.h"
+#endif
+
 #if IX_STEER_STAMPS == 2
 /* The driver's own function in a program that is bound to its device (Linux 6.3; Documentation/
  * networking/xdp-rx-metadata.rst). */
@@ -567,6 +572,10 @@ int ix_steer(struct xdp_md *ctx)
     };
     const __u32 only = 0;
 
+#ifdef IX_STEER_EXPRESS
+    if (ctx->ingress_ifindex == IX_STEER_EXPRESS_FROM)
+        return express_make(ctx);
+#endif
     cur.table = bpf_map_lookup_elem(&table, &only);
     if (!cur.table) /* for the verifier: an array has all of its entries */
         return XDP_PASS;

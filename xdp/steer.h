@@ -56,6 +56,24 @@ struct ix_steer_table {
     __u32 own_addrs; /* entries of `own_addrs` */
 };
 
+/* Frames that the owner of a queue sends by way of the program (express_bpf.h), and how. */
+#define IX_STEER_EXPRESS_FRAMES 512
+#define IX_STEER_EXPRESS_BYTES  2048 /* a frame is shorter than this */
+#define IX_STEER_EXPRESS_BLANK  14   /* bytes of a blank, the least that the kernel takes */
+#define IX_STEER_EXPRESS_FROM   1    /* a blank's interface: lo, the first of each namespace */
+
+/* The one entry of `express`, mapped by the sender. */
+struct ix_steer_express {
+    __u32 ifindex; /* where frames go out */
+    __u32 next;    /* the frame that the next blank becomes */
+    __u32 refused; /* frames that could not be made, ever */
+    __u32 pad;
+    struct {
+        __u64 addr;  /* in the sender's memory */
+        __u64 bytes; /* 14 (an Ethernet header) to less than IX_STEER_EXPRESS_BYTES */
+    } frames[IX_STEER_EXPRESS_FRAMES];
+};
+
 static inline __u32 ix_steer_kind(__u8 family, __u8 proto)
 {
     return (family == IX_STEER_IPV6) * 2 + (proto == IPPROTO_UDP);

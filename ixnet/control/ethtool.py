@@ -193,6 +193,33 @@ def xdp_features(ifindex: int) -> frozenset[str] | None:
     return None if answer is None else _names(answer, "NETDEV_A_DEV_XDP_FEATURES", _XDP_FEATURES)
 
 
+class FeatureNews:
+    """Tells when the XDP features of some device of this network namespace may have changed:
+    a descriptor for a selector."""
+
+    def __init__(self) -> None:
+        """Errors: OSError, or what pyroute2 raises, where this kernel can't tell."""
+        self._sock = GenericNetlinkSocket()
+        try:
+            self._sock.bind("netdev", _NetdevMessage)
+            self._sock.add_membership("mgmt")
+        except Exception:
+            self._sock.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor, readable when there is news."""
+        return int(self._sock.fileno())
+
+    def drain(self) -> None:
+        """Takes the news: what they are is asked for anew, they are told before it is true."""
+        self._sock.get()
+
+    def close(self) -> None:
+        """Safe to repeat."""
+        self._sock.close()
+
+
 def metadata_features(ifindex: int) -> MetadataFeatures | None:
     """Of timestamps and the like; None if this kernel can't tell."""
     answer = _netdev(ifindex)

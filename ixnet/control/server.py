@@ -32,6 +32,8 @@ from ixnet.control.claims import Claims
 from ixnet.control.config import OWN_PORTS, SHARED_PORTS, RunConfig, require_mode
 from ixnet.control.cores import allowed_cores, assign_cores, spare_cores
 from ixnet.control.errors import IxError
+from ixnet.control.express import Express, open_express
+from ixnet.control.express import why_not as express_why_not
 from ixnet.control.groups import joined
 from ixnet.control.guest import SharedPage, require_fit
 from ixnet.control.instance import (
@@ -96,6 +98,8 @@ class ControlPlane:
         self._exit_status = 0
         self._announced = False
         self._clocks_due = 0.0
+        self._may_express = False
+        self._express: Express | None = None
         self._kicker: Any = None
 
     # ---- setting up ------------------------------------------------------------------------
@@ -112,6 +116,7 @@ class ControlPlane:
             self._prepare_instance()
             self._open_queues()
             self._make_shards()
+            self._follow_express()
             self._watch_kernel()
             self._open_control_socket()
             self._describe()
@@ -228,9 +233,27 @@ class ControlPlane:
 
     def _open_steering(self) -> Steering:
         if not self.config.timestamps:
-            return Steering.open()
+            return self._express_steering() or Steering.open()
         steering, self._receive_stamps = open_stamping(self.nic, self.config.wanted_mode())
         return steering
+
+    def _express_steering(self) -> Steering | None:
+        config = self.config
+        if config.placement != "inline" or express_why_not(self.nic, config.wanted_mode()):
+            return None
+        steering = open_express()
+        self._may_express = steering is not None
+        return steering
+
+    def _follow_express(self) -> None:
+        """Sending without skbs, where it can be had."""
+        if not self._may_express or self._opened.mode is not Mode.NATIVE_COPY:
+            return
+        with contextlib.suppress(IxError):
+            (shard,) = self._shards()
+            self._express = Express(self.nic, self._steering, shard)
+            self._stack.callback(self._express.close)
+            self._selector.register(self._express, selectors.EVENT_READ, self._express.on_news)
 
     def _stamp_texts(self) -> list[str]:
         if not self.config.timestamps:
@@ -651,6 +674,8 @@ class ControlPlane:
             shard.flush_before_fork()
             assert shard.socket is not None
             self._steering.set_socket(shard.plan.queue, shard.socket.fileno())
+        if self._express is not None:
+            self._express.follow()
         self._start(worker)
         self._complain(f"ixnet: worker {worker.plan.number} was started again")
 

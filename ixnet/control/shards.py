@@ -82,7 +82,7 @@ def fill_config(plan: ShardPlan, config: RunConfig, nic: Nic) -> Any:
 
 class Shard:
     """One shard and everything that is its own. memory, umem: from allocate() or place_in() on;
-    pointer: `struct ix_shard *`, while there is one."""
+    pointer: `struct ix_shard *`, while there is one. extra_fds: that its worker needs besides."""
 
     memory: Region | PlacedRegion
     umem: Umem | PlacedUmem
@@ -94,6 +94,7 @@ class Shard:
         self.recorder = recorder
         self.socket: QueueSocket | None = None
         self.pointer: Any = None
+        self.extra_fds: list[int] = []
         self._config = config
         self._nic = nic
         self._news: deque[Any] = deque()
@@ -246,7 +247,7 @@ class Shard:
     def descriptors(self) -> list[int]:
         """Those that its worker's process keeps."""
         assert self.socket is not None
-        keep = [self.socket.fileno()]
+        keep = [self.socket.fileno(), *self.extra_fds]
         if self._epoll is not None:
             keep.append(self._epoll.fileno())
         if self.recorder is not None:

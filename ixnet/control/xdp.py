@@ -25,6 +25,7 @@ IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 OBJECT_PATH = Path(__file__).resolve().parent.parent / "xdp_objects" / "steer.bpf.o"
 STAMP_PATH = OBJECT_PATH.with_name("steer_stamp.bpf.o")
 HARDWARE_STAMP_PATH = OBJECT_PATH.with_name("steer_hwstamp.bpf.o")
+EXPRESS_PATH = OBJECT_PATH.with_name("steer_express.bpf.o")
 _ERR_BYTES = 4096
 
 
@@ -178,6 +179,11 @@ class Steering:
         out = ffi.new("uint32_t *")
         self._check(lib.ix_steer_prog_id(self._open, out), "read program id")
         return int(out[0])
+
+    @property
+    def raw(self) -> Any:
+        """`struct ix_steer *`, valid until close()."""
+        return self._open
 
     def map_fd(self, name: str) -> int:
         """A map's descriptor, which stays this object's. KeyError if there is no such map."""

@@ -52,8 +52,8 @@ struct ix_link_ops {
     uint32_t (*fill_room)(struct ix_link *link);
     /* Pushes the other side along, at most one system call (or VM exit), and
      * none when the rings say that none is needed. `what` is IX_WAKE_*.
-     * Returns the number of system calls made (0 or 1), or -errno when the
-     * link is gone (-ENETDOWN, -ENXIO). */
+     * Returns the number of system calls made, with those of tx_burst() since
+     * the last time, or -errno when the link is gone (-ENETDOWN, -ENXIO). */
     int (*wakeup)(struct ix_link *link, uint32_t what);
 };
 

@@ -87,9 +87,29 @@ static uint32_t xsk_rx_burst(struct ix_link *link, struct ix_desc *out, uint32_t
     return n;
 }
 
-static uint32_t xsk_tx_burst(struct ix_link *link, const struct ix_desc *descs, uint32_t n)
+/* TX must be empty: what is on it was to go first. Returns how many frames were sent. */
+static IX_NOINLINE uint32_t tx_express(struct ix_xsk *x, const struct ix_desc *descs, uint32_t n)
 {
-    struct ix_xsk *x = xsk_of(link);
+    uint32_t room = IX_XSK_EXPRESS_FRAMES - x->n_express_done;
+
+    if (!room || __atomic_load_n(x->tx.consumer, __ATOMIC_RELAXED) != x->tx.cached_prod)
+        return 0;
+    int sent = x->express(x->express_ctx, &x->link, descs, IX_MIN(n, room));
+
+    x->express_waits++;
+    if (sent <= 0) {
+        x->stats.express_errors++;
+        return 0;
+    }
+    for (int i = 0; i < sent; i++)
+        x->express_done[x->n_express_done++] = descs[i].addr;
+    x->stats.express_calls++;
+    x->stats.express_frames += (uint32_t)sent;
+    return (uint32_t)sent;
+}
+
+static uint32_t tx_ring_burst(struct ix_xsk *x, const struct ix_desc *descs, uint32_t n)
+{
     struct ix_xsk_ring *r = &x->tx;
     struct ix_desc *ring = r->entries;
     uint32_t room = ring_room(r, n);
@@ -108,10 +128,29 @@ static uint32_t xsk_tx_burst(struct ix_link *link, const struct ix_desc *descs, 
     return n;
 }
 
+static uint32_t xsk_tx_burst(struct ix_link *link, const struct ix_desc *descs, uint32_t n)
+{
+    struct ix_xsk *x = xsk_of(link);
+    uint32_t sent = 0;
+
+    if (x->express && n >= __atomic_load_n(&x->express_from, __ATOMIC_RELAXED))
+        sent = tx_express(x, descs, n);
+    return sent == n ? n : sent + tx_ring_burst(x, descs + sent, n - sent);
+}
+
 static uint32_t xsk_complete(struct ix_link *link, uint64_t *addrs, uint32_t max)
 {
-    struct ix_xsk_ring *r = &xsk_of(link)->completion;
+    struct ix_xsk *x = xsk_of(link);
+    struct ix_xsk_ring *r = &x->completion;
     const uint64_t *ring = r->entries;
+
+    if (x->n_express_done) {
+        uint32_t done = IX_MIN(x->n_express_done, max);
+
+        for (uint32_t i = 0; i < done; i++)
+            addrs[i] = x->express_done[--x->n_express_done];
+        return done;
+    }
     uint32_t n = ring_avail(r, max);
 
     for (uint32_t i = 0; i < n; i++)
@@ -222,10 +261,12 @@ static int xsk_wakeup(struct ix_link *link, uint32_t what)
         kick = IX_XSK_KICK_RX;
         x->stats.kicks_rx++;
     } else {
-        return 0;
+        kick = 0;
     }
-    err = after_kick(x, x->kick(x->kick_ctx, kick));
-    return err ? err : 1;
+    uint32_t calls = x->express_waits + !!kick;
+    x->express_waits = 0;
+    err = kick ? after_kick(x, x->kick(x->kick_ctx, kick)) : 0;
+    return err ? err : (int)calls;
 }
 
 /* ---- creation ----------------------------------------------------------------- */
@@ -255,6 +296,9 @@ void ix_xsk_init(struct ix_xsk *x)
     x->link.fill_entries = x->fill.mask + 1;
     x->tx_waited = 0;
     x->rx_waited = 0;
+    x->express = NULL;
+    x->express_from = UINT32_MAX;
+    x->express_waits = x->n_express_done = 0;
     x->stats = (struct ix_xsk_stats){0};
     IX_ASSERT(!ix_xsk_check(x));
 }
@@ -274,6 +318,8 @@ const char *ix_xsk_check(const struct ix_xsk *x)
         return "FILL indices";
     if (!ring_is_sound(&x->completion))
         return "COMPLETION indices";
+    if (x->n_express_done > IX_XSK_EXPRESS_FRAMES)
+        return "frames sent by express";
     return x->link.ops == &xsk_ops ? NULL : "operations";
 }
 

@@ -56,7 +56,12 @@ struct ix_xsk_stats {
     uint64_t kick_nobufs;    /* ENOBUFS */
     uint64_t kick_intr;      /* EINTR */
     uint64_t tx_full;        /* tx_burst could not queue all it was given */
+    uint64_t express_calls;  /* bursts that went by express ... */
+    uint64_t express_frames; /* ... and their frames */
+    uint64_t express_errors; /* calls of it that sent nothing; the frames went by TX */
 };
+
+#define IX_XSK_EXPRESS_FRAMES 512u /* that one burst sends by express at most */
 
 struct ix_xsk {
     struct ix_link link;            /* first: a struct ix_link * is a struct ix_xsk * */
@@ -67,6 +72,14 @@ struct ix_xsk {
     /* Makes one system call, or its like. Returns 0 or -errno. */
     int (*kick)(void *ctx, uint32_t what);
     void *kick_ctx;
+    /* Another way to send than TX, faster for many frames at once; NULL: there is none. One system
+     * call. Returns how many of the first frames it sent, which are free again, or -errno. */
+    int (*express)(void *ctx, const struct ix_link *link, const struct ix_desc *descs, uint32_t n);
+    void *express_ctx;
+    uint32_t express_from;   /* frames of a burst from which on; another process may change it */
+    uint32_t express_waits;  /* calls of it that wakeup() has not yet told of */
+    uint32_t n_express_done; /* frames sent by it that complete() has not yet told of */
+    uint64_t express_done[IX_XSK_EXPRESS_FRAMES];
     uint32_t mode;       /* enum ix_xsk_mode, any of them */
     uint32_t tx_waited;  /* wakeups in a row that left a lagging TX alone */
     uint32_t rx_waited;  /* wakeups in a row that left a raised FILL flag alone */
