@@ -5,7 +5,9 @@
 
 On a veth pair with one queue, the server on one core and the client on the other. The client is
 `ixnet bench` over ixnet, so that it is not what is measured; the stream is from one kernel to the
-other, or from one dataplane to the other. memcached is Debian's, -t 1, where it is installed.
+other, or from one dataplane to the other. The link is set for each server as it serves best: GRO
+at both ends is on for ixnet, which then sends without skbs, and off for the kernel; for one request
+at a time it is off for both. memcached is Debian's, -t 1, where it is installed.
 connections needs some 3 GiB of memory. --quick: 10 minutes at most, without connections.
 --readme replaces the figures between its marks.
 """
@@ -130,9 +132,10 @@ def alternate(
     servers: Sequence[Server],
     measure: Measure,
     also: Callable[[], None] = lambda: None,
+    gro: bool = True,
 ) -> list[dict[str, Any]]:
     """Starts and measures the servers in turns; an entry a server, with its runs. also: what else
-    has its turn in each round."""
+    has its turn in each round. gro: at both ends of the link while ixnet serves, and for `also`."""
     entries: list[dict[str, Any]] = [
         {"label": s.label, "target": f"{setting.host}:{port}", "runs": [], "slo": [], "sweep": []}
         for s in servers
@@ -142,10 +145,12 @@ def alternate(
         turn = number % len(order)
         for server, entry in [*order[turn:], *order[:turn]]:
             setting.say(f"{name}: round {number + 1} of {setting.rounds}: {server.label}")
+            setting.lab.set_gro(gro and server.on_dataplane)
             with server.start(setting.lab.cfg, port, PLACEMENT) as running:
                 entry["server"] = running.ready_line
                 found = measure(setting, Target(server.label, setting.host, port))
                 entry["slo" if "rate" in found else "runs"].append(found)
+        setting.lab.set_gro(gro)
         also()
     for entry in entries:
         if entry["runs"]:
@@ -217,7 +222,8 @@ def memcached_unloaded(setting: Setting) -> list[Figure]:
         made: dict[str, Any] = run_once(setting, memcached_benchmark(setting, 1, 1), target)
         return made
 
-    entries = alternate(setting, "unloaded", MEMCACHED_PORT, memcached_servers(), measure)
+    servers = memcached_servers()
+    entries = alternate(setting, "unloaded", MEMCACHED_PORT, servers, measure, gro=False)
     made = []
     for percentile in ("p50", "p99"):
         debian, ours = (entry["median"]["us"][percentile]["median"] for entry in entries)
@@ -281,8 +287,8 @@ def echo(setting: Setting) -> list[Figure]:
 
 
 def connrate(setting: Setting) -> list[Figure]:
-    """Opened, served with one message, closed."""
-    benchmark = Benchmark("connrate", ("--bytes", "64", "--rst"), 64, plan=setting.plan())
+    """Opened, served with one message, closed; 128 at a time."""
+    benchmark = Benchmark("connrate", ("--bytes", "64", "--rst"), 128, plan=setting.plan())
     servers: list[Server] = [KernelServer("kernel"), native_echo(True)]
 
     def measure(setting: Setting, target: Target) -> dict[str, Any]:
@@ -331,6 +337,7 @@ def connections(setting: Setting) -> list[Figure]:
         "echo", ("--bytes", "64", "--timeout", "30"), HELD_MOST, plan=setting.plan(window=256)
     )
     steps: list[dict[str, Any]] = []
+    setting.lab.set_gro(True)
     with (
         many_addresses(setting.lab, HELD_MOST) as sources,
         server.start(setting.lab.cfg, PORT, PLACEMENT) as running,
@@ -506,7 +513,7 @@ def measure_all(
     problems: list[str] = []
     with Lab(config) as lab, console.status("measuring") as status:
         setting = Setting(lab, seconds, rounds, lambda text: status.update(text))
-        mode = "generic copy" if same_as_ixnet(lab)["generic"] else "native copy"
+        mode = "native copy with GRO at both ends (off for the kernel and one request at a time)"
         client = setting.client().describe() | {"mode": mode}
         for name in names:
             try:

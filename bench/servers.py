@@ -34,9 +34,10 @@ class Placement:
 
 
 class Server(ABC):
-    """A kind of echo server. label: how tables name it."""
+    """A kind of echo server. label: how tables name it. on_dataplane: whose stack it runs on."""
 
     label: str
+    on_dataplane = False
 
     @abstractmethod
     def argv(self, lab: LabConfig, port: int, placement: Placement) -> list[str]:
@@ -163,6 +164,8 @@ class KernelServer(Server):
 class IxnetServer(Server):
     """An app on the dataplane, started by `ixnet run`. app: its path in the tree."""
 
+    on_dataplane = True
+
     def __init__(self, label: str, app: str, *run_options: str) -> None:
         self.label = label
         self._app = ROOT / app
@@ -226,6 +229,7 @@ class IxnetMemcached(Server):
     """`ixnet memcached`, one worker."""
 
     label = "ixnet memcached"
+    on_dataplane = True
 
     def __init__(self, *run_options: str) -> None:
         self._run_options = run_options

@@ -341,20 +341,25 @@ def _pin_neighbours(ipr: IPRoute, ifname: str, others: Sequence[str], mac: str) 
         ipr.neigh("replace", dst=address, lladdr=mac, ifindex=index, state=_NUD_PERMANENT)
 
 
-def _offloads_off(name: str, ifname: str) -> None:
-    """Errors: LabError naming the offload that stayed on."""
+def _set_offloads(name: str, ifname: str, offloads: Sequence[str], on: bool) -> None:
+    """Those that this kernel knows. Errors: LabError."""
     with in_netns(name):
         tool = IoctlEthtool(ifname)
         try:
             features = tool.get_features()
-            for offload in _OFFLOADS_OFF:
+            for offload in offloads:
                 if offload in features:
-                    features[offload] = False
+                    features[offload] = on
             tool.set_features(features)
         except (EthtoolError, OSError) as error:
             raise LabError(f"can't set the offloads of {ifname} in {name}: {error}") from error
         finally:
             tool.close()
+
+
+def _offloads_off(name: str, ifname: str) -> None:
+    """Errors: LabError naming the offload that stayed on."""
+    _set_offloads(name, ifname, _OFFLOADS_OFF, False)
     left_on = [offload for offload, on in _offloads(name, ifname).items() if on]
     if left_on:
         raise LabError(f"{ifname} in {name} does not let go of {', '.join(left_on)}")
@@ -588,6 +593,16 @@ class Lab:
     ) -> None:
         self.stop(*self._started)
         lab_down(self.cfg, kill=True)
+
+    def set_gro(self, on: bool) -> None:
+        """GRO at both ends, off in a new lab. On, each end takes XDP frames whatever runs there, so
+        that a dataplane at the other can send without skbs (control/express.py); what a dataplane
+        receives stays as it is. Errors: LabError."""
+        for name, ifname in (
+            (self.cfg.server_netns, self.cfg.server_if),
+            (self.cfg.client_netns, self.cfg.client_if),
+        ):
+            _set_offloads(name, ifname, ["rx-gro"], on)
 
     def start_server(
         self, argv: Sequence[str], cpu: int | None = None, **popen: Any
