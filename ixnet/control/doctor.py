@@ -322,6 +322,7 @@ def interface_findings(interface: str) -> Iterator[Finding]:
         yield Finding(area, "MTU", FAIL, f"{nic.mtu}, fits no frame", cure)
     yield from _interface_modes(area, nic.xdp_features)
     yield from _interface_program(area, nic)
+    yield from _interface_sending(area, nic)
     if any(not address.is_link_local for address in nic.addresses):
         yield Finding(area, "addresses", OK, ", ".join(map(str, nic.addresses)))
     else:
@@ -352,6 +353,22 @@ def _interface_modes(area: str, features: frozenset[str] | None) -> Iterator[Fin
     else:
         cure = "use a NIC whose driver has native XDP: generic mode is no faster than the kernel"
         yield Finding(area, "AF_XDP modes", WARN, ", ".join(modes), cure)
+
+
+def _interface_sending(area: str, nic: Any) -> Iterator[Finding]:
+    """Of a veth: whether bursts could leave without skbs."""
+    from ixnet.control.express import why_not
+
+    if nic.kind != "veth":
+        return
+    why = why_not(nic, None)
+    if why:
+        yield Finding(area, "sends", INFO, f"frame by frame: {why}")
+    elif nic.takes_xdp_frames:
+        yield Finding(area, "sends", OK, "bursts without skbs")
+    else:
+        cure = "at the peer: ethtool -K PEER gro on"
+        yield Finding(area, "sends", INFO, "frame by frame: the peer has GRO off", cure)
 
 
 def _interface_program(area: str, nic: Any) -> Iterator[Finding]:

@@ -33,6 +33,20 @@ def why_not(nic: Nic, mode: Mode | None) -> str:
     return ""
 
 
+def text(nic: Nic, mode: Mode | None, express: Express | None) -> str:
+    """How a veth's frames leave, and what would make it faster; "" for other interfaces. mode: that
+    it runs in, or may (None)."""
+    if nic.kind != "veth":
+        return ""
+    if express is not None and express.on:
+        return "bursts without skbs"
+    why = why_not(nic, mode)
+    if len(nic.queues) == 1 and not nic.takes_xdp_frames:
+        again = "" if mode is Mode.NATIVE_COPY else "; then start again"
+        why = f"the peer has GRO off (cure: at the peer, ethtool -K PEER gro on{again})"
+    return f"frame by frame: {why or 'not allowed by this kernel or these rights'}"
+
+
 def open_express() -> Steering | None:
     """The steering program that also sends, or None if this kernel or these rights don't allow it
     (CAP_PERFMON, to read a process's memory)."""

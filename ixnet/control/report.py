@@ -30,7 +30,7 @@ def link_facts(link: LinkState | None) -> dict[str, Any]:
 @dataclass(frozen=True)
 class StartReport:
     """Everything that was decided or found out. outgoing: about ports of outgoing connections.
-    stamps: of --timestamps, whose they are."""
+    stamps: of --timestamps, whose they are. sending: how a veth's frames leave, or ""."""
 
     config: RunConfig
     nic: Nic
@@ -39,6 +39,7 @@ class StartReport:
     cores: Sequence[int]
     outgoing: str
     stamps: Sequence[str] = ()
+    sending: str = ""
 
     @property
     def _shards(self) -> list[Shard]:
@@ -60,6 +61,7 @@ class StartReport:
             ("cores", format_cores(self.cores) + shared),
             ("mode", opened.mode.value),
             *(("", f"not {attempt}") for attempt in opened.attempts),
+            *((("sends", self.sending),) if self.sending else ()),
             ("placement", self.placement_text()),
             ("runs as", self.config.privileges.text()),
             ("idle", self.idle_text()),
@@ -136,6 +138,7 @@ class StartReport:
             "cores": list(self.cores),
             "mode": self.opened.mode.value,
             **({"kick": self.config.kick or "exit"} if self.config.placement == "dune" else {}),
+            **({"sending": self.sending} if self.sending else {}),
             "mode_reasons": [str(attempt) for attempt in self.opened.attempts],
             "runs_as": self.config.privileges.text(),
             "busy_poll": self.config.busy_poll,

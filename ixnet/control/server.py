@@ -33,6 +33,7 @@ from ixnet.control.config import OWN_PORTS, SHARED_PORTS, RunConfig, require_mod
 from ixnet.control.cores import allowed_cores, assign_cores, spare_cores
 from ixnet.control.errors import IxError
 from ixnet.control.express import Express, open_express
+from ixnet.control.express import text as express_text
 from ixnet.control.express import why_not as express_why_not
 from ixnet.control.groups import joined
 from ixnet.control.guest import SharedPage, require_fit
@@ -346,7 +347,7 @@ class ControlPlane:
     def _describe(self) -> None:
         report = StartReport(
             self.config, self.nic, self._opened, self._workers, self._cores, self._outgoing_text,
-            self._stamp_texts(),
+            self._stamp_texts(), express_text(self.nic, self._opened.mode, self._express),
         )  # fmt: skip
         self._warnings = [*report.notes(), *self.nic.warnings(), *self._group_problems]
         self._say(f"ixnet {__version__}, instance {self._directory.name}")
