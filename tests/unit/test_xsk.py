@@ -341,3 +341,200 @@ def test_kick_fails_for_good_it_is_reported(copying: Kernel, error: int) -> None
     copying.tx((0, 60))
     copying.answer = -error
     assert copying.wakeup(TX) == -error
+
+
+# ---- express ---------------------------------------------------------------------------------
+
+FROM = 4
+ROOM = int(lib.IX_XSK_EXPRESS_FRAMES)
+
+
+class Express:
+    """Another way to send, which takes as many frames as it is told, or all.
+
+    bursts: what it was asked for, (addr, len) each.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.bursts: list[list[tuple[int, int]]] = []
+        self.takes: int | None = None
+        self.kernel = kernel
+        self.context = ffi.new("int *")
+        self._send = ffi.callback(
+            "int(void *, const struct ix_link *, const struct ix_desc *, uint32_t)", self._sent
+        )
+        kernel.x.express, kernel.x.express_ctx = self._send, self.context
+        kernel.x.express_from = FROM
+
+    def _sent(self, ctx: Any, link: Any, descs: Any, n: int) -> int:
+        assert (ctx, link) == (self.context, self.kernel.link)
+        self.bursts.append([(descs[i].addr, descs[i].len) for i in range(n)])
+        return n if self.takes is None else self.takes
+
+    def stats(self) -> tuple[int, int, int]:
+        stats = self.kernel.x.stats
+        return stats.express_calls, stats.express_frames, stats.express_errors
+
+
+def frames(n: int, first: int = 0) -> list[tuple[int, int]]:
+    return [(2048 * i, 60 + i) for i in range(first, first + n)]
+
+
+def addrs(descs: list[tuple[int, int]]) -> list[int]:
+    return [addr for addr, _ in descs]
+
+
+@pytest.fixture
+def express(kernel: Kernel) -> Express:
+    kernel.flag(1, True)
+    return Express(kernel)
+
+
+def test_express_burst_long_enough_goes_by_it_and_completes_once(
+    kernel: Kernel, express: Express
+) -> None:
+    before = kernel.words[1][0]
+    assert kernel.tx(*frames(FROM)) == FROM
+    assert kernel.tx(*frames(ENTRIES + 3, FROM)) == ENTRIES + 3
+    assert express.bursts == [frames(FROM), frames(ENTRIES + 3, FROM)]
+    assert kernel.words[1][0] == before, "nothing is on TX"
+    done = kernel.complete(2) + kernel.complete(ROOM) + kernel.complete(ROOM)
+    assert sorted(done) == addrs(frames(FROM + ENTRIES + 3))
+    assert express.stats() == (2, FROM + ENTRIES + 3, 0)
+    assert kernel.x.stats.tx_full == 0
+
+
+def test_express_short_burst_goes_by_tx(kernel: Kernel, express: Express) -> None:
+    assert kernel.tx(*frames(FROM - 1)) == FROM - 1
+    assert kernel.tx() == 0
+    assert express.bursts == []
+    assert [d[:2] for d in kernel.take(1, FROM - 1)] == frames(FROM - 1)
+    assert kernel.complete() == []
+
+
+def test_express_while_tx_is_not_drained_all_go_by_tx_in_order(
+    kernel: Kernel, express: Express
+) -> None:
+    assert kernel.tx(*frames(2)) == 2
+    assert kernel.tx(*frames(FROM, 2)) == FROM
+    kernel.take(1, 1)
+    assert kernel.tx(*frames(FROM, 2 + FROM)) == ENTRIES - 1 - FROM
+    assert express.bursts == []
+    assert [d[:2] for d in kernel.take(1, ENTRIES)] == frames(ENTRIES, 1)
+    assert kernel.tx(*frames(FROM)) == FROM
+    assert express.bursts == [frames(FROM)]
+    assert express.stats() == (1, FROM, 0)
+
+
+def test_express_completions_of_both_ways_are_all_told(kernel: Kernel, express: Express) -> None:
+    kernel.tx((0, 60), (2048, 60))
+    kernel.take(1, 2)
+    kernel.tx(*frames(FROM, 2))
+    kernel.put_completion(0, 2048)
+    done: list[int] = []
+    while more := kernel.complete(3):
+        done += more
+    assert sorted(done) == addrs(frames(2 + FROM))
+
+
+@pytest.mark.parametrize("taken", [1, FROM, FROM + 1])
+def test_express_takes_a_part_the_rest_goes_by_tx(
+    kernel: Kernel, express: Express, taken: int
+) -> None:
+    express.takes = taken
+    assert kernel.tx(*frames(FROM + 2)) == FROM + 2
+    left = frames(FROM + 2 - taken, taken)
+    assert [d[:2] for d in kernel.take(1, len(left))] == left
+    assert sorted(kernel.complete()) == addrs(frames(taken))
+    assert express.stats() == (1, taken, 0)
+
+
+def test_express_takes_a_part_what_tx_has_no_room_for_stays_the_callers(
+    kernel: Kernel, express: Express
+) -> None:
+    express.takes = 3
+    assert kernel.tx(*frames(ENTRIES + 5)) == ENTRIES + 3
+    assert [d[:2] for d in kernel.take(1, ENTRIES)] == frames(ENTRIES, 3)
+    assert kernel.x.stats.tx_full == 1
+
+
+@pytest.mark.parametrize("answer", [0, -errno.ENOMEM, -errno.EPERM, -errno.ENXIO])
+def test_express_fails_all_go_by_tx_and_it_is_counted(
+    kernel: Kernel, express: Express, answer: int
+) -> None:
+    express.takes = answer
+    assert kernel.tx(*frames(FROM)) == FROM
+    assert [d[:2] for d in kernel.take(1, FROM)] == frames(FROM)
+    assert kernel.complete() == []
+    assert express.stats() == (0, 0, 1)
+    assert kernel.wakeup(TX) == 1, "the call was made"
+    express.takes = None
+    assert kernel.tx(*frames(FROM)) == FROM
+    assert express.stats() == (1, FROM, 1)
+
+
+def test_express_has_room_for_so_many_until_they_complete(kernel: Kernel, express: Express) -> None:
+    assert kernel.tx(*frames(ROOM - 2)) == ROOM - 2
+    assert kernel.tx(*frames(FROM, ROOM)) == FROM
+    assert express.bursts[1] == frames(2, ROOM)
+    assert [d[:2] for d in kernel.take(1, 2)] == frames(2, ROOM + 2)
+    assert kernel.tx(*frames(FROM, 2 * ROOM)) == FROM
+    assert len(express.bursts) == 2, "no room, no call"
+    kernel.take(1, FROM)
+    assert sorted(kernel.complete(ROOM)) == addrs([*frames(ROOM - 2), *frames(2, ROOM)])
+    assert kernel.tx(*frames(FROM)) == FROM
+    assert len(express.bursts) == 3
+
+
+def test_express_burst_above_its_room_is_sent_as_far_as_it_goes(
+    kernel: Kernel, express: Express
+) -> None:
+    assert kernel.tx(*frames(ROOM + ENTRIES + 1)) == ROOM + ENTRIES
+    assert express.bursts == [frames(ROOM)]
+    assert [d[:2] for d in kernel.take(1, ENTRIES)] == frames(ENTRIES, ROOM)
+
+
+def test_express_calls_are_told_by_the_next_wakeup(kernel: Kernel, express: Express) -> None:
+    kernel.tx(*frames(FROM))
+    kernel.tx(*frames(FROM))
+    assert kernel.wakeup(TX) == 2
+    assert kernel.wakeup(TX) == 0
+    assert kernel.kicks == []
+    kernel.tx(*frames(FROM))
+    kernel.tx((0, 60))
+    assert kernel.wakeup(TX) == 2, "the call and a kick"
+    assert kernel.kicks == [KICK_TX]
+
+
+def test_express_link_is_gone_the_wakeup_says_so(kernel: Kernel, express: Express) -> None:
+    express.takes = kernel.answer = -errno.ENETDOWN
+    kernel.tx(*frames(FROM))
+    assert kernel.wakeup(TX) == -errno.ENETDOWN
+    kernel.answer = 0
+    assert kernel.wakeup(0) == 1, "the frames wait on TX"
+
+
+def test_express_is_switched_off_and_on_between_bursts(kernel: Kernel, express: Express) -> None:
+    kernel.tx(*frames(FROM))
+    kernel.x.express_from = 0xFFFF_FFFF
+    assert kernel.tx(*frames(FROM, FROM)) == FROM
+    assert len(express.bursts) == 1
+    assert sorted(kernel.complete()) == addrs(frames(FROM)), "those from before are told of"
+    kernel.take(1, FROM)
+    kernel.x.express_from = FROM - 1
+    kernel.tx(*frames(FROM - 1))
+    assert express.bursts[1:] == [frames(FROM - 1)]
+
+
+def test_express_is_none_after_init(kernel: Kernel, express: Express) -> None:
+    kernel.tx(*frames(FROM))
+    lib.ix_xsk_init(kernel.x)
+    assert kernel.x.express == ffi.NULL
+    assert kernel.tx(*frames(FROM)) == FROM
+    assert kernel.complete() == []
+    assert express.stats() == (0, 0, 0)
+
+
+def test_check_more_frames_by_express_than_there_is_room(kernel: Kernel) -> None:
+    kernel.x.n_express_done = ROOM + 1
+    assert ffi.string(lib.ix_xsk_check(kernel.x)) == b"frames sent by express"
