@@ -67,7 +67,8 @@ PUBLIC_HDR := $(wildcard ixnet/dataplane/api/*.h ixnet/dataplane/link/xsk_setup.
 	ixnet/dataplane/gate/gate_hosted.h ixnet/dataplane/shard/farewell_hosted.h \
 	xdp/loader.h xdp/express.h xdp/kernel_types.h) $(NATIVE_HDR)
 # What tests/unit/_san_core declares: everything.
-SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(APP_DIR_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h
+SAN_HDR := $(CORE_HDR) $(NATIVE_HDR) $(APP_DIR_HDR) $(wildcard tests/native/*.h) tests/fuzz/fuzz.h \
+	xdp/loader.h xdp/express.h
 
 # ---- flags ---------------------------------------------------------------------------
 
@@ -103,7 +104,8 @@ MEMOPS_OBJ := $(B)/core/ixnet/dataplane/base/memops.o
 LTO_OBJ := $(patsubst %.c,$(B)/lto/%.o,$(filter-out %/memops.c,$(CORE_SRC)))
 HOSTED_OBJ := $(HOSTED_SRC:%.c=$(B)/hosted/%.o)
 SAN_CORE_OBJ := $(CORE_SRC:%.c=$(B)/san/core/%.o)
-SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(APP_DIR_SRC) $(TEST_NATIVE_SRC))
+SAN_HOSTED_OBJ := $(patsubst %.c,$(B)/san/hosted/%.o,$(HOSTED_IN_CORE) $(NATIVE_SRC) $(APP_DIR_SRC) \
+	$(XDP_SRC) $(TEST_NATIVE_SRC))
 PACKETDRILL_OBJ := $(POSIX_SRC:%.c=%.o) $(PACKETDRILL_SRC:%.c=%.o)
 PACKETDRILL := $(B)/ixnet-packetdrill.so
 SAN_PACKETDRILL := $(B)/san/ixnet-packetdrill.so

@@ -11,6 +11,8 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 
+#include <bpf/bpf.h>
+
 #include "link/xsk.h"
 #include "link/xsk_setup.h"
 #include "loader.h"
@@ -30,12 +32,16 @@ struct ix_express {
 
 int ix_express_open(const struct ix_steer *steer, uint32_t ifindex, struct ix_express **out)
 {
-    int map_fd = ix_steer_map_fd(steer, "express"), error;
+    int map_fd = ix_steer_map_fd(steer, "express"), out_fd, error;
+    const uint32_t only = 0;
     struct ix_express *e;
 
     *out = NULL;
     if (map_fd < 0)
         return map_fd;
+    out_fd = ix_steer_map_fd(steer, "express_out");
+    if (bpf_map_update_elem(out_fd, &only, &ifindex, BPF_ANY))
+        return -errno;
     e = malloc(sizeof *e);
     if (!e)
         return -ENOMEM;
@@ -46,7 +52,6 @@ int ix_express_open(const struct ix_steer *steer, uint32_t ifindex, struct ix_ex
         ix_express_close(e);
         return error;
     }
-    e->mapped->ifindex = ifindex;
     *out = e;
     return 0;
 }

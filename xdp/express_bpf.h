@@ -29,6 +29,14 @@ struct {
     __type(value, struct ix_steer_express);
 } express SEC(".maps");
 
+/* Where frames go out. Not in what the sender may write: it is to send there only. */
+struct {
+    __uint(type, BPF_MAP_TYPE_DEVMAP);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u32);
+} express_out SEC(".maps");
+
 struct express_frame {
     __u8 bytes[IX_STEER_EXPRESS_BYTES];
 };
@@ -56,10 +64,11 @@ static __always_inline int express_make(struct xdp_md *ctx)
         return XDP_DROP;
     e->next = i + 1;
     bytes = e->frames[i].bytes & (IX_STEER_EXPRESS_BYTES - 1);
-    if (bytes && !bpf_probe_read_user(frame, bytes, (void *)(long)e->frames[i].addr) &&
+    if (bytes && bytes == e->frames[i].bytes &&
+        !bpf_probe_read_user(frame, bytes, (void *)(long)e->frames[i].addr) &&
         !bpf_xdp_adjust_tail(ctx, (int)bytes - IX_STEER_EXPRESS_BLANK) &&
         !bpf_xdp_store_bytes(ctx, 0, frame, bytes))
-        return bpf_redirect(e->ifindex, 0);
+        return (int)bpf_redirect_map(&express_out, 0, XDP_DROP);
     e->refused++;
     return XDP_DROP;
 }

@@ -340,7 +340,9 @@ int ix_steer_prog_fd(const struct ix_steer *steer)
 
 int ix_steer_map_fd(const struct ix_steer *steer, const char *name)
 {
-    return bpf_object__find_map_fd_by_name(steer->object, name);
+    const struct bpf_map *map = bpf_object__find_map_by_name(steer->object, name);
+
+    return map ? bpf_map__fd(map) : -ENOENT;
 }
 
 /* ---- counters and tests ------------------------------------------------------------------ */

@@ -64,10 +64,8 @@ struct ix_steer_table {
 
 /* The one entry of `express`, mapped by the sender. */
 struct ix_steer_express {
-    __u32 ifindex; /* where frames go out */
     __u32 next;    /* the frame that the next blank becomes */
     __u32 refused; /* frames that could not be made, ever */
-    __u32 pad;
     struct {
         __u64 addr;  /* in the sender's memory */
         __u64 bytes; /* 14 (an Ethernet header) to less than IX_STEER_EXPRESS_BYTES */

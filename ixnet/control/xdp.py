@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from ixnet.control.errors import IxError, NotBuilt, ProgramAttached, from_errno
 from ixnet.control.rights import require_capabilities as require_capabilities
@@ -99,7 +99,7 @@ class Steering:
         self.mode: XdpMode | None = None
 
     @classmethod
-    def open(cls, path: Path = OBJECT_PATH, bound_to: int = 0) -> Steering:
+    def open(cls, path: Path = OBJECT_PATH, bound_to: int = 0) -> Self:
         """Loads the BPF object into the kernel, not yet attached.
 
         bound_to: index of the only interface that it will be attached to, whose driver's functions
@@ -117,7 +117,7 @@ class Steering:
             raise from_errno(result, _text(err) or f"load {path}")
         return cls(out[0])
 
-    def __enter__(self) -> Steering:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -22,13 +22,15 @@ from tests.xdp.test_steer import (
     PEER,
     PEER6,
     ether,
+    ifindex,
+    program,
     steering,
     tcp,
     udp,
     verdict,
 )
 
-__all__ = ["steering"]  # the fixture
+__all__ = ["ifindex", "program", "steering"]  # the fixtures
 
 FREE = CLAIMED + 2
 NEXT_UDP = 17
@@ -131,6 +133,7 @@ def test_own_address_takes_all_of_them(steering: Steering) -> None:
 
 def test_more_datagrams_than_the_table_holds_go_on(steering: Steering) -> None:
     """The oldest are forgotten; the newest are known."""
+    first = bytes(piece4(0, 0, udp(CLAIMED), True))
     for number in range(3000):
-        steering.test_run(bytes(piece4(number, 0, udp(CLAIMED), True)))
+        steering.test_run(first[:18] + number.to_bytes(2, "big") + first[20:])
     assert verdict(steering, piece4(2999, 10, REST, False)) == "redirect_fragment"

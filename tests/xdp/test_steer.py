@@ -36,7 +36,8 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from ixnet.control.errors import IxError, NotBuilt, PortTaken, TableFull
-from ixnet.control.xdp import Proto, Steering, verdict_names
+from ixnet.control.xdp import EXPRESS_PATH, OBJECT_PATH, Proto, Steering, verdict_names
+from tests.xdp.testrun import opened, veth
 
 AF_XDP = 44
 PASS, REDIRECT = 2, 4
@@ -53,11 +54,24 @@ CLAIMED, ANYWHERE, LO, HI = 7000, 7001, 61000, 61999
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to load a BPF program")
 
 
+@pytest.fixture(scope="module", params=[OBJECT_PATH, EXPRESS_PATH], ids=["plain", "express"])
+def program(request: pytest.FixtureRequest) -> Path:
+    """The object: that which also sends steers as the other."""
+    return Path(request.param)
+
+
 @pytest.fixture(scope="module")
-def steering() -> Iterator[Steering]:
+def ifindex() -> Iterator[int]:
+    """Where frames come in."""
+    with veth() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def steering(program: Path, ifindex: int) -> Iterator[Steering]:
     """HOST:CLAIMED and *:ANYWHERE are claimed for TCP and UDP, LO-HI for TCP to any local address;
     HOST, HOST2 and HOST6 are local; OWN and OWN6 are the dataplane's own."""
-    with Steering.open() as s, socket.socket(AF_XDP, socket.SOCK_RAW) as xsk:
+    with opened(program, ifindex) as s, socket.socket(AF_XDP, socket.SOCK_RAW) as xsk:
         s.set_socket(0, xsk.fileno())
         s.sync_local([HOST, HOST2, HOST6])
         for proto in (Proto.TCP, Proto.UDP):
@@ -492,8 +506,8 @@ def test_queue_without_socket_claimed_frame_is_passed_and_counted(steering: Stee
 
 
 @pytest.fixture
-def fresh() -> Iterator[Steering]:
-    with Steering.open() as s, socket.socket(AF_XDP, socket.SOCK_RAW) as xsk:
+def fresh(program: Path, ifindex: int) -> Iterator[Steering]:
+    with opened(program, ifindex) as s, socket.socket(AF_XDP, socket.SOCK_RAW) as xsk:
         s.set_socket(0, xsk.fileno())
         yield s
 
