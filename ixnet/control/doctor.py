@@ -357,7 +357,7 @@ def _interface_modes(area: str, features: frozenset[str] | None) -> Iterator[Fin
 
 def _interface_sending(area: str, nic: Any) -> Iterator[Finding]:
     """Of a veth: whether bursts could leave without skbs."""
-    from ixnet.control.express import why_not
+    from ixnet.control.express import PEER_CURE, PEER_TEXT, why_not
 
     if nic.kind != "veth":
         return
@@ -367,8 +367,7 @@ def _interface_sending(area: str, nic: Any) -> Iterator[Finding]:
     elif nic.takes_xdp_frames:
         yield Finding(area, "sends", OK, "bursts without skbs")
     else:
-        cure = "at the peer: ethtool -K PEER gro on"
-        yield Finding(area, "sends", INFO, "frame by frame: the peer has GRO off", cure)
+        yield Finding(area, "sends", INFO, f"frame by frame: {PEER_TEXT}", PEER_CURE)
 
 
 def _interface_program(area: str, nic: Any) -> Iterator[Finding]:

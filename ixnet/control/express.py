@@ -20,6 +20,12 @@ from ixnet.control.xdp import EXPRESS_PATH, Steering
 # A call costs as much as some five frames sent one by one, and a burst shorter than this comes when
 # there is time for them.
 FROM_FRAMES = 8
+# xdp/steer.h: IX_STEER_EXPRESS_BYTES, less an Ethernet header.
+MTU_MAX = 2047 - 14
+
+PEER_TEXT = "the peer has GRO off"
+# A kernel's sockets at the peer gain nothing by it.
+PEER_CURE = "if a dataplane is at the peer, too: ethtool -K PEER gro on, there"
 
 
 def why_not(nic: Nic, mode: Mode | None) -> str:
@@ -28,6 +34,8 @@ def why_not(nic: Nic, mode: Mode | None) -> str:
         return "a NIC whose ring is full would drop frames without telling"
     if len(nic.queues) != 1:
         return "a veth would choose the peer's queue by core, not by connection"
+    if nic.mtu > MTU_MAX:
+        return f"not with an MTU above {MTU_MAX} bytes"
     if mode not in (None, Mode.NATIVE_COPY):
         return f"not in {mode.value}"
     return ""
@@ -43,7 +51,7 @@ def text(nic: Nic, mode: Mode | None, express: Express | None) -> str:
     why = why_not(nic, mode)
     if len(nic.queues) == 1 and not nic.takes_xdp_frames:
         again = "" if mode is Mode.NATIVE_COPY else "; then start again"
-        why = f"the peer has GRO off (cure: at the peer, ethtool -K PEER gro on{again})"
+        why = f"{PEER_TEXT} (cure: {PEER_CURE}{again})"
     return f"frame by frame: {why or 'not allowed by this kernel or these rights'}"
 
 
