@@ -94,18 +94,20 @@ void ix_express_use(struct ix_express *e, struct ix_xsk_socket *socket, uint32_t
     __atomic_store_n(&x->express_from, from_frames ? from_frames : UINT32_MAX, __ATOMIC_RELAXED);
 }
 
-/* How many were put up for the program. */
+/* How many were put up for the program. *longest: bytes. */
 static uint32_t put_up(struct ix_steer_express *to, const uint8_t *umem,
-                       const struct ix_desc *descs, uint32_t n)
+                       const struct ix_desc *descs, uint32_t n, uint32_t *longest)
 {
     uint32_t i;
 
+    *longest = 0;
     n = IX_MIN(n, (uint32_t)IX_STEER_EXPRESS_FRAMES);
     for (i = 0; i < n; i++) {
         if (descs[i].len < ETH_HLEN || descs[i].len >= IX_STEER_EXPRESS_BYTES || descs[i].flags)
             break;
         to->frames[i].addr = (uintptr_t)(umem + descs[i].addr);
         to->frames[i].bytes = descs[i].len;
+        *longest = IX_MAX(*longest, descs[i].len);
     }
     to->next = 0;
     return i;
@@ -114,17 +116,18 @@ static uint32_t put_up(struct ix_steer_express *to, const uint8_t *umem,
 int ix_express_send(struct ix_express *e, const uint8_t *umem, const struct ix_desc *descs,
                     uint32_t n)
 {
-    static const uint8_t blank[IX_STEER_EXPRESS_BLANK];
-    struct xdp_md from = {.data_end = sizeof blank, .ingress_ifindex = IX_STEER_EXPRESS_FROM};
+    static const uint8_t blank[IX_STEER_EXPRESS_BYTES];
+    struct xdp_md from = {.ingress_ifindex = IX_STEER_EXPRESS_FROM};
     union bpf_attr attr;
 
-    n = put_up(e->mapped, umem, descs, n);
+    /* Blanks as long as the longest: the kernel fills what a frame grows by, cutting is cheap. */
+    n = put_up(e->mapped, umem, descs, n, &from.data_end);
     if (!n)
         return 0;
     memset(&attr, 0, sizeof attr);
     attr.test.prog_fd = (uint32_t)e->prog_fd;
     attr.test.data_in = (uintptr_t)blank;
-    attr.test.data_size_in = sizeof blank;
+    attr.test.data_size_in = from.data_end;
     attr.test.ctx_in = (uintptr_t)&from;
     attr.test.ctx_size_in = sizeof from;
     attr.test.repeat = n;

@@ -55,7 +55,7 @@ static __always_inline int express_make(struct xdp_md *ctx)
     const __u32 only = 0;
     struct ix_steer_express *e = bpf_map_lookup_elem(&express, &only);
     struct express_frame *frame = bpf_map_lookup_elem(&express_frames, &only);
-    __u32 i, bytes;
+    __u32 blank = (__u32)bpf_xdp_get_buff_len(ctx), i, bytes;
 
     if (!e || !frame)
         return XDP_DROP;
@@ -66,7 +66,7 @@ static __always_inline int express_make(struct xdp_md *ctx)
     bytes = e->frames[i].bytes & (IX_STEER_EXPRESS_BYTES - 1);
     if (bytes && bytes == e->frames[i].bytes &&
         !bpf_probe_read_user(frame, bytes, (void *)(long)e->frames[i].addr) &&
-        !bpf_xdp_adjust_tail(ctx, (int)bytes - IX_STEER_EXPRESS_BLANK) &&
+        (bytes == blank || !bpf_xdp_adjust_tail(ctx, (int)(bytes - blank))) &&
         !bpf_xdp_store_bytes(ctx, 0, frame, bytes))
         return (int)bpf_redirect_map(&express_out, 0, XDP_DROP);
     e->refused++;

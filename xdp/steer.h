@@ -59,7 +59,6 @@ struct ix_steer_table {
 /* Frames that the owner of a queue sends by way of the program (express_bpf.h), and how. */
 #define IX_STEER_EXPRESS_FRAMES 512
 #define IX_STEER_EXPRESS_BYTES  2048 /* a frame is shorter than this */
-#define IX_STEER_EXPRESS_BLANK  14   /* bytes of a blank, the least that the kernel takes */
 #define IX_STEER_EXPRESS_FROM   1    /* a blank's interface: lo, the first of each namespace */
 
 /* The one entry of `express`, mapped by the sender. */
