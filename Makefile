@@ -47,7 +47,8 @@ APP_DIR_HDR := $(wildcard apps/*/*.h)
 APP_DIRS := $(sort $(patsubst apps/%/,%,$(dir $(APP_DIR_SRC))))
 APP_SRC := $(wildcard apps/*.c) $(wildcard tests/dune/apps/*.c)
 BENCH_SRC := $(wildcard bench/*.c)
-LIMIT_SRC := $(wildcard bench/limit/*.c)
+LIMIT_SRC := $(filter-out %.bpf.c,$(wildcard bench/limit/*.c))
+LIMIT_BPF := $(patsubst %.c,$(B)/%.o,$(wildcard bench/limit/*.bpf.c))
 # ixnet bench's load generator: one engine, and a transport each for sockets and the dataplane.
 LOAD_SRC := $(wildcard ixnet/bench/load/*.c)
 LOAD_OBJ := $(LOAD_SRC:%.c=$(B)/hosted/%.o)
@@ -245,7 +246,7 @@ clean:
 all: lib programs dune
 # What the installed package holds: setup.py makes this.
 lib: $(MODULE) $(BENCH_PARTS) $(APP_LIBRARIES) $(MEMCACHED_MODULE) $(BPF_OBJ) $(TRACE_TEXT) $(DUNE_MODULE) ixnet/dune-sandbox ixnet/ring0.bin ixnet/ring0.sym ixnet/dune_shim.sym
-programs: $(APPS) $(BENCHES) $(LIMITS) $(PACKETDRILL) $(PAIR).bin $(SIM)
+programs: $(APPS) $(BENCHES) $(LIMITS) $(LIMIT_BPF) $(PACKETDRILL) $(PAIR).bin $(SIM)
 san: $(SAN_MODULE) $(SAN_PACKETDRILL) $(SAN_SIM)
 
 # With IX_PARTIAL a failure leaves an empty object that is older than anything, so that the next
@@ -318,6 +319,10 @@ $(BPF_OBJ): ixnet/xdp_objects/%.o: xdp/%.c Makefile
 	$(call say,BPF )
 	@mkdir -p $(B)/bpf
 	$(Q)$(CLANG) $(BPF_CFLAGS) $(DEPS) -MF $(B)/bpf/$*.d -c $< -o $@ $(call orskip,rm -f $@)
+
+$(LIMIT_BPF): $(B)/%.o: %.c Makefile
+	$(call say,BPF )
+	$(Q)$(CLANG) $(BPF_CFLAGS) $(DEPS) -c $< -o $@ $(call orskip,rm -f $@)
 
 $(TRACE_TEXT): ixnet/xdp_objects/%: xdp/trace/%
 	$(call say,COPY)
@@ -403,14 +408,9 @@ $(MEMCACHED_MODULE): $(B)/cffi/_memcached.c ixnet/app_memcached.so
 		-Lixnet -l:app_memcached.so -Wl,-rpath,'$$ORIGIN'
 
 # Programs carry the whole core in themselves.
-$(BENCHES): $(B)/%: %.c $(B)/libixnet.a Makefile
+$(BENCHES) $(LIMITS): $(B)/%: %.c $(B)/libixnet.a Makefile
 	$(call say,PROG)
 	$(Q)$(CC) $(filter-out -fPIC,$(HOSTED_CFLAGS)) $(DEPS) -MF $@.d -o $@ $< $(B)/libixnet.a $(LIBS) \
-		$(call orskip,rm -f $@)
-
-$(LIMITS): $(B)/%: %.c Makefile
-	$(call say,PROG)
-	$(Q)$(CC) $(filter-out -fPIC,$(HOSTED_CFLAGS)) $(DEPS) -MF $@.d -o $@ $< $(LIBS) \
 		$(call orskip,rm -f $@)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -4,7 +4,8 @@
 
 Each round measures bare AF_XDP frames (bench/limit) and, on the same link right after, the native
 client (ixnet/bench/load) against the native echo server, so that their ratio is of one machine in
-one mood. Memory comes from the shard's own layout: what a million connections more would take.
+one mood. GRO is on at both ends, so that both send without skbs (ixnet/control/express.py). Memory
+comes from the shard's own layout: what a million connections more would take.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lab_down(config, kill=True)  # what a killed run may have left
         with Lab(config) as lab:
+            lab.set_gro(True)
             runs = measure(lab, args.seconds, args.rounds)
     except (BenchError, LabError) as error:
         print(f"bench.native: {error}", file=sys.stderr)

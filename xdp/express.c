@@ -30,22 +30,22 @@ struct ix_express {
     struct ix_steer_express *mapped;
 };
 
-int ix_express_open(const struct ix_steer *steer, uint32_t ifindex, struct ix_express **out)
+int ix_express_open_program(int prog_fd, int map_fd, int out_fd, uint32_t ifindex,
+                            struct ix_express **out)
 {
-    int map_fd = ix_steer_map_fd(steer, "express"), out_fd, error;
     const uint32_t only = 0;
     struct ix_express *e;
+    int error;
 
     *out = NULL;
     if (map_fd < 0)
         return map_fd;
-    out_fd = ix_steer_map_fd(steer, "express_out");
     if (bpf_map_update_elem(out_fd, &only, &ifindex, BPF_ANY))
         return -errno;
     e = malloc(sizeof *e);
     if (!e)
         return -ENOMEM;
-    e->prog_fd = fcntl(ix_steer_prog_fd(steer), F_DUPFD_CLOEXEC, 0);
+    e->prog_fd = fcntl(prog_fd, F_DUPFD_CLOEXEC, 0);
     e->mapped = mmap(NULL, sizeof *e->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, map_fd, 0);
     if (e->prog_fd < 0 || e->mapped == MAP_FAILED) {
         error = -errno;
@@ -54,6 +54,12 @@ int ix_express_open(const struct ix_steer *steer, uint32_t ifindex, struct ix_ex
     }
     *out = e;
     return 0;
+}
+
+int ix_express_open(const struct ix_steer *steer, uint32_t ifindex, struct ix_express **out)
+{
+    return ix_express_open_program(ix_steer_prog_fd(steer), ix_steer_map_fd(steer, "express"),
+                                   ix_steer_map_fd(steer, "express_out"), ifindex, out);
 }
 
 void ix_express_close(struct ix_express *e)

@@ -34,6 +34,11 @@ void ix_express_use(struct ix_express *express, struct ix_xsk_socket *socket, ui
 #ifndef IX_CDEF
 struct ix_desc;
 
+/* ix_express_open() for a program of another object. map_fd, out_fd: express_bpf.h's maps `express`
+ * and `express_out`. All descriptors stay the caller's. */
+int ix_express_open_program(int prog_fd, int map_fd, int out_fd, uint32_t ifindex,
+                            struct ix_express **out);
+
 /* struct ix_xsk.express (link/xsk.h). Sends frames of `umem`, at most IX_STEER_EXPRESS_FRAMES and
  * those before one that is too long. */
 int ix_express_send(struct ix_express *express, const uint8_t *umem, const struct ix_desc *descs,

@@ -3,9 +3,9 @@
  *     pingpong --interface IF --destination MAC [--outstanding W] [--bytes N] [--seconds T] ...
  *
  * Each frame carries its number and the time it was made, so that the round-trip time of every
- * frame is known, and one that comes back twice or altered is counted. Prints one JSON object. A
- * frame that is lost is made up for after 50 ms without any arrival. Exit status 1 if no frame came
- * back.
+ * frame is known, and one that comes back altered, twice or after a later one is counted. Prints
+ * one JSON object. A frame that is lost is made up for after 50 ms without any arrival. Exit status
+ * 1 if no frame came back.
  */
 #include "bench/load/histogram.h"
 #include "xsk_pair.h"
@@ -33,6 +33,7 @@ struct generator {
     uint32_t outstanding;
     uint64_t now_ns;
     uint64_t sent, received, batches, lost, foreign;
+    uint64_t next, reordered; /* number after the last that came; frames that came after it */
     struct histogram latency;
 };
 
@@ -77,12 +78,7 @@ static void make_frames(struct generator *g)
 
 static void reclaim(struct generator *g)
 {
-    uint32_t from, n = xsk_ring_cons__peek(&g->pair.completion, BATCH, &from);
-    for (uint32_t i = 0; i < n; i++)
-        g->spare[g->spares++] =
-            frame_start(*xsk_ring_cons__comp_addr(&g->pair.completion, from + i));
-    if (n)
-        xsk_ring_cons__release(&g->pair.completion, n);
+    g->spares += xsk_pair_complete(&g->pair, g->spare + g->spares);
 }
 
 static void take_probe(struct generator *g, const struct xdp_desc *got)
@@ -98,6 +94,8 @@ static void take_probe(struct generator *g, const struct xdp_desc *got)
         return;
     }
     g->received++;
+    g->reordered += probe.number < g->next;
+    g->next = probe.number + 1;
     if (g->outstanding > 0)
         g->outstanding--;
     histogram_add(&g->latency, g->now_ns - probe.made_ns);
@@ -131,19 +129,17 @@ static uint32_t send_more(struct generator *g)
     uint32_t n = g->outstanding_goal - g->outstanding;
     n = n < BATCH ? n : BATCH;
     n = n < g->spares ? n : g->spares;
-    uint32_t to;
-    if (n == 0 || xsk_ring_prod__reserve(&g->pair.tx, n, &to) != n)
+    struct ix_desc descs[BATCH];
+    if (n == 0 || !xsk_pair_has_room(&g->pair, n))
         return 0;
     for (uint32_t i = 0; i < n; i++) {
         uint64_t addr = g->spare[--g->spares];
         struct probe probe = {MAGIC, g->run, g->sent++, g->now_ns};
         memcpy(g->pair.memory + addr + HEADERS_BYTES, &probe, sizeof probe);
-        *xsk_ring_prod__tx_desc(&g->pair.tx, to + i) =
-            (struct xdp_desc){.addr = addr, .len = g->frame_bytes};
+        descs[i] = (struct ix_desc){.addr = addr, .len = g->frame_bytes};
     }
-    xsk_ring_prod__submit(&g->pair.tx, n);
+    xsk_pair_send(&g->pair, descs, n);
     g->outstanding += n;
-    xsk_pair_kick(&g->pair);
     return n;
 }
 
@@ -176,13 +172,14 @@ static void report(const struct generator *g, double elapsed_s)
            "\"outstanding\": %u, "
            "\"frame_bytes\": %u, \"seconds\": %.6f, \"sent\": %llu, \"received\": %llu, "
            "\"per_second\": %.1f, \"mean_batch\": %.2f, \"lost\": %llu, \"foreign\": %llu, "
-           "\"syscalls\": %llu, ",
+           "\"reordered\": %llu, \"syscalls\": %llu, ",
            g->pair.opt.interface, xsk_pair_mode(&g->pair), g->pair.opt.busy_poll ? "true" : "false",
            g->pair.napi_id, g->outstanding_goal, g->frame_bytes, elapsed_s,
            (unsigned long long)g->sent, (unsigned long long)g->received,
            (double)g->received / elapsed_s,
            g->batches ? (double)g->received / (double)g->batches : 0.0, (unsigned long long)g->lost,
-           (unsigned long long)g->foreign, (unsigned long long)g->pair.syscalls);
+           (unsigned long long)g->foreign, (unsigned long long)g->reordered,
+           (unsigned long long)g->pair.syscalls);
     xsk_pair_print_statistics(&g->pair);
     printf(", \"us\": ");
     histogram_print_us(&g->latency, stdout);

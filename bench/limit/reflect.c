@@ -1,6 +1,7 @@
 /* The limit of a link, far end: sends every frame of a queue back where it came from.
  *
  *     reflect --interface IF [--queue N] [--busy-poll] [--budget N] [--zero-copy] [--generic]
+ *             [--express OBJECT]
  *
  * A received frame is sent from where it lies, with the Ethernet addresses (and those of IPv4, and
  * UDP's ports) exchanged in place, which leaves both checksums right. Prints "ready ..." when it
@@ -33,29 +34,29 @@ static void turn_around(uint8_t *frame, uint32_t bytes)
 /* Frames that were sent go back to be received into. */
 static void recycle(struct xsk_pair *p)
 {
-    uint32_t from, to, n = xsk_ring_cons__peek(&p->completion, BATCH, &from);
+    uint64_t sent[BATCH];
+    uint32_t to, n = xsk_pair_complete(p, sent);
     if (n == 0)
         return;
     /* There is room: the fill ring has more slots than frames circulate. */
     if (xsk_ring_prod__reserve(&p->fill, n, &to) != n)
         die(1, "the fill ring is full, which can't be");
     for (uint32_t i = 0; i < n; i++)
-        *xsk_ring_prod__fill_addr(&p->fill, to + i) =
-            frame_start(*xsk_ring_cons__comp_addr(&p->completion, from + i));
+        *xsk_ring_prod__fill_addr(&p->fill, to + i) = sent[i];
     xsk_ring_prod__submit(&p->fill, n);
-    xsk_ring_cons__release(&p->completion, n);
 }
 
 /* Returns how many frames were sent back. */
 static uint32_t reflect_batch(struct xsk_pair *p)
 {
-    uint32_t from, to, n = xsk_ring_cons__peek(&p->rx, BATCH, &from);
+    struct ix_desc back[BATCH];
+    uint32_t from, n = xsk_ring_cons__peek(&p->rx, BATCH, &from);
     if (n == 0) {
         xsk_pair_idle(p);
         return 0;
     }
     xsk_pair_heard(p);
-    if (xsk_ring_prod__reserve(&p->tx, n, &to) != n) {
+    if (!xsk_pair_has_room(p, n)) {
         xsk_ring_cons__cancel(&p->rx, n);
         xsk_pair_kick(p);
         return 0;
@@ -63,12 +64,10 @@ static uint32_t reflect_batch(struct xsk_pair *p)
     for (uint32_t i = 0; i < n; i++) {
         const struct xdp_desc *got = xsk_ring_cons__rx_desc(&p->rx, from + i);
         turn_around(p->memory + got->addr, got->len);
-        *xsk_ring_prod__tx_desc(&p->tx, to + i) =
-            (struct xdp_desc){.addr = got->addr, .len = got->len};
+        back[i] = (struct ix_desc){.addr = got->addr, .len = got->len};
     }
     xsk_ring_cons__release(&p->rx, n);
-    xsk_ring_prod__submit(&p->tx, n);
-    xsk_pair_kick(p);
+    xsk_pair_send(p, back, n);
     return n;
 }
 

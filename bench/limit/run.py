@@ -1,9 +1,11 @@
 """Measures the limit of a link: bare AF_XDP frames, one core each end, nothing else in between.
 
-python -m bench.limit.run [--seconds T] [--rounds N] [--mode auto|native|generic] [--bytes N]
+python -m bench.limit.run [--seconds T] [--rounds N] [--mode MODE] [--bytes N]
                           [--no-busy-poll] [--json FILE]
 
---mode auto: as ixnet would. --bytes: of a frame, Ethernet's header included.
+--mode auto: as ixnet would with GRO on at both ends; express: so, or not at all (native copy with
+bursts sent without skbs, ixnet/control/express.py); native, generic: as the modes say, GRO off.
+--bytes: of a frame, Ethernet's header included.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from bench.common import (
     report_console,
 )
 from ixnet.bench.machine import Machine, machine
+from ixnet.control.express import open_express, why_not
 from ixnet.control.lab import Lab, LabConfig, LabError
 from ixnet.control.namespaces import in_netns
 from ixnet.control.nic import Mode, Nic, ladder
 
+MODES = ("auto", "express", "native", "generic")
 OUTSTANDING = (1, 16, 128, 512)
 # Ethernet, IPv4, TCP with timestamps: a bare frame as long as that of a message of 64 bytes, and a
 # full one.
@@ -46,10 +50,32 @@ READY_S = 60.0
 
 def same_as_ixnet(lab: Lab) -> dict[str, object]:
     """Options of both ends, so that bare frames go the way that ixnet's go on this link."""
-    with in_netns(lab.cfg.server_netns):
-        modes = ladder(Nic.find(lab.cfg.server_if))
+    nics = []
+    for name, interface in (
+        (lab.cfg.server_netns, lab.cfg.server_if),
+        (lab.cfg.client_netns, lab.cfg.client_if),
+    ):
+        with in_netns(name):
+            nics.append(Nic.find(interface))
+    modes = ladder(nics[0])
     best = next(mode for mode in modes if mode is not Mode.NATIVE_ZEROCOPY)  # no veth has that
-    return {"generic": best is Mode.GENERIC_COPY, "busy_poll": True}
+    return {
+        "generic": best is Mode.GENERIC_COPY,
+        "busy_poll": True,
+        "express": express_object() if _sends_by_express(nics, best) else None,
+    }
+
+
+def express_object() -> Path:
+    """What --express of both programs takes."""
+    return program("limit/reflect").with_name("redirect.bpf.o")
+
+
+def _sends_by_express(nics: Sequence[Nic], mode: Mode) -> bool:
+    if not all(nic.takes_xdp_frames and not why_not(nic, mode) for nic in nics):
+        return False
+    with open_express() or nullcontext() as steering:
+        return steering is not None
 
 
 @contextmanager
@@ -117,12 +143,13 @@ def measure(
     rounds: int = 3,
     generic: bool = False,
     busy_poll: bool = True,
+    express: Path | None = None,
     outstanding: Sequence[int] = OUTSTANDING,
     frame_bytes: int = FRAME_BYTES,
 ) -> dict[int, list[dict[str, Any]]]:
     """Reports of every round by frames outstanding, the reflector started anew for each round."""
     reports: dict[int, list[dict[str, Any]]] = {count: [] for count in outstanding}
-    how: dict[str, object] = {"generic": generic, "busy_poll": busy_poll}
+    how: dict[str, object] = {"generic": generic, "busy_poll": busy_poll, "express": express}
     for _ in range(rounds):
         with reflector(lab, SERVER_CORE, **how):
             for count in outstanding:
@@ -182,12 +209,24 @@ def _waiting(row: dict[str, Any]) -> str:
     return "spinning"
 
 
+def options_of(lab: Lab, mode: str) -> dict[str, Any]:
+    """Sets the link for one of MODES; options of both ends. Errors: BenchError if it can't be
+    had."""
+    if mode in ("generic", "native"):
+        return {"generic": mode == "generic"}
+    lab.set_gro(True)
+    how = same_as_ixnet(lab)
+    if mode == "express" and how["express"] is None:
+        raise BenchError("no express here: needs Linux 6.3 and CAP_PERFMON")
+    return how
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="bench.limit", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="measured time a point")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--mode", choices=("auto", "native", "generic"), default="auto")
+    parser.add_argument("--mode", choices=MODES, default="auto")
     parser.add_argument("--bytes", type=int, default=FRAME_BYTES)
     parser.add_argument("--no-busy-poll", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -195,16 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = report_console()
     try:
         with Lab(LabConfig.named("limit", queues=1)) as lab:
-            auto = bool(same_as_ixnet(lab)["generic"])
-            generic = {"auto": auto, "native": False, "generic": True}[args.mode]
-            reports = measure(
-                lab,
-                args.seconds,
-                args.rounds,
-                generic=generic,
-                busy_poll=not args.no_busy_poll,
-                frame_bytes=args.bytes,
-            )
+            how = options_of(lab, args.mode) | {"busy_poll": not args.no_busy_poll}
+            reports = measure(lab, args.seconds, args.rounds, frame_bytes=args.bytes, **how)
     except (BenchError, LabError) as error:
         print(f"bench.limit: {error}", file=sys.stderr)
         return 1

@@ -1,12 +1,14 @@
 /* One AF_XDP socket with nothing on top: what reflect.c and pingpong.c have in common.
  *
  * The smallest XDP program there is redirects every frame of the queue to the socket. It is
- * attached with a bpf_link, so that it goes with the process, however that ends.
+ * attached with a bpf_link, so that it goes with the process, however that ends. With --express it
+ * is one that also sends, as ixnet's does (xdp/express_bpf.h; a veth with one queue at each end).
  */
 #ifndef IX_BENCH_LIMIT_XSK_PAIR_H
 #define IX_BENCH_LIMIT_XSK_PAIR_H
 
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <errno.h>
 #include <getopt.h>
 #include <linux/bpf.h>
@@ -26,6 +28,9 @@
 #include <unistd.h>
 #include <xdp/xsk.h>
 
+#include "express.h"
+#include "link/link.h"
+
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
 #endif
@@ -39,11 +44,12 @@
 #define SOL_XDP 283
 #endif
 
-#define FRAME_BYTES 4096u
-#define RING_FRAMES 2048u
-#define FRAMES      (2 * RING_FRAMES) /* the first half to receive into, the second to send from */
-#define BATCH       64u
-#define BIND_TRIES  200 /* 10 ms apart */
+#define FRAME_BYTES  4096u
+#define RING_FRAMES  2048u
+#define FRAMES       (2 * RING_FRAMES) /* the first half to receive into, the second to send from */
+#define BATCH        64u
+#define BIND_TRIES   200 /* 10 ms apart */
+#define EXPRESS_FROM 8u /* frames at once: FROM_FRAMES of ixnet/control/express.py */
 
 /* Twice the frames that circulate: the kernel shows a frame on RX before it shows the slot of FILL
  * that the frame came from as free, so that a ring of just their number looks full at times. */
@@ -55,6 +61,7 @@ struct pair_options {
     bool busy_poll;  /* preferred busy polling: the socket's own system calls run the NIC's poll */
     bool zero_copy;  /* else copy */
     bool generic;    /* else native XDP */
+    const char *express; /* object of the program that also sends (redirect.bpf.c); NULL: none */
     uint32_t budget; /* frames a busy poll may take */
 };
 
@@ -67,6 +74,11 @@ struct xsk_pair {
     struct xsk_socket *socket;
     struct xsk_ring_prod fill, tx;
     struct xsk_ring_cons completion, rx;
+    struct bpf_object *object;    /* NULL: the program is load_redirect()'s */
+    struct ix_express *express;   /* NULL: all frames go by the TX ring */
+    uint64_t express_done[BATCH]; /* UMEM addresses of frames that went by it */
+    uint32_t n_express_done;
+    uint64_t express_calls, express_frames, express_errors;
     bool tx_waiting; /* the kernel left frames on the TX ring */
     bool heard;      /* something was received */
     int napi_id;     /* of the poll that the socket can drive; 0: none, or nothing received yet */
@@ -120,7 +132,7 @@ static int load_redirect(int map_fd)
                          sizeof insns / sizeof insns[0], NULL);
 }
 
-static void attach_program(struct xsk_pair *p, int ifindex)
+static void load_program(struct xsk_pair *p)
 {
     p->map_fd = bpf_map_create(BPF_MAP_TYPE_XSKMAP, "limit_sockets", 4, 4, 64, NULL);
     if (p->map_fd < 0)
@@ -128,6 +140,35 @@ static void attach_program(struct xsk_pair *p, int ifindex)
     p->prog_fd = load_redirect(p->map_fd);
     if (p->prog_fd < 0)
         die(1, "can't load the XDP program: %s", strerror(errno));
+}
+
+static void load_express(struct xsk_pair *p, int ifindex)
+{
+    const char *path = p->opt.express;
+    p->object = bpf_object__open_file(path, NULL);
+    if (!p->object)
+        die(1, "can't open %s: %s", path, strerror(errno));
+    struct bpf_program *program = bpf_object__find_program_by_name(p->object, "limit_redirect");
+    if (!program)
+        die(1, "%s has no program limit_redirect", path);
+    int error = bpf_object__load(p->object);
+    if (error)
+        die(1, "can't load %s: %s (needs root)", path, strerror(-error));
+    p->prog_fd = bpf_program__fd(program);
+    p->map_fd = bpf_object__find_map_fd_by_name(p->object, "limit_sockets");
+    error = ix_express_open_program(
+        p->prog_fd, bpf_object__find_map_fd_by_name(p->object, "express"),
+        bpf_object__find_map_fd_by_name(p->object, "express_out"), (uint32_t)ifindex, &p->express);
+    if (error)
+        die(1, "can't send by %s: %s", path, strerror(-error));
+}
+
+static void attach_program(struct xsk_pair *p, int ifindex)
+{
+    if (p->opt.express)
+        load_express(p, ifindex);
+    else
+        load_program(p);
     LIBBPF_OPTS(bpf_link_create_opts, how,
                 .flags = p->opt.generic ? XDP_FLAGS_SKB_MODE : XDP_FLAGS_DRV_MODE);
     p->link_fd = bpf_link_create(p->prog_fd, ifindex, BPF_XDP, &how);
@@ -206,11 +247,16 @@ static void xsk_pair_open(struct xsk_pair *p)
 
 static void xsk_pair_close(struct xsk_pair *p)
 {
+    ix_express_close(p->express);
     close(p->link_fd);
     xsk_socket__delete(p->socket);
     xsk_umem__delete(p->umem);
-    close(p->prog_fd);
-    close(p->map_fd);
+    if (p->object) {
+        bpf_object__close(p->object);
+    } else {
+        close(p->prog_fd);
+        close(p->map_fd);
+    }
     munmap(p->memory, (size_t)FRAMES * FRAME_BYTES);
 }
 
@@ -229,6 +275,62 @@ static inline void xsk_pair_kick(struct xsk_pair *p)
     p->syscalls++;
     if (sendto(p->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0)
         p->tx_waiting = errno == EAGAIN || errno == EBUSY || errno == ENOBUFS;
+}
+
+/* Whether xsk_pair_send() would take n frames. */
+static inline bool xsk_pair_has_room(struct xsk_pair *p, uint32_t n)
+{
+    return xsk_prod_nb_free(&p->tx, n) >= n;
+}
+
+/* The TX ring must be empty: what is on it was to go first. Returns how many frames were sent. */
+static inline uint32_t send_express(struct xsk_pair *p, const struct ix_desc *descs, uint32_t n)
+{
+    if (p->n_express_done || xsk_prod_nb_free(&p->tx, RING_FRAMES) < RING_FRAMES)
+        return 0;
+    p->syscalls++;
+    p->express_calls++;
+    int sent = ix_express_send(p->express, p->memory, descs, n);
+    if (sent <= 0) {
+        p->express_errors++;
+        return 0;
+    }
+    for (int i = 0; i < sent; i++)
+        p->express_done[p->n_express_done++] = descs[i].addr;
+    p->express_frames += (uint32_t)sent;
+    return (uint32_t)sent;
+}
+
+/* Sends at most BATCH frames, for which there is room: the way that ixnet's link/xsk.c does. */
+static inline void xsk_pair_send(struct xsk_pair *p, const struct ix_desc *descs, uint32_t n)
+{
+    uint32_t to, sent = p->express && n >= EXPRESS_FROM ? send_express(p, descs, n) : 0;
+    if (sent == n)
+        return;
+    descs += sent;
+    n -= sent;
+    if (xsk_ring_prod__reserve(&p->tx, n, &to) != n)
+        die(1, "the TX ring is full, which can't be");
+    for (uint32_t i = 0; i < n; i++)
+        *xsk_ring_prod__tx_desc(&p->tx, to + i) =
+            (struct xdp_desc){.addr = descs[i].addr, .len = descs[i].len};
+    xsk_ring_prod__submit(&p->tx, n);
+    xsk_pair_kick(p);
+}
+
+/* Frames that were sent and are free again: start addresses of at most BATCH. */
+static inline uint32_t xsk_pair_complete(struct xsk_pair *p, uint64_t addrs[BATCH])
+{
+    uint32_t from, n = p->n_express_done, ring;
+    for (uint32_t i = 0; i < n; i++)
+        addrs[i] = frame_start(p->express_done[i]);
+    p->n_express_done = 0;
+    ring = xsk_ring_cons__peek(&p->completion, BATCH - n, &from);
+    for (uint32_t i = 0; i < ring; i++)
+        addrs[n++] = frame_start(*xsk_ring_cons__comp_addr(&p->completion, from + i));
+    if (ring)
+        xsk_ring_cons__release(&p->completion, ring);
+    return n;
 }
 
 /* After the first frames arrived. A socket drives the NIC's poll only if it knows the NAPI
@@ -260,19 +362,26 @@ static const char *xsk_pair_mode(const struct xsk_pair *p)
 {
     if (p->opt.generic)
         return "generic copy";
+    if (p->opt.express)
+        return "native copy, express";
     return p->opt.zero_copy ? "native zero-copy" : "native copy";
 }
 
-/* Prints the socket's own counters of losses, as members of a JSON object. */
+/* Prints what went by express, and the socket's own counters of losses, as members of a JSON
+ * object. */
 static void xsk_pair_print_statistics(const struct xsk_pair *p)
 {
     struct xdp_statistics s = {0};
     socklen_t bytes = sizeof s;
     getsockopt(p->fd, SOL_XDP, XDP_STATISTICS, &s, &bytes);
     printf("\"rx_dropped\": %llu, \"rx_ring_full\": %llu, \"fill_ring_empty\": %llu, "
-           "\"tx_invalid\": %llu",
+           "\"tx_invalid\": %llu, \"express_calls\": %llu, \"express_frames\": %llu, "
+           "\"express_errors\": %llu, \"express_refused\": %llu",
            (unsigned long long)s.rx_dropped, (unsigned long long)s.rx_ring_full,
-           (unsigned long long)s.rx_fill_ring_empty_descs, (unsigned long long)s.tx_invalid_descs);
+           (unsigned long long)s.rx_fill_ring_empty_descs, (unsigned long long)s.tx_invalid_descs,
+           (unsigned long long)p->express_calls, (unsigned long long)p->express_frames,
+           (unsigned long long)p->express_errors,
+           p->express ? (unsigned long long)ix_express_refused(p->express) : 0);
 }
 
 /* ---- options that both take ---------------------------------------------------------------- */
@@ -280,12 +389,14 @@ static void xsk_pair_print_statistics(const struct xsk_pair *p)
 #define PAIR_OPTIONS \
     {"interface", required_argument, NULL, 'i'}, {"queue", required_argument, NULL, 'q'}, \
         {"busy-poll", no_argument, NULL, 'b'}, {"zero-copy", no_argument, NULL, 'z'}, \
-        {"generic", no_argument, NULL, 'g'}, \
+        {"generic", no_argument, NULL, 'g'}, {"express", required_argument, NULL, 'x'}, \
     { \
         "budget", required_argument, NULL, 'u' \
     }
 
-#define PAIR_USAGE "--interface IF [--queue N] [--busy-poll] [--budget N] [--zero-copy] [--generic]"
+#define PAIR_USAGE \
+    "--interface IF [--queue N] [--busy-poll] [--budget N] [--zero-copy] [--generic]" \
+    " [--express OBJECT]"
 
 static uint32_t number(const char *text, uint32_t least, uint32_t most)
 {
@@ -315,6 +426,9 @@ static bool pair_option(struct pair_options *o, int opt)
     case 'g':
         o->generic = true;
         return true;
+    case 'x':
+        o->express = optarg;
+        return true;
     case 'u':
         o->budget = number(optarg, 1, 1024);
         return true;
@@ -329,6 +443,8 @@ static void pair_check_options(const struct pair_options *o)
         die(2, "which --interface?");
     if (o->generic && o->zero_copy)
         die(2, "generic XDP has no zero-copy");
+    if (o->express && (o->generic || o->zero_copy))
+        die(2, "--express needs native XDP in copy mode");
 }
 
 static void stop_on_signals(void)

@@ -26,9 +26,10 @@ HOST = "10.77.0.1"
 # For what ends soon, on a machine that is slow and has much else to do.
 PATIENCE_S = 200.0
 PROGRAMS = {
-    "kecho": (),
-    "limit/reflect": ("-lxdp", "-lbpf"),
-    "limit/pingpong": ("-lxdp", "-lbpf"),
+    "kecho": "kecho.c",
+    "limit/reflect": "limit/reflect.c",
+    "limit/pingpong": "limit/pingpong.c",
+    "limit/redirect.bpf.o": "limit/redirect.bpf.c",
 }
 
 # Sides of the load generator that have a name in the tests.
@@ -55,33 +56,15 @@ def _is_current(built: Path, source: Path) -> bool:
     return built.exists() and built.stat().st_mtime > newest
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the C programs lie: build/bench if all are there and newer than their sources, else a
-    directory that they are compiled into now."""
-    built = ROOT / "build/bench"
-    if all(_is_current(built / p, ROOT / "bench" / f"{p}.c") for p in PROGRAMS):
-        return built
-    made = tmp_path_factory.mktemp("bench")
-    (made / "limit").mkdir()
-    for name, libraries in PROGRAMS.items():
-        words = ["gcc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
-        words.append(f"-I{ROOT / 'ixnet'}")
-        source = ROOT / "bench" / f"{name}.c"
-        subprocess.run([*words, str(source), "-o", str(made / name), *libraries], check=True)
-    return made
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _bench_build(programs: Path) -> Iterator[None]:
-    """bench.common.program() finds them too, in this process and its children."""
-    before = os.environ.get("IX_BENCH_BUILD")
-    os.environ["IX_BENCH_BUILD"] = str(programs)
-    yield
-    if before is None:
-        del os.environ["IX_BENCH_BUILD"]
-    else:
-        os.environ["IX_BENCH_BUILD"] = before
+def programs() -> Path:
+    """Where the C programs lie, where bench.common.program() finds them. Those that are older than
+    their sources are built now."""
+    built = ROOT / "build/bench"
+    if not all(_is_current(built / p, ROOT / "bench" / source) for p, source in PROGRAMS.items()):
+        make = ["flock", "build/.lock", "make", "--no-print-directory"]
+        subprocess.run([*make, *(f"build/bench/{p}" for p in PROGRAMS)], cwd=ROOT, check=True)
+    return built
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from bench.limit import run as limit
-from ixnet.control.lab import Lab, lab_status
+from ixnet.control.lab import Lab, LabConfig, lab_status
+from ixnet.control.namespaces import in_netns
+from ixnet.control.xdp import OBJECT_PATH
 from tests.bench.conftest import PATIENCE_S
+from tests.runtime.lab import until
 
 LOSS_US = 50_000  # pingpong.c's: after so long without any arrival what is under way is lost
 
@@ -22,6 +32,34 @@ def xdp_attached(lab: Lab) -> list[bool]:
     return [facts.server.xdp_attached, facts.client.xdp_attached]
 
 
+def counter(netns: str, interface: str, name: str) -> int:
+    """Of the kernel's of an interface."""
+    with in_netns(netns), IPRoute() as ipr:
+        (link,) = ipr.link("get", ifname=interface)
+        return int(link.get_attr("IFLA_STATS64")[name])
+
+
+def link_drops(lab: Lab) -> int:
+    """Frames that the veth dropped: 256 wait there at most, while the other end lacks a core."""
+    ends = (
+        (lab.cfg.server_netns, lab.cfg.server_if),
+        (lab.cfg.client_netns, lab.cfg.client_if),
+    )
+    return sum(counter(*end, name) for end in ends for name in ("rx_dropped", "tx_dropped"))
+
+
+def run_pingpong(lab: Lab, outstanding: int, **how: object) -> dict[str, Any]:
+    """The report, of which is checked what holds in every mode."""
+    drops = link_drops(lab)
+    report = limit.pingpong(lab, 0, outstanding, 0.2, **how)
+    assert 0 < report["received"] <= report["sent"]
+    assert report["rx_ring_full"] == report["tx_invalid"] == 0
+    # Frames that came late, as the reflector waited for a core, were made up for, too.
+    late = report["us"]["max"] > LOSS_US
+    assert report["lost"] < report["sent"] / 10 or late or link_drops(lab) > drops
+    return report
+
+
 @pytest.mark.parametrize("generic", [False, True])
 @pytest.mark.parametrize("busy_poll", [False, True])
 @pytest.mark.parametrize("outstanding", [1, 64, 512])
@@ -29,14 +67,9 @@ def test_frames_go_round(lab: Lab, generic: bool, busy_poll: bool, outstanding: 
     how: dict[str, object] = {"generic": generic, "busy_poll": busy_poll}
     with limit.reflector(lab, 1, **how):
         assert xdp_attached(lab)[0]
-        report = limit.pingpong(lab, 0, outstanding, 0.2, **how)
-    assert report["received"] > 0
-    assert report["received"] <= report["sent"]
-    # Frames that came late, as the reflector waited for a core, were made up for, too.
-    assert report["lost"] < report["sent"] / 10 or report["us"]["max"] > LOSS_US
+        report = run_pingpong(lab, outstanding, **how)
     assert report["mode"] == ("generic copy" if generic else "native copy")
     assert 0 < report["us"]["p50"] <= report["us"]["max"]
-    assert report["rx_ring_full"] == report["tx_invalid"] == 0
     assert xdp_attached(lab) == [False, False]
 
 
@@ -95,6 +128,129 @@ def test_zero_copy_is_refused_where_there_is_none(lab: Lab) -> None:
         pass
 
 
+# ---- bursts sent without skbs --------------------------------------------------------------------
+
+SO_RCVBUFFORCE = 33
+TYPE = 0x88B5  # of Ethernet, for experiments: no kernel answers it
+BURST, ROUNDS = 64, 20
+
+
+@pytest.fixture(scope="module")
+def express_lab() -> Iterator[Lab]:
+    with Lab(LabConfig.named(f"x{os.getpid()}", queues=1)) as made:
+        made.set_gro(True)
+        if limit.same_as_ixnet(made)["express"] is None:
+            pytest.skip("no express here: needs Linux 6.3 and CAP_PERFMON")
+        yield made
+
+
+@pytest.mark.parametrize("outstanding", [7, 8, 64, 512])
+def test_bursts_of_eight_and_more_go_by_express(express_lab: Lab, outstanding: int) -> None:
+    how = limit.same_as_ixnet(express_lab)
+    assert how["generic"] is False
+    with limit.reflector(express_lab, 1, **how):
+        report = run_pingpong(express_lab, outstanding, bytes=1514, **how)
+    assert report["mode"] == "native copy, express"
+    assert report["reordered"] == 0
+    assert report["express_errors"] == report["express_refused"] == 0
+    assert report["express_frames"] <= report["sent"]
+    if outstanding < 8:
+        assert report["express_frames"] == 0
+    else:  # the first frames of all are a burst
+        assert report["express_frames"] >= 8 * report["express_calls"] > 0
+
+
+def frame(lab: Lab, payload: bytes, back: bool = False) -> bytes:
+    """An Ethernet frame from the client's end to the server's, or the other way."""
+    ends = [bytes.fromhex(mac.replace(":", "")) for mac in (lab.cfg.server_mac, lab.cfg.client_mac)]
+    return b"".join(ends[::-1] if back else ends) + TYPE.to_bytes(2, "big") + payload
+
+
+def raw_socket(lab: Lab) -> socket.socket:
+    """At the client's end, with room for more than a burst of pages."""
+    with in_netns(lab.cfg.client_netns):
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(TYPE))
+    link.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+    link.bind((lab.cfg.client_if, TYPE))
+    link.settimeout(PATIENCE_S)
+    return link
+
+
+@contextmanager
+def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    stat = Path(f"/proc/{process.pid}/stat")
+    until("standstill", lambda: stat.read_text().rpartition(") ")[2][0] == "T", PATIENCE_S)
+    yield
+    process.send_signal(signal.SIGCONT)
+
+
+def send_all(lab: Lab, link: socket.socket, frames: list[bytes]) -> None:
+    """Until the server's end has taken them off the link."""
+    end = (lab.cfg.server_netns, lab.cfg.server_if, "rx_packets")
+    goal = counter(*end) + len(frames)
+    for sent in frames:
+        link.send(sent)
+    until("frames taken", lambda: counter(*end) >= goal, PATIENCE_S)
+
+
+def test_bursts_come_back_whole_in_order_and_all(express_lab: Lab, programs: Path) -> None:
+    """Bursts that go by express, single frames that go by the TX ring in between."""
+    lab, random = express_lab, Random(1)
+    argv = [str(programs / "limit/reflect"), "--interface", lab.cfg.server_if]
+    argv += ["--express", str(limit.express_object())]
+    reflect = lab.start_server(argv, stdout=subprocess.PIPE)
+    assert reflect.stdout is not None
+    assert reflect.stdout.readline() == f"ready {lab.cfg.server_if} queue 0 native copy, express\n"
+    try:
+        with raw_socket(lab) as link:
+            for number in range(2 * ROUNDS):
+                frames = 1 if number % 2 else BURST
+                payloads = [random.randbytes(random.randint(46, 1500)) for _ in range(frames)]
+                # While it stands still all of them gather on its RX ring.
+                with stopped(reflect):
+                    send_all(lab, link, [frame(lab, payload) for payload in payloads])
+                got = [link.recv(2048) for _ in payloads]
+                assert got == [frame(lab, payload, back=True) for payload in payloads]
+        reflect.terminate()
+        counted = json.loads(reflect.stdout.readline())
+        assert reflect.wait(PATIENCE_S) == 0
+    finally:
+        lab.stop(reflect)
+    assert counted["express_errors"] == counted["express_refused"] == 0
+    assert counted["rx_dropped"] == counted["rx_ring_full"] == counted["fill_ring_empty"] == 0
+    # The kernel shows what one poll of it took together, and the last may come later.
+    assert counted["express_frames"] >= ROUNDS * BURST / 2
+    assert counted["express_frames"] <= counted["frames"] - ROUNDS
+
+
+@pytest.mark.parametrize("gro", [True, False])
+def test_same_as_ixnet_follows_what_the_link_takes(express_lab: Lab, gro: bool) -> None:
+    express_lab.set_gro(gro)
+    try:
+        how = limit.same_as_ixnet(express_lab)
+    finally:
+        express_lab.set_gro(True)
+    assert how["generic"] is not gro
+    assert how["express"] == (limit.express_object() if gro else None)
+
+
+def test_several_queues_have_no_express(lab: Lab) -> None:
+    assert limit.same_as_ixnet(lab)["express"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("steer_express.bpf.o", "has no program limit_redirect"), ("nowhere.o", "can't open")],
+)
+def test_an_object_without_the_program_is_refused(express_lab: Lab, name: str, cause: str) -> None:
+    with (
+        pytest.raises(limit.BenchError, match=cause),
+        limit.reflector(express_lab, None, express=OBJECT_PATH.with_name(name)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("words", "status", "cause"),
     [
@@ -102,6 +258,8 @@ def test_zero_copy_is_refused_where_there_is_none(lab: Lab) -> None:
         (["reflect", "--interface", "nowhere0"], 1, "no interface nowhere0"),
         (["reflect", "--interface", "lo", "--queue", "x"], 2, "x is not a number"),
         (["reflect", "--interface", "lo", "--generic", "--zero-copy"], 2, "no zero-copy"),
+        (["reflect", "--interface", "lo", "--generic", "--express", "x"], 2, "native XDP"),
+        (["pingpong", "--interface", "lo", "--zero-copy", "--express", "x"], 2, "native XDP"),
         (["reflect", "--walk"], 2, "usage"),
         (["pingpong", "--interface", "lo"], 2, "--destination"),
         (["pingpong", "--interface", "lo", "--destination", "1:2:3"], 2, "not an Ethernet address"),
