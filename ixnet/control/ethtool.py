@@ -4,9 +4,11 @@ XDP features over the kernel's "netdev" generic netlink family (Linux 6.3 and la
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import socket
 import struct
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,7 @@ _HWTSTAMP = struct.Struct("3i")
 _TX_ON, _FILTER_ALL = 1, 1
 _HASH_FUNCTIONS = {1: "toeplitz", 2: "xor", 4: "crc32"}
 
+_NETLINK_GENERIC, _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 16, 270, 1
 _NETDEV_CMD_DEV_GET = 1
 # enum netdev_xdp_act.
 _XDP_FEATURES = {
@@ -199,21 +202,31 @@ class FeatureNews:
 
     def __init__(self) -> None:
         """Errors: OSError, or what pyroute2 raises, where this kernel can't tell."""
-        self._sock = GenericNetlinkSocket()
+        with closing(GenericNetlinkSocket()) as asking:
+            asking.bind("netdev", _NetdevMessage)
+            group = asking.mcast_groups["mgmt"]
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC)
         try:
-            self._sock.bind("netdev", _NetdevMessage)
-            self._sock.add_membership("mgmt")
-        except Exception:
+            self._sock.bind((0, 0))
+            self._sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        except OSError:
             self._sock.close()
             raise
 
     def fileno(self) -> int:
         """The descriptor, readable when there is news."""
-        return int(self._sock.fileno())
+        return self._sock.fileno()
 
     def drain(self) -> None:
-        """Takes the news: what they are is asked for anew, they are told before it is true."""
-        self._sock.get()
+        """Takes the news: what they are is asked for anew, as some may be lost (ENOBUFS)."""
+        while True:
+            try:
+                self._sock.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
 
     def close(self) -> None:
         """Safe to repeat."""

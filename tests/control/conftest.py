@@ -37,6 +37,18 @@ class Pair:
     near_index: int
 
 
+def set_gro(pair: Pair, on: bool) -> None:
+    """Of the far end: then it takes XDP frames, and the near end can send them."""
+    with in_netns(pair.far_ns):
+        tool = IoctlEthtool(pair.far)
+        try:
+            features = tool.get_features()
+            features["rx-gro"] = on
+            tool.set_features(features)
+        finally:
+            tool.close()
+
+
 def _offloads_off(ifname: str) -> None:
     tool = IoctlEthtool(ifname)
     try:
@@ -60,8 +72,9 @@ def _set_up(ifname: str, address: ipaddress.IPv4Address) -> int:
         return int(index)
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
+@contextlib.contextmanager
+def made_pair(count: int = 2) -> Iterator[Pair]:
+    """Two namespaces and a veth pair of so many queues; this thread is in the near one then."""
     if os.geteuid() != 0:
         pytest.skip("needs root to make network namespaces")
     tag = f"ixct{os.getpid()}-{next(_numbers)}"
@@ -72,7 +85,7 @@ def pair() -> Iterator[Pair]:
             undo.callback(netns.remove, name)
         with in_netns(near_ns):
             with IPRoute() as ipr:
-                queues = {"num_rx_queues": 2, "num_tx_queues": 2}
+                queues = {"num_rx_queues": count, "num_tx_queues": count}
                 ipr.link(
                     "add",
                     ifname="near0",
@@ -85,3 +98,9 @@ def pair() -> Iterator[Pair]:
                 _offloads_off("far0")
             index = _set_up("near0", NEAR_IP)
             yield Pair(near_ns, far_ns, "near0", "far0", index)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with made_pair() as made:
+        yield made

@@ -89,12 +89,13 @@ def sender(opened: Sender) -> Sender:
     return opened
 
 
+@pytest.mark.parametrize("blank", LENGTHS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_blank_becomes_the_frame_that_was_put_up(sender: Sender, length: int) -> None:
+def test_blank_becomes_the_frame_that_was_put_up(sender: Sender, length: int, blank: int) -> None:
     frame = random.Random(length).randbytes(length)
     sender.put_up([frame])
     before = sender.steering.verdicts()
-    assert sender.run() == (REDIRECT, frame)
+    assert sender.run(bytes(blank)) == (REDIRECT, frame)
     assert (sender.next, sender.refused) == (1, 0)
     assert sender.steering.verdicts() == before, "nothing was steered"
 
@@ -106,7 +107,7 @@ def test_blanks_become_the_frames_in_order(sender: Sender) -> None:
     assert sender.next == FRAMES
 
 
-@pytest.mark.parametrize("held", [BLANK, bytes(12) + b"\x08\x00", b"\xff" * 14])
+@pytest.mark.parametrize("held", [BLANK, bytes(12) + b"\x08\x00", b"\xff" * 14, b"\xff" * 900])
 def test_what_a_blank_holds_does_not_count(sender: Sender, held: bytes) -> None:
     """It may be an earlier frame, whose memory is used again."""
     sender.put_up([b"a frame of 14 B"[:14]])
