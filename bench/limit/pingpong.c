@@ -4,14 +4,15 @@
  *
  * Each frame carries its number and the time it was made, so that the round-trip time of every
  * frame is known, and one that comes back altered, twice or after a later one is counted. Prints
- * one JSON object. A frame that is lost is made up for after 50 ms without any arrival. Exit status
- * 1 if no frame came back.
+ * one JSON object. A frame that seems lost is made up for after 50 ms without any arrival; those
+ * that did not come later either are "missing". Exit status 1 if no frame came back.
  */
 #include "bench/load/histogram.h"
 #include "xsk_pair.h"
 
 #define HEADERS_BYTES 42u /* Ethernet, IPv4, UDP */
 #define LOSS_NS       50000000ull
+#define PATIENCE_NS   2000000000ull /* at the end, for what is under way */
 #define MAGIC         0x69786e65742d6c6dull
 
 /* The UDP payload. */
@@ -33,6 +34,7 @@ struct generator {
     uint32_t outstanding;
     uint64_t now_ns;
     uint64_t sent, received, batches, lost, foreign;
+    uint64_t came;            /* all of received, those of the warm-up and after the end too */
     uint64_t next, reordered; /* number after the last that came; frames that came after it */
     struct histogram latency;
 };
@@ -94,6 +96,7 @@ static void take_probe(struct generator *g, const struct xdp_desc *got)
         return;
     }
     g->received++;
+    g->came++;
     g->reordered += probe.number < g->next;
     g->next = probe.number + 1;
     if (g->outstanding > 0)
@@ -166,6 +169,24 @@ static void run_until(struct generator *g, uint64_t until_ns)
     }
 }
 
+/* Frames that never came back. */
+static uint64_t await_missing(struct generator *g)
+{
+    uint64_t heard_ns = g->now_ns;
+    while (g->came < g->sent && g->now_ns - heard_ns < PATIENCE_NS && !stop_requested) {
+        if (g->pair.tx_waiting)
+            xsk_pair_kick(&g->pair);
+        if (receive(g)) {
+            heard_ns = g->now_ns;
+        } else {
+            g->now_ns = clock_ns();
+            xsk_pair_idle(&g->pair);
+        }
+    }
+    return g->sent - g->came;
+}
+
+/* All but the end of the object. */
 static void report(const struct generator *g, double elapsed_s)
 {
     printf("{\"interface\": \"%s\", \"mode\": \"%s\", \"busy_poll\": %s, \"napi_id\": %d, "
@@ -183,7 +204,6 @@ static void report(const struct generator *g, double elapsed_s)
     xsk_pair_print_statistics(&g->pair);
     printf(", \"us\": ");
     histogram_print_us(&g->latency, stdout);
-    printf("}\n");
 }
 
 static void parse_mac(const char *text, uint8_t mac[6])
@@ -257,6 +277,8 @@ int main(int argc, char **argv)
     run_until(&g, from_ns + (uint64_t)(seconds * 1e9));
     g.lost -= lost_in_warmup;
     report(&g, (double)(g.now_ns - from_ns) / 1e9);
+    bool any = g.received > 0;
+    printf(", \"missing\": %llu}\n", (unsigned long long)await_missing(&g));
     xsk_pair_close(&g.pair);
-    return g.received > 0 ? 0 : 1;
+    return any ? 0 : 1;
 }

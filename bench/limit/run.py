@@ -79,8 +79,10 @@ def _sends_by_express(nics: Sequence[Nic], mode: Mode) -> bool:
 
 
 @contextmanager
-def reflector(lab: Lab, cpu: int | None, **options: object) -> Iterator[None]:
-    """A reflector on the server's end of a lab, ready, for the length of the block."""
+def reflector(lab: Lab, cpu: int | None, **options: object) -> Iterator[dict[str, Any]]:
+    """A reflector on the server's end of a lab, ready, for the length of the block, after which
+    its report is in the dict."""
+    report: dict[str, Any] = {}
     argv = [
         str(program("limit/reflect")),
         *option_words({"interface": lab.cfg.server_if, **options}),
@@ -93,9 +95,11 @@ def reflector(lab: Lab, cpu: int | None, **options: object) -> Iterator[None]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise BenchError(f"the reflector does not serve: {said.strip()}")
                 time.sleep(0.005)
-            yield
+            yield report
         finally:
             lab.stop(process)
+        if process.returncode == 0:
+            report.update(json.loads(_read(log.fileno()).splitlines()[-1]))
 
 
 def _read(fd: int) -> str:
