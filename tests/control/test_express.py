@@ -225,6 +225,15 @@ def test_frames_of_each_size_arrive_as_they_are(sender: Sender, size: int) -> No
     assert sender.arrived() == frames
 
 
+def test_lo_is_down_bursts_go_on(sender: Sender) -> None:
+    with IPRoute() as ipr:
+        ipr.link("set", index=1, state="down")
+        frames, descs = sender.mixed(100)
+        assert sender.send(descs, 100) == 100
+        assert sender.arrived() == frames
+        ipr.link("set", index=1, state="up")
+
+
 @pytest.mark.parametrize("at", [0, 1, 9])
 @pytest.mark.parametrize("what", ["too long", "too short", "with flags"])
 def test_frame_that_express_can_not_send_ends_the_burst(sender: Sender, at: int, what: str) -> None:
