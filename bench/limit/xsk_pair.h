@@ -49,7 +49,7 @@
 #define FRAMES       (2 * RING_FRAMES) /* the first half to receive into, the second to send from */
 #define BATCH        64u
 #define BIND_TRIES   200 /* 10 ms apart */
-#define EXPRESS_FROM 8u /* frames at once: FROM_FRAMES of ixnet/control/express.py */
+#define EXPRESS_FROM 16u /* frames at once: FROM_FRAMES of ixnet/control/express.py */
 
 /* Twice the frames that circulate: the kernel shows a frame on RX before it shows the slot of FILL
  * that the frame came from as free, so that a ring of just their number looks full at times. */

@@ -145,8 +145,8 @@ def express_lab() -> Iterator[Lab]:
         yield made
 
 
-@pytest.mark.parametrize("outstanding", [7, 8, 64, 512])
-def test_bursts_of_eight_and_more_go_by_express(express_lab: Lab, outstanding: int) -> None:
+@pytest.mark.parametrize("outstanding", [15, 16, 64, 512])
+def test_bursts_of_sixteen_and_more_go_by_express(express_lab: Lab, outstanding: int) -> None:
     how = limit.same_as_ixnet(express_lab)
     assert how["generic"] is False
     report, reflected = run_pair(express_lab, outstanding, 1514, **how)
@@ -154,9 +154,9 @@ def test_bursts_of_eight_and_more_go_by_express(express_lab: Lab, outstanding: i
     assert report["reordered"] == 0
     for end in report, reflected:
         assert end["express_errors"] == end["express_refused"] == 0
-        assert end["express_frames"] >= 8 * end["express_calls"]
+        assert end["express_frames"] >= 16 * end["express_calls"]
     assert report["express_frames"] <= report["sent"]
-    if outstanding < 8:
+    if outstanding < 16:
         assert report["express_frames"] == 0
     else:  # the first frames of all are a burst
         assert report["express_frames"] > 0
