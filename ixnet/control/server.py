@@ -599,6 +599,8 @@ class ControlPlane:
             ],
             "shards": [shard.facts() for shard in self._shards()],
         }
+        if self._express is not None:
+            facts["shards"][0]["socket"]["express_refused"] = self._express.refused
         with contextlib.suppress(IxError):
             facts["verdicts"] = self._steering.verdicts()
         return facts

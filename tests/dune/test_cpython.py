@@ -31,7 +31,9 @@ CHOSEN = ALL if os.environ.get("IX_CPYTHON") == "all" else QUICK
 AGAIN = 2
 SHOWN = 40
 STARTS = 9
-MOST_START_RATIO = 3.0
+# 1.6 to 2.6 most days, 3.0 and 3.7 where the machine below was slow: exits are emulated there. A
+# start that became dear (each page a fault, each read an exit) is tens of times.
+MOST_START_RATIO = 8.0
 
 POLICY = """
 paths any
@@ -169,7 +171,7 @@ def explain(different: list[str], bare: Report, sandboxed: Report) -> str:
     return "\n".join(parts)
 
 
-def test_cpython_starts_in_ring_3_in_at_most_three_times(
+def test_cpython_starts_in_ring_3_in_a_few_times_its_time(
     tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     """The least of a few, all in turn, as a busy machine only adds. What dune-sandbox itself takes

@@ -110,6 +110,7 @@ def test_worker_of_a_user_sends_so_too(lab: Lab, start: Start) -> None:
         run = start(app, options=["--user", "nobody"]).wait_ready()
         until("bursts", lambda: sends_by_express(lab, run))
         assert counters(run)[2] == 0
+        assert run.live()["shards"][0]["socket"]["express_refused"] == 0
         assert stopped(run) == ""
 
 
