@@ -513,7 +513,9 @@ def measure_all(
     problems: list[str] = []
     with Lab(config) as lab, console.status("measuring") as status:
         setting = Setting(lab, seconds, rounds, lambda text: status.update(text))
-        mode = "native copy with GRO at both ends (off for the kernel and one request at a time)"
+        lab.set_gro(True)
+        best = "generic copy" if same_as_ixnet(lab)["generic"] else "native copy"
+        mode = f"{best} with GRO at both ends (off for the kernel and one request at a time)"
         client = setting.client().describe() | {"mode": mode}
         for name in names:
             try:

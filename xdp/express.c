@@ -83,10 +83,14 @@ uint64_t ix_express_refused(const struct ix_express *e)
     return __atomic_load_n(&e->mapped->refused, __ATOMIC_RELAXED);
 }
 
-static int send_burst(void *ctx, const struct ix_link *link, const struct ix_desc *descs,
-                      uint32_t n)
+static int send_burst(struct ix_xsk *x, const struct ix_desc *descs, uint32_t n)
 {
-    return ix_express_send(ctx, link->umem, descs, n);
+    struct ix_express *e = x->express_ctx;
+    uint64_t before = ix_express_refused(e);
+    int sent = ix_express_send(e, x->link.umem, descs, n);
+
+    x->stats.express_refused += ix_express_refused(e) - before;
+    return sent;
 }
 
 void ix_express_use(struct ix_express *e, struct ix_xsk_socket *socket, uint32_t from_frames)

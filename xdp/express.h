@@ -39,7 +39,7 @@ struct ix_desc;
 int ix_express_open_program(int prog_fd, int map_fd, int out_fd, uint32_t ifindex,
                             struct ix_express **out);
 
-/* struct ix_xsk.express (link/xsk.h). Sends frames of `umem`, at most IX_STEER_EXPRESS_FRAMES and
+/* Sends frames of `umem`, at most IX_STEER_EXPRESS_FRAMES and
  * those before one that is too long. */
 int ix_express_send(struct ix_express *express, const uint8_t *umem, const struct ix_desc *descs,
                     uint32_t n);

@@ -27,7 +27,7 @@
 #define IX_STEER_STAMPS 0
 #endif
 
-/* 1: which also sends (steer_express.bpf.c). */
+/* Defined: which also sends (steer_express.bpf.c). */
 #ifdef IX_STEER_EXPRESS
 #include "express_bpf.h"
 #endif

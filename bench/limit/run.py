@@ -51,10 +51,7 @@ READY_S = 60.0
 def same_as_ixnet(lab: Lab) -> dict[str, object]:
     """Options of both ends, so that bare frames go the way that ixnet's go on this link."""
     nics = []
-    for name, interface in (
-        (lab.cfg.server_netns, lab.cfg.server_if),
-        (lab.cfg.client_netns, lab.cfg.client_if),
-    ):
+    for name, interface in lab.cfg.ends:
         with in_netns(name):
             nics.append(Nic.find(interface))
     modes = ladder(nics[0])

@@ -68,7 +68,8 @@ class Express:
     news."""
 
     def __init__(self, nic: Nic, steering: Steering, shard: Shard) -> None:
-        """steering: of open_express(), attached. Errors: IxError where it can't be had."""
+        """steering: attached. Errors: IxError where it can't be had: steering is not of
+        open_express(), say."""
         self._nic = nic
         self._shard = shard
         out = ffi.new("struct ix_express **")
@@ -87,11 +88,6 @@ class Express:
     def fileno(self) -> int:
         """The news' descriptor."""
         return self._news.fileno()
-
-    @property
-    def refused(self) -> int:
-        """Frames that the program could not make, ever."""
-        return int(lib.ix_express_refused(self._express))
 
     def on_news(self) -> None:
         """There is news."""

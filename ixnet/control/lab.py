@@ -142,6 +142,11 @@ class LabConfig:
         return cls(server_netns=f"ixlab-{tag}-srv", client_netns=f"ixlab-{tag}-cli", **changes)
 
     @property
+    def ends(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Namespace and interface, of the server's end and of the client's."""
+        return (self.server_netns, self.server_if), (self.client_netns, self.client_if)
+
+    @property
     def mark(self) -> str:
         """The alias that the loopback interface of both namespaces carries."""
         return f"{MARK_PREFIX}{self.server_netns}+{self.client_netns}"
@@ -341,15 +346,15 @@ def _pin_neighbours(ipr: IPRoute, ifname: str, others: Sequence[str], mac: str) 
         ipr.neigh("replace", dst=address, lladdr=mac, ifindex=index, state=_NUD_PERMANENT)
 
 
-def _set_offloads(name: str, ifname: str, offloads: Sequence[str], on: bool) -> None:
-    """Those that this kernel knows. Errors: LabError."""
+def switch_offloads(name: str, ifname: str, on: bool, *offloads: str) -> None:
+    """Turns offloads of an interface in a namespace on or off, by the kernel's names for them.
+    Errors: LabError."""
     with in_netns(name):
         tool = IoctlEthtool(ifname)
         try:
             features = tool.get_features()
             for offload in offloads:
-                if offload in features:
-                    features[offload] = on
+                features[offload] = on
             tool.set_features(features)
         except (EthtoolError, OSError) as error:
             raise LabError(f"can't set the offloads of {ifname} in {name}: {error}") from error
@@ -359,7 +364,7 @@ def _set_offloads(name: str, ifname: str, offloads: Sequence[str], on: bool) -> 
 
 def _offloads_off(name: str, ifname: str) -> None:
     """Errors: LabError naming the offload that stayed on."""
-    _set_offloads(name, ifname, _OFFLOADS_OFF, False)
+    switch_offloads(name, ifname, False, *_offloads(name, ifname))
     left_on = [offload for offload, on in _offloads(name, ifname).items() if on]
     if left_on:
         raise LabError(f"{ifname} in {name} does not let go of {', '.join(left_on)}")
@@ -393,13 +398,12 @@ def _remove(cfg: LabConfig, states: Mapping[str, str]) -> bool:
     """Deletes what _ownership called ours. The link goes first: a process that still sits in a
     namespace keeps it alive, nameless, and would keep its interfaces too."""
     removed = False
-    ends = ((cfg.server_netns, cfg.server_if), (cfg.client_netns, cfg.client_if))
-    for name, ifname in ends:
+    for name, ifname in cfg.ends:
         if states[name] == "own":
             with _iproute(name) as ipr:
                 for index in ipr.link_lookup(ifname=ifname):
                     ipr.link("del", index=index)
-    for name, _ in ends:
+    for name, _ in cfg.ends:
         if states[name] == "own":
             netns.remove(name)
             removed = True
@@ -598,11 +602,8 @@ class Lab:
         """GRO at both ends, off in a new lab. On, each end takes XDP frames whatever runs there, so
         that a dataplane at the other can send without skbs (control/express.py); what a dataplane
         receives stays as it is. Errors: LabError."""
-        for name, ifname in (
-            (self.cfg.server_netns, self.cfg.server_if),
-            (self.cfg.client_netns, self.cfg.client_if),
-        ):
-            _set_offloads(name, ifname, ["rx-gro"], on)
+        for name, ifname in self.cfg.ends:
+            switch_offloads(name, ifname, on, "rx-gro")
 
     def start_server(
         self, argv: Sequence[str], cpu: int | None = None, **popen: Any

@@ -99,7 +99,6 @@ class ControlPlane:
         self._exit_status = 0
         self._announced = False
         self._clocks_due = 0.0
-        self._may_express = False
         self._express: Express | None = None
         self._kicker: Any = None
 
@@ -242,17 +241,14 @@ class ControlPlane:
         config = self.config
         if config.placement != "inline" or express_why_not(self.nic, config.wanted_mode()):
             return None
-        steering = open_express()
-        self._may_express = steering is not None
-        return steering
+        return open_express()
 
     def _follow_express(self) -> None:
-        """Sending without skbs, where it can be had."""
-        if not self._may_express or self._opened.mode is not Mode.NATIVE_COPY:
+        """Sending without skbs, where it can be had: not with a program that doesn't send."""
+        if self._opened.mode is not Mode.NATIVE_COPY:
             return
         with contextlib.suppress(IxError):
-            (shard,) = self._shards()
-            self._express = Express(self.nic, self._steering, shard)
+            self._express = Express(self.nic, self._steering, self._shards()[0])
             self._stack.callback(self._express.close)
             self._selector.register(self._express, selectors.EVENT_READ, self._express.on_news)
 
@@ -599,8 +595,6 @@ class ControlPlane:
             ],
             "shards": [shard.facts() for shard in self._shards()],
         }
-        if self._express is not None:
-            facts["shards"][0]["socket"]["express_refused"] = self._express.refused
         with contextlib.suppress(IxError):
             facts["verdicts"] = self._steering.verdicts()
         return facts

@@ -26,14 +26,10 @@ from tests.runtime.lab import until
 
 def xdp_attached(lab: Lab) -> list[bool]:
     attached = []
-    for name, interface in ends(lab):
+    for name, interface in lab.cfg.ends:
         with in_netns(name):
             attached.append(query_attached(socket.if_nametoindex(interface)) is not None)
     return attached
-
-
-def ends(lab: Lab) -> list[tuple[str, str]]:
-    return [(lab.cfg.server_netns, lab.cfg.server_if), (lab.cfg.client_netns, lab.cfg.client_if)]
 
 
 def counter(netns: str, interface: str, name: str) -> int:
@@ -45,7 +41,7 @@ def counter(netns: str, interface: str, name: str) -> int:
 
 def link_drops(lab: Lab) -> int:
     """Frames that the veth dropped: 256 wait there at most, while the other end lacks a core."""
-    return sum(counter(*end, name) for end in ends(lab) for name in ("rx_dropped", "tx_dropped"))
+    return sum(counter(*end, name) for end in lab.cfg.ends for name in ("rx_dropped", "tx_dropped"))
 
 
 def run_pair(lab: Lab, outstanding: int, size: int = 130, **how: object) -> list[dict[str, Any]]:

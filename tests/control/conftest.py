@@ -18,6 +18,7 @@ import pytest
 from pyroute2 import IPRoute, netns
 from pyroute2.ethtool.ioctl import IoctlEthtool
 
+from ixnet.control.lab import switch_offloads
 from ixnet.control.namespaces import in_netns
 
 NEAR_IP = ipaddress.IPv4Address("10.77.0.1")
@@ -39,14 +40,7 @@ class Pair:
 
 def set_gro(pair: Pair, on: bool) -> None:
     """Of the far end: then it takes XDP frames, and the near end can send them."""
-    with in_netns(pair.far_ns):
-        tool = IoctlEthtool(pair.far)
-        try:
-            features = tool.get_features()
-            features["rx-gro"] = on
-            tool.set_features(features)
-        finally:
-            tool.close()
+    switch_offloads(pair.far_ns, pair.far, on, "rx-gro")
 
 
 def _offloads_off(ifname: str) -> None:

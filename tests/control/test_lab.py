@@ -118,7 +118,7 @@ def test_up_reports_what_it_made(cfg: LabConfig) -> None:
 
 def test_up_gives_both_ends_the_same_channels(cfg: LabConfig) -> None:
     lab_up(with_changes(cfg, queues=4))
-    for name, ifname in ((cfg.server_netns, cfg.server_if), (cfg.client_netns, cfg.client_if)):
+    for name, ifname in cfg.ends:
         with in_netns(name):
             tool = IoctlEthtool(ifname)
             channels = tool.get_channels()

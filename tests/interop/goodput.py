@@ -16,14 +16,13 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from ixnet.control.lab import Lab
+from ixnet.control.lab import Lab, switch_offloads
 from tests.interop.kit import (
     MIB,
     Service,
     connect,
     lab_config,
     listening,
-    switch_offloads,
 )
 from tests.interop.test_impaired import SERVER_IP, wire
 

@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from ixnet.control.lab import Lab, LabConfig
 from ixnet.control.namespaces import in_netns
@@ -366,19 +365,6 @@ def iproute(netns: str) -> Iterator[IPRoute]:
     """Netlink in a namespace."""
     with in_netns(netns), IPRoute() as ipr:
         yield ipr
-
-
-def switch_offloads(netns: str, ifname: str, on: bool, *names: str) -> None:
-    """Turns offloads of an interface on or off, by the kernel's names for them."""
-    with in_netns(netns):
-        tool = IoctlEthtool(ifname)
-        try:
-            features = tool.get_features()
-            for name in names:
-                features[name] = on
-            tool.set_features(features)
-        finally:
-            tool.close()
 
 
 @contextmanager

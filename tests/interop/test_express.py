@@ -16,7 +16,7 @@ from typing import cast
 
 import pytest
 
-from ixnet.control.lab import Lab
+from ixnet.control.lab import Lab, switch_offloads
 from tests.interop.kit import (
     MIB,
     PORT,
@@ -29,7 +29,6 @@ from tests.interop.kit import (
     pump,
     receive,
     send_and_sink,
-    switch_offloads,
     take_source,
 )
 

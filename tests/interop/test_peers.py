@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ixnet.control.lab import Lab
+from ixnet.control.lab import Lab, switch_offloads
 from ixnet.control.namespaces import in_netns
 from tests.interop.kit import (
     MIB,
@@ -28,7 +28,6 @@ from tests.interop.kit import (
     lab_config,
     receive,
     send_and_sink,
-    switch_offloads,
     sysctls,
     take_source,
     tcp_info,

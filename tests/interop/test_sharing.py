@@ -11,13 +11,13 @@ from __future__ import annotations
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from ixnet.control.lab import Lab
+from ixnet.control.lab import Lab, switch_offloads
 from ixnet.control.namespaces import in_netns
 from tests.interop.kit import (
     APPS,
@@ -38,9 +38,9 @@ from tests.interop.kit import (
     ping,
     pump,
     receive,
-    switch_offloads,
     until,
 )
+from tests.runtime.lab import in_background
 
 OWN_IP = "10.77.0.100"
 NUD_NOARP = 0x40
@@ -48,34 +48,6 @@ KERNEL_PORT, UDP_PORT = 7100, 7071
 
 
 # ---- the kernel's services ---------------------------------------------------------------------
-
-
-@contextmanager
-def in_background(work: Callable[[], None]) -> Iterator[None]:
-    """Runs `work` again and again in a thread for the length of the block; its failure is ours."""
-    halt = threading.Event()
-    failures: list[BaseException] = []
-    rounds = 0
-
-    def run() -> None:
-        nonlocal rounds
-        try:
-            while not halt.is_set():
-                work()
-                rounds += 1
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        halt.set()
-        thread.join()
-    if failures:
-        raise failures[0]
-    assert rounds, "the work was never done"
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,34 @@ def read_until_ready(process: subprocess.Popen[str], patience_s: float) -> list[
     finally:
         killer.cancel()
     return said
+
+
+@contextmanager
+def in_background(work: Callable[[], None]) -> Iterator[None]:
+    """Runs `work` again and again in a thread for the length of the block; its failure is ours."""
+    halt = threading.Event()
+    failures: list[BaseException] = []
+    rounds = 0
+
+    def run() -> None:
+        nonlocal rounds
+        try:
+            while not halt.is_set():
+                work()
+                rounds += 1
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        halt.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    assert rounds, "the work was never done"
 
 
 def fresh_readings(instance: Instance) -> list[ShardReading]:

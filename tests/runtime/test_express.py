@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from ixnet.control.namespaces import in_netns
 from ixnet.control.nic import Nic
 from ixnet.runtime import Program
 from tests.runtime.conftest import Start, started
-from tests.runtime.lab import APPS, ROOT, Run, connect, receive, serves, until
+from tests.runtime.lab import APPS, ROOT, Run, connect, in_background, receive, serves, until
 
 LENGTH = 256 * 1024
 COUNTERS = ("express_calls", "express_frames", "express_errors")
@@ -203,23 +204,14 @@ def test_object_that_can_not_be_loaded_plain_program_serves(
 # ---- deaths --------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def flood(lab: Lab) -> Iterator[None]:
-    """Echoes in the background until their end, whatever becomes of them."""
-    halt = threading.Event()
+def flood(lab: Lab) -> AbstractContextManager[None]:
+    """Echoes in the background until the block's end, whatever becomes of them."""
 
-    def run() -> None:
-        while not halt.is_set():
-            with contextlib.suppress(OSError, AssertionError):
-                echo(lab)
+    def work() -> None:
+        with contextlib.suppress(OSError, AssertionError):
+            echo(lab)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        halt.set()
-        thread.join()
+    return in_background(work)
 
 
 def test_worker_killed_in_traffic_is_started_again_and_sends_so(lab: Lab, start: Start) -> None:

@@ -361,13 +361,13 @@ class Express:
         self.kernel = kernel
         self.context = ffi.new("int *")
         self._send = ffi.callback(
-            "int(void *, const struct ix_link *, const struct ix_desc *, uint32_t)", self._sent
+            "int(struct ix_xsk *, const struct ix_desc *, uint32_t)", self._sent
         )
         kernel.x.express, kernel.x.express_ctx = self._send, self.context
         kernel.x.express_from = FROM
 
-    def _sent(self, ctx: Any, link: Any, descs: Any, n: int) -> int:
-        assert (ctx, link) == (self.context, self.kernel.link)
+    def _sent(self, x: Any, descs: Any, n: int) -> int:
+        assert (x, x.express_ctx) == (self.kernel.x, self.context)
         self.bursts.append([(descs[i].addr, descs[i].len) for i in range(n)])
         return n if self.takes is None else self.takes
 

@@ -94,7 +94,7 @@ static IX_NOINLINE uint32_t tx_express(struct ix_xsk *x, const struct ix_desc *d
 
     if (!room || __atomic_load_n(x->tx.consumer, __ATOMIC_RELAXED) != x->tx.cached_prod)
         return 0;
-    int sent = x->express(x->express_ctx, &x->link, descs, IX_MIN(n, room));
+    int sent = x->express(x, descs, IX_MIN(n, room));
 
     x->express_waits++;
     if (sent <= 0) {

@@ -59,6 +59,7 @@ struct ix_xsk_stats {
     uint64_t express_calls;  /* bursts that went by express ... */
     uint64_t express_frames; /* ... and their frames */
     uint64_t express_errors; /* calls of it that sent nothing; the frames went by TX */
+    uint64_t express_refused; /* of express_frames: could not be made and are lost */
 };
 
 #define IX_XSK_EXPRESS_FRAMES 512u /* that one burst sends by express at most */
@@ -73,8 +74,9 @@ struct ix_xsk {
     int (*kick)(void *ctx, uint32_t what);
     void *kick_ctx;
     /* Another way to send than TX, faster for many frames at once; NULL: there is none. One system
-     * call. Returns how many of the first frames it sent, which are free again, or -errno. */
-    int (*express)(void *ctx, const struct ix_link *link, const struct ix_desc *descs, uint32_t n);
+     * call. Returns how many of the first frames it sent, which are free again, or -errno. Counts
+     * express_refused. */
+    int (*express)(struct ix_xsk *x, const struct ix_desc *descs, uint32_t n);
     void *express_ctx;
     uint32_t express_from;   /* frames of a burst from which on; another process may change it */
     uint32_t express_waits;  /* calls of it that wakeup() has not yet told of */

@@ -542,7 +542,7 @@ const char *ix_xsk_stat_name(uint32_t i)
     static const char *const names[N_STATS] = {
         "kicks_tx",  "kicks_rx",    "kicks_leftover", "kick_again",
         "kick_busy", "kick_nobufs", "kick_intr",      "tx_full",
-        "express_calls", "express_frames", "express_errors",
+        "express_calls", "express_frames", "express_errors", "express_refused",
     };
 
     return i < N_STATS ? names[i] : NULL;
